@@ -4,18 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
+LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
+
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test clean
+.PHONY: help setup check format test lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Create the environment (torch first, then the hashed lock)
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements/dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/dev.lock
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -31,6 +33,13 @@ format: setup ## Format and sort imports
 
 test: setup ## Run every test, against real PostgreSQL, Valkey, S3 and workers
 	$(BIN)/python -m pytest
+
+lock: setup ## Compile the hashed locks again (torch stays an install step of its own)
+	printf 'torch ; python_version < "0"\n' > .cache-overrides.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK) -o requirements/dev.lock
+	$(BIN)/uv pip compile pyproject.toml --extra api $(LOCK) --constraint requirements/dev.lock -o requirements/api.lock
+	$(BIN)/uv pip compile pyproject.toml --extra worker $(LOCK) --constraint requirements/dev.lock -o requirements/worker.lock
+	rm .cache-overrides.txt
 
 clean: ## Remove caches
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
