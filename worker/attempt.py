@@ -1,0 +1,173 @@
+"""The process that trains: `python -m worker.attempt`, started warm and handed one job.
+
+It imports torch and the training loop, writes `{"ready": true}`, and waits. One JSON line on its standard input,
+`{"job": <TrainingJob>, "resume_from": <folder or null>}`, makes it train; each training event is one JSON line on the file
+descriptor it was given. Standard output and error are the attempt's log. It holds no keys, opens no database and no object
+store, and does not outlive the worker: the kernel kills it with its parent where it can, and everywhere the end of its
+standard input ends it.
+
+SIGTERM asks it to save a checkpoint at the next step and leave with status 75.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from grit_core.errors import CheckpointCorrupt
+from grit_core.events import StepCompleted, TrainingStopped, Warned, event_to_json
+from grit_core.training_job import TrainingJob, job_from_json
+from worker.failures import EXIT_FAILED, EXIT_STOPPED, failure_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from grit_core.events import TrainingEvent
+
+_PR_SET_PDEATHSIG = 1
+
+
+class StopRequest:
+    """Whether SIGTERM has come; before a job was taken it ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.has_job = False
+
+    def __call__(self) -> bool:
+        """Answer the training loop's `should_stop`."""
+        return self.asked
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """Remember SIGTERM."""
+        self.asked = True
+        if not self.has_job:
+            raise SystemExit(0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Wait for one job, train it, and return the exit status."""
+    arguments = _parse(argv)
+    stop = StopRequest()
+    signal.signal(signal.SIGTERM, stop.on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the worker's to answer
+    faulthandler.enable()
+    die_with_parent(arguments.parent_pid)
+    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_watch_parent, args=(orders,), name="parent-watch", daemon=True).start()
+    with os.fdopen(arguments.events_fd, "w", encoding="utf-8", buffering=1) as out:
+        started = time.monotonic()
+        warm_up(arguments.threads)
+        _write(out, {"ready": True, "import_seconds": round(time.monotonic() - started, 3)})
+        line = orders.get()
+        if not line.strip():  # the worker no longer wants this spare
+            return 0
+        stop.has_job = True
+        return run(json.loads(line), out=out, stop=stop)
+
+
+def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
+    """Train the ordered job, writing its events to `out`; return 0, 75 when stopped, or 1 after a `TrainingFailed`."""
+    try:
+        job = job_from_json(order["job"])
+        folder = order.get("resume_from")
+        stopped = False
+        for event in _train_or_restart(
+            job, stop=stop, resume_from=Path(folder) if folder else None
+        ):
+            _write(out, event_to_json(event))
+            stopped = isinstance(event, TrainingStopped)
+    except BrokenPipeError:  # the worker is gone, and so is the reason to train
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - the edge of the process: whatever happened becomes a reason in words
+        traceback.print_exc()
+        sys.stderr.flush()
+        _write(out, event_to_json(failure_of(error)))
+        return EXIT_FAILED
+    return EXIT_STOPPED if stopped and stop.asked else 0
+
+
+def _train_or_restart(
+    job: TrainingJob, *, stop: StopRequest, resume_from: Path | None
+) -> Iterator[TrainingEvent]:
+    """Train; a checkpoint that this version cannot read costs the steps it held, not the job."""
+    from grit_core.training import train  # noqa: PLC0415 - loads torch, which reading this module must not
+
+    stepped = False
+    try:
+        for event in train(job, should_stop=stop, resume_from=resume_from):
+            stepped = stepped or isinstance(event, StepCompleted)
+            yield event
+    except CheckpointCorrupt as error:
+        if resume_from is None or stepped:
+            raise
+        traceback.print_exc()
+        yield Warned(code="checkpoint_unusable", message=f"Starting from step 0: {error}")
+        yield from train(job, should_stop=stop, resume_from=None)
+
+
+def warm_up(threads: int | None) -> None:
+    """Import all that training needs, and fix the number of CPU threads when one is given.
+
+    Without one torch decides, exactly as it does for `python -m grit_core train`: both then add in the same order.
+    """
+    import torch  # noqa: PLC0415 - this import is what the spare takes off the job's first step
+    from transformers import (  # noqa: PLC0415 - lazy names: touching them loads their modules
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
+
+    import grit_core.training  # noqa: PLC0415
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _ = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, grit_core.training.train)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies (Linux); elsewhere the end of standard input does it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before the kernel was told
+        raise SystemExit(EXIT_FAILED)
+
+
+def _watch_parent(orders: queue.SimpleQueue[str]) -> None:
+    """Pass the one order on; the end of standard input after it means that the worker is dead."""
+    line = sys.stdin.readline()
+    orders.put(line)
+    if not line:
+        return
+    while sys.stdin.readline():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _write(out: TextIO, document: dict[str, Any]) -> None:
+    out.write(json.dumps(document, separators=(",", ":"), allow_nan=True) + "\n")
+    out.flush()
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker.attempt", description=__doc__)
+    parser.add_argument("--events-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=None)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
