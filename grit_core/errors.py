@@ -1,0 +1,81 @@
+"""Everything this library raises on purpose.
+
+GritError
++-- InvalidConfig (also ValueError)      a configuration or job that cannot be carried out, with every fault
+|   +-- NoLayersMatched                  patterns that match no layer of the model
+|   +-- UnknownPreset                    a preset name that does not exist
+|   +-- PlanMismatch                     a plan made from another model than the one at hand
++-- InvalidDataset (also ValueError)     rows that cannot be trained on
++-- ModelUnavailable                     a base model that is not there or cannot be read
++-- DeviceUnavailable                    a device that this machine does not have
++-- TrainingDiverged                     a loss or gradient that is not finite
++-- CheckpointCorrupt                    a checkpoint whose bytes are not those that were written
++-- AdapterInvalid                       an adapter that cannot be loaded or disagrees with its model
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One thing that is wrong with a request: where, what, within which bound, and how to mend it."""
+
+    pointer: str
+    """JSON pointer (RFC 6901) into the request, such as `/config/text/n_layers`."""
+    code: str
+    """Stable and in snake_case, such as `out_of_range`."""
+    detail: str
+    """A sentence with the value, the bound and the fix."""
+    input: object = None
+    """The offending value, when it is short and safe to show."""
+
+
+class GritError(Exception):
+    """Base of all errors that this library raises on purpose."""
+
+
+class InvalidConfig(GritError, ValueError):
+    """The configuration cannot be carried out."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(
+            "\n".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in self.faults)
+        )
+
+
+class NoLayersMatched(InvalidConfig):
+    """No layer of the model matches any of a modality's patterns."""
+
+
+class UnknownPreset(InvalidConfig):
+    """There is no preset of that name."""
+
+
+class PlanMismatch(InvalidConfig):
+    """The plan was made from another model's layers."""
+
+
+class InvalidDataset(GritError, ValueError):
+    """The dataset has rows that cannot be trained on."""
+
+
+class ModelUnavailable(GritError):
+    """The base model is not there or cannot be read."""
+
+
+class DeviceUnavailable(GritError):
+    """The device is not present on this machine."""
+
+
+class TrainingDiverged(GritError):
+    """The loss or a gradient is no longer finite."""
+
+
+class CheckpointCorrupt(GritError):
+    """The checkpoint's bytes are not those that were written."""
+
+
+class AdapterInvalid(GritError):
+    """The adapter cannot be loaded, or does not agree with the trained model."""

@@ -1,0 +1,174 @@
+"""What training tells its caller: a generator of frozen facts, each with a wire name and plain JSON values."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingStarted:
+    """The model is loaded, the layers are adapted, the first step is next."""
+
+    type: ClassVar[str] = "training_started"
+    total_steps: int
+    """Optimizer steps of the whole job."""
+    start_step: int
+    """Steps already done by an earlier attempt; 0 when nothing was resumed."""
+    device: str
+    precision: str
+    num_rows: int
+    """Rows that are trained on, the evaluation split taken out."""
+    num_eval_rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepCompleted:
+    """One optimizer step is done."""
+
+    type: ClassVar[str] = "step_completed"
+    step: int
+    """1 for the first step."""
+    total_steps: int
+    epoch: float
+    """Passes over the training rows so far, as a fraction."""
+    train_loss: float
+    """Mean over the label tokens of this step's batch."""
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
+    num_tokens: int
+    """Tokens of this step, padding left out."""
+    tokens_per_second: float
+    elapsed_seconds: float
+    """Since this attempt's first step began."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """The evaluation split was run."""
+
+    type: ClassVar[str] = "evaluated"
+    step: int
+    eval_loss: float
+    """Mean over the label tokens of the split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointSaved:
+    """A checkpoint is complete on disk."""
+
+    type: ClassVar[str] = "checkpoint_saved"
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvatureObserved:
+    """The rank-space factors were refreshed."""
+
+    type: ClassVar[str] = "curvature_observed"
+    step: int
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By layer name: `effective_rank`, `fisher_energy`, `spectrum` (descending)."""
+    modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By modality: `effective_rank` (mean over its layers), `fisher_energy` (sum)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSkipped:
+    """An optimizer step, or the observation that belonged to it, was left out."""
+
+    type: ClassVar[str] = "step_skipped"
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warned:
+    """Something a user should know that does not stop the job."""
+
+    type: ClassVar[str] = "warned"
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSaved:
+    """The adapter folder is written and agrees with the trained model when plain PEFT loads it."""
+
+    type: ClassVar[str] = "adapter_saved"
+    folder: str
+    sha256: str
+    """Of `adapter_model.safetensors`."""
+    trainable_parameters: int
+    max_logit_difference: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingStopped:
+    """Asked to stop, training saved a checkpoint and ended."""
+
+    type: ClassVar[str] = "training_stopped"
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingFinished:
+    """All steps are done and the adapter is saved."""
+
+    type: ClassVar[str] = "training_finished"
+    step: int
+    train_loss: float
+    eval_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingFailed:
+    """Training ended badly."""
+
+    type: ClassVar[str] = "training_failed"
+    code: str
+    category: str
+    """`user` when the request has to change, `system` when the deployment has to."""
+    message: str
+    hint: str
+    retryable: bool
+
+
+TrainingEvent = (
+    TrainingStarted
+    | StepCompleted
+    | Evaluated
+    | CheckpointSaved
+    | CurvatureObserved
+    | StepSkipped
+    | Warned
+    | AdapterSaved
+    | TrainingStopped
+    | TrainingFinished
+    | TrainingFailed
+)
+
+_EVENT_TYPES: dict[str, type[TrainingEvent]] = {
+    event_type.type: event_type for event_type in TrainingEvent.__args__
+}
+
+
+def event_to_json(event: TrainingEvent) -> dict[str, Any]:
+    """The event as JSON values, its wire name under `type`."""
+    return {"type": event.type, **dataclasses.asdict(event)}
+
+
+def event_from_json(data: Mapping[str, Any]) -> TrainingEvent:
+    """Build the event that `event_to_json` wrote.
+
+    Raises:
+        ValueError: When `type` names no event.
+    """
+    values = dict(data)
+    name = values.pop("type", None)
+    if name not in _EVENT_TYPES:
+        raise ValueError(f"{name!r} is no event; known are {', '.join(sorted(_EVENT_TYPES))}.")
+    return _EVENT_TYPES[name](**values)
