@@ -1,0 +1,132 @@
+"""What can go wrong in the store.
+
+No HTTP in here: `api/errors.py` maps these types to problem documents.
+
+StoreError
+    NotFound              no such row for this team
+    IllegalTransition     the job's status does not allow the move
+    LeaseLost             the attempt that writes is no longer the current one
+    IdempotencyConflict   the key was used for another request
+    InvalidKey            the API key is unknown, revoked or expired
+    QuotaExceeded         a team's bound is reached
+    StillReferenced       the row is needed by another row
+    InvalidCursor         a page cursor that we did not write
+    ObjectMissing         nothing is stored under the key
+    ObjectCorrupt         what is stored differs from its manifest
+    ObjectExists          the key is taken, and was to be free
+    QueueUnavailable      the broker does not answer
+    StorageUnavailable    the database or the object store does not answer
+    StorageFull           no space is left
+"""
+
+from collections.abc import Iterable
+
+
+class StoreError(Exception):
+    """Base of everything the store raises on purpose."""
+
+
+class NotFound(StoreError):
+    """No such row for this team; another team's row looks the same."""
+
+    def __init__(self, kind: str, id: str) -> None:  # noqa: A002 - the vocabulary's word for it
+        super().__init__(f"There is no {kind} {id!r}.")
+        self.kind = kind
+        self.id = id
+
+
+class IllegalTransition(StoreError):
+    """The job's status does not allow the move."""
+
+    def __init__(self, job_id: str, *, status: str, to: str, allowed: Iterable[str]) -> None:
+        self.job_id = job_id
+        self.status = status
+        self.to = to
+        self.allowed = tuple(sorted(allowed))
+        moves = ", ".join(self.allowed) or "nothing: the job has ended"
+        super().__init__(f"Job {job_id} is {status} and cannot become {to}; allowed: {moves}.")
+
+
+class LeaseLost(StoreError):
+    """The attempt that writes is no longer the current one; its process must stop."""
+
+    def __init__(self, job_id: str, *, attempt: int) -> None:
+        super().__init__(f"Attempt {attempt} of job {job_id} no longer holds the lease.")
+        self.job_id = job_id
+        self.attempt = attempt
+
+
+class IdempotencyConflict(StoreError):
+    """The idempotency key was used before, for a request with another body."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Idempotency-Key {key!r} was used for another request body; use a new key for it."
+        )
+        self.key = key
+
+
+class InvalidKey(StoreError):
+    """The API key is unknown, malformed, revoked or expired."""
+
+
+class QuotaExceeded(StoreError):
+    """A team's bound is reached."""
+
+    def __init__(self, team: str, *, quota: str, value: int, bound: int) -> None:
+        super().__init__(f"Team {team!r} has {value} of at most {bound} {quota}.")
+        self.team = team
+        self.quota = quota
+        self.value = value
+        self.bound = bound
+
+
+class StillReferenced(StoreError):
+    """The row is needed by another row."""
+
+    def __init__(self, kind: str, id: str, *, by: str) -> None:  # noqa: A002 - as in NotFound
+        super().__init__(f"The {kind} {id} is still used by {by}.")
+        self.kind = kind
+        self.id = id
+        self.by = by
+
+
+class InvalidCursor(StoreError):
+    """A page cursor that this service did not write."""
+
+
+class ObjectMissing(StoreError):
+    """Nothing is stored under the key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"No object is stored under {key!r}.")
+        self.key = key
+
+
+class ObjectCorrupt(StoreError):
+    """What is stored under the key differs from what its manifest says."""
+
+    def __init__(self, key: str, detail: str) -> None:
+        super().__init__(f"The object {key!r} is corrupt: {detail}")
+        self.key = key
+        self.detail = detail
+
+
+class ObjectExists(StoreError):
+    """The key is taken, and was to be free."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"An object is already stored under {key!r}.")
+        self.key = key
+
+
+class QueueUnavailable(StoreError):
+    """The broker does not answer."""
+
+
+class StorageUnavailable(StoreError):
+    """The database or the object store does not answer."""
+
+
+class StorageFull(StoreError):
+    """No space is left for rows or objects."""

@@ -1,0 +1,128 @@
+"""How this deployment is wired: one class, read from `GRIT_*` variables and nothing else."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PositiveSeconds = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Where rows, objects and messages live, and the bounds that this deployment keeps."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GRIT_", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    home: Path = Path(".grit")
+    """Folder of the embedded mode: database, objects, logs, key and scratch space."""
+
+    # --- where things are
+    database_url: str = ""
+    """SQLAlchemy URL. Empty: `sqlite:///<home>/grit.db`. PostgreSQL: `postgresql+psycopg://...`."""
+    objects_url: str = ""
+    """`file:///folder` or `s3://bucket/prefix`. Empty: the folder `<home>/objects`."""
+    s3_endpoint: str | None = None
+    """URL of an S3 server that is not Amazon's; plain http is accepted for it."""
+    s3_region: str = "us-east-1"
+    """Region of the bucket."""
+    s3_access_key_id: str | None = None
+    """Access key; none: the standard credential chain of the cloud's environment."""
+    s3_secret_access_key: SecretStr | None = None
+    """Secret of the access key."""
+    broker_url: str = "redis://127.0.0.1:6379/0"
+    """Redis or Valkey: the doorbell and the inference mailbox."""
+    queue_prefix: str = "grit:"
+    """Prefix of every key in the broker, so that several deployments can share one."""
+    key_file: Path | None = None
+    """Embedded mode: the API writes its generated key here at its first start."""
+    allowed_models: list[str] = []
+    """Globs over hub ids (`org/name`) and over absolute folders that jobs may name as `model`."""
+
+    # --- rows
+    pool_size: PositiveInt = 10
+    """Connections kept per process (PostgreSQL)."""
+    pool_timeout_seconds: PositiveSeconds = 2.0
+    """Longest wait for a free connection before the answer is "unavailable"."""
+    statement_timeout_seconds: PositiveSeconds = 10.0
+    """Longest statement (PostgreSQL)."""
+    lock_timeout_seconds: PositiveSeconds = 2.0
+    """Longest wait for a row lock (PostgreSQL)."""
+    busy_timeout_seconds: PositiveSeconds = 10.0
+    """Longest wait for the writer's turn (SQLite)."""
+
+    # --- attempts
+    heartbeat_seconds: PositiveSeconds = 10.0
+    """A worker extends its lease this often."""
+    lease_seconds: PositiveSeconds = 60.0
+    """Without a heartbeat for so long, an attempt is lost and another worker gets the job."""
+    reaper_seconds: PositiveSeconds = 5.0
+    """How often every worker looks for expired leases and for rows whose bell was lost."""
+    ring_again_seconds: PositiveSeconds = 30.0
+    """A queued row's bell is repeated at most this often."""
+    stall_seconds: PositiveSeconds = 1800.0
+    """Without a new step for so long, an attempt is killed and retried."""
+    training_threads: PositiveInt | None = None
+    """CPU threads of the training process; none: torch's own choice, as on the command line."""
+    dataset_cache_bytes: PositiveInt = 20 * 1024**3
+    """Datasets that a worker keeps between attempts, the least recently used deleted first."""
+    stop_grace_seconds: PositiveSeconds = 60.0
+    """Time an attempt has to save a checkpoint and stop before it is killed."""
+    max_attempts: PositiveInt = 3
+    """Executions of a job before a retryable failure becomes final. Counted at the claim."""
+    max_infra_failures: PositiveInt = 20
+    """Hand-backs that are not the job's fault before it fails all the same."""
+    backoff_first_seconds: PositiveSeconds = 10.0
+    """Wait before the second attempt; doubled for every further one."""
+    backoff_cap_seconds: PositiveSeconds = 360.0
+    """Longest wait between attempts."""
+    worker_seen_seconds: PositiveSeconds = 30.0
+    """A worker silent for longer does not count as live."""
+
+    # --- admission
+    max_body_bytes: PositiveInt = 32 * 1024**2
+    """Largest JSON body."""
+    max_upload_bytes: PositiveInt = 8 * 1024**3
+    """Largest dataset upload."""
+    max_open_jobs: PositiveInt = 1000
+    """Jobs of one team that have not ended; a team's own row may say otherwise."""
+
+    # --- inference
+    infer_timeout_seconds: PositiveSeconds = 120.0
+    """Longest wait of `POST /infer` for its answer."""
+    infer_keep_seconds: PositiveInt = 300
+    """How long requests and answers stay in the mailbox."""
+    inventory_wait_seconds: PositiveSeconds = 30.0
+    """How long `POST /jobs` waits for the inventory of a model that it names first."""
+
+    @model_validator(mode="after")
+    def _derive_from_home(self) -> Self:
+        """Fill the URLs that follow from `home`, and make every path absolute.
+
+        Raises:
+            ValueError: If a lease would end before its first heartbeat.
+        """
+        home = self.home.expanduser().absolute()
+        derived: dict[str, object] = {"home": home}
+        if not self.database_url:
+            derived["database_url"] = f"sqlite:///{home}/grit.db"
+        if not self.objects_url:
+            derived["objects_url"] = f"file://{home}/objects"
+        if self.key_file is not None:
+            derived["key_file"] = self.key_file.expanduser().absolute()
+        # The model is frozen for its readers; this is still its construction.
+        self.__dict__.update(derived)
+        if self.lease_seconds <= self.heartbeat_seconds:
+            raise ValueError(
+                f"lease_seconds ({self.lease_seconds}) must be above heartbeat_seconds"
+                f" ({self.heartbeat_seconds}); three times as long is a good start"
+            )
+        return self
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the rows live in SQLite, the embedded mode."""
+        return self.database_url.startswith("sqlite")
