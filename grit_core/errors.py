@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One thing that is wrong with a request: where, what, within which bound, and how to mend it."""
+    """One thing that is wrong with a request: where, what, the bound, and how to mend it."""
 
     pointer: str
     """JSON pointer (RFC 6901) into the request, such as `/config/text/n_layers`."""

@@ -1,4 +1,4 @@
-"""What training tells its caller: a generator of frozen facts, each with a wire name and plain JSON values."""
+"""What training tells its caller: frozen facts, each with a wire name and plain JSON values."""
 
 import dataclasses
 from collections.abc import Mapping
