@@ -1,0 +1,111 @@
+"""Load a base model and its processor: from a local folder or by hub id, safetensors only."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from grit_core.chat import PLAIN_TEMPLATE
+from grit_core.errors import ModelUnavailable
+
+DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The precisions of a job, by their wire names."""
+
+
+def load_base_model(
+    source: str | Path, *, device: str | torch.device = "cpu", dtype: str = "float32"
+) -> nn.Module:
+    """Load the weights of a base model, in evaluation mode and with every parameter frozen.
+
+    Args:
+        source: A local folder (absolute, or relative and existing) or a hub id such as
+            `HuggingFaceTB/SmolVLM-256M-Instruct`. Folders are read without any network.
+        device: Where the weights go.
+        dtype: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        ModelUnavailable: Nothing usable is there; the message says what is missing.
+    """
+    options = _options(source)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        auto = _auto_model_for(config)
+        model = auto.from_pretrained(
+            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelUnavailable(f"The model {source} cannot be loaded: {error}") from error
+    loaded: nn.Module = model.to(device).eval().requires_grad_(requires_grad=False)
+    return loaded
+
+
+def load_processor(source: str | Path) -> Any:
+    """Load a model's processor; for a text model, its tokenizer.
+
+    A tokenizer without a chat template is given `PLAIN_TEMPLATE`. Images are prepared by PIL, so
+    that the pixels are the same whether or not torchvision is installed.
+
+    Raises:
+        ModelUnavailable: Nothing usable is there; the message says what is missing.
+    """
+    options = _options(source)
+    try:
+        if _reads_images(AutoConfig.from_pretrained(source, **options)):
+            processor = AutoProcessor.from_pretrained(source, backend="pil", **options)
+        else:
+            processor = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelUnavailable(f"The processor of {source} cannot be loaded: {error}") from error
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not getattr(processor, "chat_template", None):
+        processor.chat_template = getattr(tokenizer, "chat_template", None) or PLAIN_TEMPLATE
+    return processor
+
+
+def is_folder(source: str | Path) -> bool:
+    """Tell a local folder from a hub id: absolute and dotted paths are folders, there or not."""
+    text = str(source)
+    return Path(text).is_absolute() or text.startswith((".", "~")) or Path(text).is_dir()
+
+
+def _options(source: str | Path) -> dict[str, Any]:
+    """Return the loading options that hold for everything.
+
+    Raises:
+        ModelUnavailable: The source is a folder, and it lacks what a model folder needs.
+    """
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if not is_folder(source):
+        return options
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise ModelUnavailable(f"The model folder {folder} does not exist.")
+    if not (folder / "config.json").is_file():
+        raise ModelUnavailable(f"The model folder {folder} has no config.json.")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelUnavailable(
+            f"The model folder {folder} has no *.safetensors file, the only weight format read"
+            " here; save the model again with `save_pretrained`."
+        )
+    return {**options, "local_files_only": True}
+
+
+def _auto_model_for(config: Any) -> Any:
+    return AutoModelForImageTextToText if _reads_images(config) else AutoModelForCausalLM
+
+
+def _reads_images(config: Any) -> bool:
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
