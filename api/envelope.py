@@ -1,0 +1,127 @@
+"""The outermost layer: request ids, security headers, the access log, and the last catch."""
+
+import re
+import secrets
+import time
+from fnmatch import fnmatchcase
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import Problem, problem_of, respond
+from api.measures import Measures
+
+log = structlog.get_logger("api.access")
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_MAX_HEADERS: Final = 64
+_MAX_HEADER_BYTES: Final = 16 * 1024
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Envelope:
+    """Wraps the app: every answer has a request id and safe headers, every failure is a problem."""
+
+    def __init__(self, app: ASGIApp, *, measures: Measures, allowed_hosts: list[str]) -> None:
+        self.app = app
+        self.measures = measures
+        self.allowed_hosts = [host.lower() for host in allowed_hosts]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await _Exchange(self, scope, receive, send).run()
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, envelope: Envelope, scope: Scope, receive: Receive, send: Send) -> None:
+        self.envelope = envelope
+        self.scope = scope
+        self.receive = receive
+        self._send = send
+        self.headers = Headers(scope=scope)
+        self.request_id = self._request_id()
+        self.status: int | None = None
+        self.started_at = time.perf_counter()
+        scope["grit.request_id"] = self.request_id
+
+    async def run(self) -> None:
+        try:
+            self._refuse_headers()
+            await self.envelope.app(self.scope, self.receive, self.send)
+        except ClientDisconnect:
+            self.status = self.status or 499
+        except Exception as error:
+            await self._fail(error)
+        finally:
+            self._finish()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.request_id
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "no-store")
+        await self._send(message)
+
+    def _request_id(self) -> str:
+        sent = self.headers.get("x-request-id", "")
+        return sent if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
+
+    def _refuse_headers(self) -> None:
+        raw = self.scope["headers"]
+        size = sum(len(name) + len(value) for name, value in raw)
+        if len(raw) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
+            raise Problem("headers_too_large", f"At most {_MAX_HEADERS} headers are read.")
+        host = self.headers.get("host", "").rpartition(":")[0] or self.headers.get("host", "")
+        hosts = self.envelope.allowed_hosts
+        if hosts and not any(fnmatchcase(host.lower(), pattern) for pattern in hosts):
+            raise Problem("bad_request", "This service does not answer to this Host.")
+
+    async def _fail(self, error: Exception) -> None:
+        problem = problem_of(error)
+        if problem.code == "internal_error":
+            log.exception("request_broke", request_id=self.request_id, path=self._path())
+        if self.status is not None:
+            # The answer has begun: all that is left is to cut it short.
+            raise error
+        response = respond(problem, request_id=self.request_id)
+        await response(self.scope, self.receive, self.send)
+
+    def _finish(self) -> None:
+        seconds = time.perf_counter() - self.started_at
+        route = getattr(self.scope.get("route"), "path", "unmatched")
+        status = self.status or 500
+        self.envelope.measures.observe(
+            method=self.scope["method"], route=route, status=status, seconds=seconds
+        )
+        log.info(
+            "request",
+            request_id=self.request_id,
+            method=self.scope["method"],
+            path=self._path(),
+            status=status,
+            seconds=round(seconds, 4),
+        )
+
+    def _path(self) -> str:
+        # Never the query: it is the caller's, and may hold what does not belong in a log.
+        return str(self.scope["path"])[:200]
+
+
+

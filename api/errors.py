@@ -1,0 +1,303 @@
+"""What goes wrong, as answers: one table from domain errors to statuses and codes, one shape.
+
+The domain errors know nothing of HTTP (`grit_core.errors`, `store.errors`); this module is the only
+place where they meet. A rejected value is echoed as `input` only when it is a short printable scalar
+that does not look like a secret (`api.schemas.problems.safe_input`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from api.schemas.problems import PROBLEM_MEDIA_TYPE, problem_type, safe_input
+from grit_core import errors as core
+from grit_core.json_text import pointer_of
+from store import errors as stored
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of problem: its code, status and title, and when to come again."""
+
+    code: str
+    status: int
+    title: str
+    retry_after_seconds: int | None = None
+
+
+def _kinds(*kinds: Kind) -> dict[str, Kind]:
+    return {kind.code: kind for kind in kinds}
+
+
+KINDS: Final[dict[str, Kind]] = _kinds(
+    # the request itself
+    Kind("bad_request", 400, "The request cannot be understood"),
+    Kind("body_missing", 400, "The body is empty"),
+    Kind("json_invalid", 400, "The body is not JSON"),
+    Kind("json_too_deep", 400, "The body is nested too deep"),
+    Kind("json_duplicate_key", 400, "A key appears twice"),
+    Kind("number_not_finite", 400, "A number is not finite"),
+    Kind("encoding_invalid", 400, "The text is not valid UTF-8"),
+    Kind("upload_incomplete", 400, "The upload is incomplete"),
+    Kind("idempotency_key_invalid", 400, "The idempotency key is not usable"),
+    Kind("auth_missing", 401, "No API key was sent"),
+    Kind("auth_invalid", 401, "The API key is not valid"),
+    Kind("scope_missing", 403, "The API key lacks a scope"),
+    Kind("not_found", 404, "Nothing of that name"),
+    Kind("method_not_allowed", 405, "The method is not allowed here"),
+    Kind("not_acceptable", 406, "No such representation"),
+    Kind("body_too_large", 413, "The body is too large"),
+    Kind("upload_too_large", 413, "The upload is too large"),
+    Kind("unsupported_media_type", 415, "The media type is not supported"),
+    Kind("format_not_allowed", 415, "The file format is not supported"),
+    Kind("request_invalid", 422, "The request is not valid"),
+    Kind("cursor_invalid", 422, "The cursor is not one of ours"),
+    # the state of things
+    Kind("illegal_transition", 409, "The job's status does not allow this"),
+    Kind("idempotency_key_reused", 409, "The idempotency key was used for another body"),
+    Kind("plan_changed", 409, "The plan has changed"),
+    Kind("dataset_not_ready", 409, "The dataset is not ready"),
+    Kind("adapter_not_ready", 409, "The adapter is not ready"),
+    Kind("model_not_ready", 409, "The model is not ready", 5),
+    Kind("model_conflict", 409, "The model id is taken"),
+    Kind("still_referenced", 409, "Something else needs it"),
+    Kind("object_missing", 410, "The stored object is gone"),
+    # what was asked for
+    Kind("dataset_rejected", 422, "The dataset has bad rows"),
+    Kind("archive_unsafe_member", 422, "The archive holds an unsafe member"),
+    Kind("archive_limits", 422, "The archive is beyond its limits"),
+    Kind("dataset_invalid", 422, "The file is not a usable dataset"),
+    Kind("empty_dataset", 422, "The dataset has no rows"),
+    Kind("filename_invalid", 422, "The file name is not usable"),
+    Kind("model_unavailable", 422, "The model is not available"),
+    Kind("device_unavailable", 422, "The device is not available"),
+    Kind("streaming_unavailable", 422, "Streaming is not available"),
+    Kind("inference_failed", 422, "The answer could not be generated"),
+    # bounds and outages
+    Kind("headers_too_large", 431, "The headers are too large"),
+    Kind("quota_exceeded", 429, "A quota of the team is reached", 30),
+    Kind("too_many_waiting", 429, "Too many requests are waiting", 5),
+    Kind("internal_error", 500, "Something broke on our side"),
+    Kind("object_corrupt", 500, "A stored object is corrupt"),
+    Kind("inference_broken", 500, "The inference worker failed"),
+    Kind("queue_unavailable", 503, "The broker does not answer", 5),
+    Kind("storage_unavailable", 503, "The storage does not answer", 5),
+    Kind("inference_timeout", 503, "No worker answered in time", 10),
+    Kind("storage_full", 507, "No space is left"),
+)
+
+DOMAIN: Final[dict[type[Exception], str]] = {
+    stored.NotFound: "not_found",
+    stored.IllegalTransition: "illegal_transition",
+    stored.IdempotencyConflict: "idempotency_key_reused",
+    stored.InvalidKey: "auth_invalid",
+    stored.QuotaExceeded: "quota_exceeded",
+    stored.StillReferenced: "still_referenced",
+    stored.InvalidCursor: "cursor_invalid",
+    stored.ObjectMissing: "object_missing",
+    stored.ObjectCorrupt: "object_corrupt",
+    stored.QueueUnavailable: "queue_unavailable",
+    stored.StorageUnavailable: "storage_unavailable",
+    stored.StorageFull: "storage_full",
+    core.InvalidConfig: "request_invalid",
+    core.InvalidDataset: "dataset_rejected",
+    core.ModelUnavailable: "model_unavailable",
+    core.DeviceUnavailable: "device_unavailable",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One fault of a request, as `api.schemas.problems.ProblemItem` shows it."""
+
+    code: str
+    detail: str
+    pointer: str | None = None
+    parameter: str | None = None
+    input: Any = None
+    line: int | None = None
+    image: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that have a value."""
+        values = {
+            "pointer": self.pointer,
+            "parameter": self.parameter,
+            "code": self.code,
+            "detail": self.detail,
+            "input": safe_input(self.input),
+            "line": self.line,
+            "image": self.image,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(eq=False)
+class Problem(Exception):
+    """An answer that is an error."""
+
+    code: str
+    detail: str
+    errors: Sequence[Item] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.detail)
+
+
+def item_of(fault: core.Fault) -> Item:
+    """Return a domain fault as an item of a problem."""
+    return Item(
+        code=fault.code, detail=fault.detail, pointer=fault.pointer, input=fault.input
+    )
+
+
+def invalid(errors: Sequence[Item]) -> Problem:
+    """Return the problem of a request with faults; one fault's code becomes the problem's."""
+    detail = errors[0].detail if len(errors) == 1 else f"The request has {len(errors)} faults."
+    return Problem("request_invalid", detail, errors=errors)
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return the answer for a domain error, by the table; an unknown error is an internal one."""
+    if isinstance(error, Problem):
+        return error
+    for kind in type(error).__mro__:
+        code = DOMAIN.get(kind)
+        if code is not None:
+            return _describe(error, code)
+    return Problem("internal_error", "The request failed for a reason that is ours; it is logged.")
+
+
+def _describe(error: Exception, code: str) -> Problem:
+    if isinstance(error, core.InvalidConfig):
+        return invalid([item_of(fault) for fault in error.faults])
+    if isinstance(error, stored.IllegalTransition):
+        return Problem(code, str(error), extra={"allowed": list(error.allowed)})
+    if isinstance(error, stored.InvalidKey):
+        return Problem(code, "The API key is unknown, revoked or expired.")
+    if KINDS[code].status >= 500 and code != "storage_full":
+        # Paths and addresses of our own parts are nobody's business outside.
+        return Problem(code, f"{KINDS[code].title}; try again later.")
+    return Problem(code, str(error))
+
+
+def respond(problem: Problem, *, request_id: str) -> JSONResponse:
+    """Render a problem document."""
+    kind = KINDS[problem.code]
+    content: dict[str, Any] = {
+        "type": problem_type(kind.code),
+        "title": kind.title,
+        "status": kind.status,
+        "detail": problem.detail,
+        "code": kind.code,
+        "request_id": request_id,
+        "errors": [item.to_json() for item in problem.errors],
+        **problem.extra,
+    }
+    headers = dict(problem.headers)
+    if kind.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="grit"'
+    if kind.retry_after_seconds is not None:
+        headers.setdefault("Retry-After", str(kind.retry_after_seconds))
+    return JSONResponse(
+        content, status_code=kind.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE
+    )
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the envelope gave the request."""
+    return str(request.scope.get("grit.request_id", ""))
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of an app with a problem document."""
+
+    async def domain(request: Request, error: Exception) -> JSONResponse:
+        problem = problem_of(error)
+        if KINDS[problem.code].status >= 500:
+            log.warning("request_failed", code=problem.code, reason=str(error))
+        return respond(problem, request_id=request_id_of(request))
+
+    async def validation(request: Request, error: Exception) -> JSONResponse:
+        errors = error.errors() if isinstance(error, RequestValidationError) else []
+        problem = invalid([_item_of_validation(each) for each in errors])
+        return respond(problem, request_id=request_id_of(request))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        return respond(_problem_of_http(error), request_id=request_id_of(request))
+
+    for kind in (Problem, *DOMAIN):
+        app.add_exception_handler(kind, domain)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(HTTPException, http)
+
+
+def _problem_of_http(error: Exception) -> Problem:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(getattr(error, "headers", None) or {})
+    by_status = {
+        404: ("not_found", "There is nothing at this path."),
+        405: ("method_not_allowed", "This path does not take this method; see the Allow header."),
+        413: ("body_too_large", "The body is too large."),
+        415: ("unsupported_media_type", "This media type is not read here."),
+    }
+    code, detail = by_status.get(status, ("bad_request", "The request cannot be understood."))
+    return Problem(code, detail, headers=headers)
+
+
+# --- pydantic's words, in ours
+
+_CODES: Final = {
+    "missing": "field_missing",
+    "extra_forbidden": "field_unknown",
+    "enum": "value_unknown",
+    "literal_error": "value_unknown",
+    "string_pattern_mismatch": "string_invalid",
+    "finite_number": "number_not_finite",
+}
+_RANGE: Final = re.compile(r"greater_than|less_than|too_short|too_long|multiple_of")
+_TYPE: Final = re.compile(r"_type$|_parsing|_from_float|is_instance|int_|float_|bool_|datetime_|date_")
+
+
+def _item_of_validation(error: Mapping[str, Any]) -> Item:
+    place = tuple(error["loc"])
+    kind = str(error["type"])
+    code = _code_of(kind)
+    if place and place[0] == "body":
+        where: dict[str, str | None] = {"pointer": pointer_of(place[1:])}
+    else:
+        where = {"parameter": ".".join(str(step) for step in place)}
+    shown = None if code in {"field_unknown", "field_missing"} else error.get("input")
+    return Item(code=code, detail=_detail_of(error, kind), input=shown, **where)
+
+
+def _code_of(kind: str) -> str:
+    if kind in _CODES:
+        return _CODES[kind]
+    if _RANGE.search(kind):
+        return "out_of_range"
+    if _TYPE.search(kind):
+        return "type_invalid"
+    return "value_invalid"
+
+
+def _detail_of(error: Mapping[str, Any], kind: str) -> str:
+    name = str(error["loc"][-1]) if error["loc"] else "The value"
+    if kind == "missing":
+        return f"`{name}` is missing; send it."
+    if kind == "extra_forbidden":
+        return f"`{name}` is not a field here; remove it, or check its spelling."
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"`{name}`: {message}."if not message.endswith(".") else f"`{name}`: {message}"

@@ -1,0 +1,51 @@
+"""Prometheus measures of the API process, and of the queues by a look at the rows."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
+_METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+class Measures:
+    """Counters of one app; no label names a team or an id."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "grit_http_requests",
+            "Answered requests",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "grit_http_request_seconds",
+            "Time to the last byte of an answer",
+            ["method", "route"],
+            registry=self.registry,
+        )
+        self._jobs = Gauge(
+            "grit_jobs", "Jobs by queue and status", ["queue", "status"], registry=self.registry
+        )
+        self._workers = Gauge(
+            "grit_live_workers", "Workers seen lately", ["device"], registry=self.registry
+        )
+
+    def observe(self, *, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        shown = method if method in _METHODS else "other"
+        self._requests.labels(shown, route, str(status)).inc()
+        self._seconds.labels(shown, route).observe(seconds)
+
+    def render(self, *, jobs: Mapping[tuple[str, str], int], workers: Mapping[str, int]) -> bytes:
+        """Return the exposition text, with the jobs and workers as they stand now."""
+        self._jobs.clear()
+        for (queue, status), count in jobs.items():
+            self._jobs.labels(queue, status).set(count)
+        self._workers.clear()
+        for device, count in workers.items():
+            self._workers.labels(device).set(count)
+        return bytes(generate_latest(self.registry))

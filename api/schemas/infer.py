@@ -1,0 +1,149 @@
+"""Inference on the wire."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, WithJsonSchema, WrapValidator, model_validator
+
+from api.schemas.fields import Answer, Body, Id, Line, ModelName, Text
+
+MAX_TEXT = 200_000
+MAX_IMAGES = 8
+
+Words = Annotated[Text, Field(max_length=MAX_TEXT)]
+ImageText = Annotated[Line, Field(min_length=1)]
+
+
+class ImageUrl(Body):
+    """An image as a data URL."""
+
+    url: ImageText
+    """`data:image/png;base64,...`; nothing is ever fetched."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """Accepted for the OpenAI shape; every image is read at the model's own resolution."""
+
+
+class ContentPart(Body):
+    """A text or an image."""
+
+    type: Literal["text", "image_url", "image"]
+    text: Words | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Check that the part has what its type needs and nothing else.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if (self.text is not None) != (self.type == "text"):
+            raise ValueError("`text` belongs to a part of type text, and only there")
+        if (self.image_url is not None) != (self.type == "image_url"):
+            raise ValueError("`image_url` belongs to a part of type image_url, and only there")
+        return self
+
+
+def _text_or_parts(value: Any, handler: Callable[[Any], Any]) -> Any:
+    if isinstance(value, str):
+        value = [{"type": "text", "text": value}]
+    return handler(value)
+
+
+Content = Annotated[
+    list[ContentPart],
+    Field(min_length=1, max_length=64),
+    WrapValidator(_text_or_parts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "maxLength": MAX_TEXT},
+                {
+                    "type": "array",
+                    "items": {"$ref": "#/components/schemas/ContentPart"},
+                    "minItems": 1,
+                    "maxItems": 64,
+                },
+            ]
+        }
+    ),
+]
+
+
+class InferMessage(Body):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Content
+
+
+class InferRequest(Body):
+    """What to answer, with which adapter."""
+
+    adapter: Id | None = None
+    """An adapter (`GET /adapters`)."""
+    job: Id | None = None
+    """A succeeded job, in place of its adapter."""
+    model: ModelName | None = None
+    """A base model, when neither adapter nor job is given."""
+    messages: Annotated[list[InferMessage], Field(min_length=1, max_length=64)] | None = None
+    """A conversation whose last turn is the user's."""
+    prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)] | None = None
+    """A single user turn, in place of `messages`."""
+    images: Annotated[list[ImageText], Field(max_length=MAX_IMAGES)] = []
+    """Data URLs: shown before `prompt`, or taken by the `image` parts of `messages` in order."""
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=2048)] = 64
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = 0
+    """0 takes the likeliest token each time."""
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
+    stop: Annotated[
+        list[Annotated[Text, Field(min_length=1, max_length=100)]], Field(max_length=8)
+    ] = []
+    """Texts that end the answer, and are not part of it."""
+    stream: Annotated[bool, Field(strict=True)] = False
+    """Not available yet: true is refused."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        """Check that one target and one input are given.
+
+        Raises:
+            ValueError: If there are none or several.
+        """
+        if self.adapter is not None and self.job is not None:
+            raise ValueError("send `adapter` or `job`, not both")
+        if self.adapter is None and self.job is None and self.model is None:
+            raise ValueError("send `adapter`, `job` or `model`")
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("send either `messages` or `prompt`")
+        return self
+
+
+class InferUsage(Answer):
+    """Tokens."""
+
+    prompt_tokens: int
+    image_tokens: int = 0
+    completion_tokens: int
+
+
+class InferTiming(Answer):
+    """Seconds."""
+
+    queue_seconds: float | None = None
+    load_seconds: float | None = None
+    first_token_seconds: float | None = None
+    total_seconds: float | None = None
+
+
+class InferAnswer(Answer):
+    """An answer."""
+
+    id: str
+    model: str
+    adapter: str | None
+    output: str
+    finish_reason: str
+    usage: InferUsage
+    timing: InferTiming

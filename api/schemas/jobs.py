@@ -1,0 +1,300 @@
+"""Jobs on the wire."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from api.schemas.config import ModelGRITConfig, TrainingConfig
+from api.schemas.fields import Answer, Body, Id, Line, ModelName, Name
+from store.models import JobStatus
+
+LayerNames = Annotated[
+    list[Annotated[Line, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=1000)
+]
+MetadataKey = Annotated[Line, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[Line, Field(max_length=512)]
+
+
+class JobCreate(Body):
+    """A request to fine-tune."""
+
+    model: ModelName
+    """A registered base model, or a folder or hub id that this deployment allows."""
+    dataset: Id
+    """An uploaded dataset (`POST /datasets`)."""
+    eval_dataset: Id | None = None
+    """Another dataset to evaluate on; `eval_fraction` then takes nothing away."""
+    eval_fraction: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.05
+    """Share of the dataset held out for evaluation."""
+    preset: Annotated[Line, Field(min_length=1, max_length=100)] | None = None
+    """A named configuration (`GET /presets`); `config` is laid over it field by field."""
+    config: ModelGRITConfig | None = None
+    """Which layers adapt, and how. Without a preset it must stand alone."""
+    vision_layers: LayerNames | None = None
+    """Exactly these vision layers (names or patterns), in place of the preset's choice."""
+    text_layers: LayerNames | None = None
+    """Exactly these text layers."""
+    cross_modal_layers: LayerNames | None = None
+    """Exactly these cross-modal layers."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """How long, how fast, in which batches; `"auto"` leaves a value to the service."""
+    device: Annotated[Line, Field(min_length=1, max_length=32)] = "auto_performance"
+    """A strategy (`auto_performance`, `stable_training`, `memory_efficient`, `auto_inference`) or
+    `cuda`, `mps`, `cpu`."""
+    name: Name | None = None
+    """What you call the job."""
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=32)] = {}
+    """Your own labels; lists can be filtered by them."""
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
+    """Higher is claimed first, within your team's turn."""
+    plan_hash: Annotated[Line, Field(max_length=128)] | None = None
+    """The plan that you saw (`POST /jobs/plan`); another one now is refused."""
+    auto_start: Annotated[bool, Field(strict=True)] = True
+    """False: the job waits as `created` for `POST /jobs/{id}/start`."""
+
+    def spec(self) -> dict[str, Any]:
+        """Return what was sent, and nothing that was not, for `grit_core.job_spec`."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class PlannedLayer(Answer):
+    """One layer that adapts."""
+
+    name: str
+    modality: str
+    block: int | None
+    """Index of the transformer block; none for a layer outside of blocks."""
+    rank: int
+    alpha: float
+    dropout: float
+    in_features: int
+    out_features: int
+    parameters: int
+    """Trainable parameters that the layer gets."""
+    reason: str
+    """Why it was picked."""
+    natural_gradient: bool
+    projection: bool
+    fisher_approximation: str
+
+
+class PlanRead(Answer):
+    """Exactly what a job would do."""
+
+    plan_hash: str
+    model: str
+    model_type: str
+    inventory_hash: str
+    layers: list[PlannedLayer]
+    dropped: list[Any]
+    """Layers that matched and were left out, with the reason."""
+    warnings: list[str]
+    trainable_parameters: int
+    config: dict[str, Any]
+    """The configuration, resolved."""
+    training: dict[str, Any]
+    """The training settings, with every `auto` replaced."""
+    device: str
+    device_reason: str
+    estimate: dict[str, Any]
+    """Steps and memory."""
+
+
+class JobProgress(Answer):
+    """How far a job is."""
+
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float | None = None
+    percent: float | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    elapsed_seconds: float | None = None
+    remaining_seconds: float | None = None
+
+
+class JobQueue(Answer):
+    """Where a job waits."""
+
+    name: str
+    position: int | None
+    """1 is next; none when the job does not wait."""
+    reason: str | None
+    """Why it waits longer than its position says, such as no live worker."""
+
+
+class JobPlan(Answer):
+    """A job's plan in short; `GET /jobs/{id}/layers` names the layers."""
+
+    plan_hash: str
+    layers: int
+    trainable_parameters: int
+
+
+class JobResult(Answer):
+    """What a job made."""
+
+    adapter: str | None = None
+    final_loss: float | None = None
+    trainable_parameters: int | None = None
+    effective_rank: Any = None
+
+
+class JobError(Answer):
+    """Why a job failed."""
+
+    code: str
+    category: str
+    """`user` or `system`."""
+    message: str
+    hint: str | None = None
+    retryable: bool = False
+
+
+class JobRead(Answer):
+    """A job as it stands."""
+
+    id: str
+    status: JobStatus
+    phase: str | None
+    status_reason: str | None
+    model: str
+    dataset: str
+    eval_dataset: str | None
+    preset: str | None
+    config: dict[str, Any]
+    training: dict[str, Any]
+    device: str
+    device_reason: str | None
+    name: str | None
+    metadata: dict[str, str]
+    priority: int
+    team: str
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: JobProgress | None
+    queue: JobQueue
+    plan: JobPlan
+    result: JobResult | None
+    error: JobError | None
+    links: dict[str, str]
+
+
+class JobPage(Answer):
+    """Some jobs, newest first."""
+
+    data: list[JobRead]
+    next: str | None
+    """Cursor of the next page; none: these were the last."""
+
+
+class EventRead(Answer):
+    """A numbered fact about a job."""
+
+    sequence: int
+    type: str
+    attempt: int | None
+    created_at: datetime
+    payload: dict[str, Any]
+
+
+class EventPage(Answer):
+    """Some events, oldest first."""
+
+    data: list[EventRead]
+    next: int | None
+    """`after` of the next page; none: there are no more yet."""
+
+
+class MetricsRead(Answer):
+    """Series of equal length, one entry a recorded step."""
+
+    job: str
+    steps: int
+    """Number of recorded steps before downsampling."""
+    series: dict[str, list[float | int | None]]
+    """`step`, `train_loss`, ..., and `effective_rank.<modality>`, `fisher_energy.<modality>`."""
+
+
+class LayerRead(Answer):
+    """One adapted layer, and its curvature over time."""
+
+    name: str
+    modality: str
+    block: int | None
+    rank: int
+    alpha: float
+    parameters: int
+    reason: str
+    effective_rank: float | None
+    """At the last observation."""
+    fisher_energy: float | None
+    history: list[dict[str, Any]]
+    """`step`, `effective_rank`, `fisher_energy` and `spectrum` (descending) of each observation."""
+
+
+class LayersRead(Answer):
+    """The layers of a job's plan."""
+
+    job: str
+    layers: list[LayerRead]
+
+
+class CheckpointRead(Answer):
+    """A point that the job can resume from."""
+
+    step: int
+    attempt: int
+    size_bytes: int | None
+    manifest_sha256: str | None
+    current: bool
+    """Whether the job would resume from this one."""
+    created_at: datetime
+
+
+class CheckpointList(Answer):
+    """The stored checkpoints of a job."""
+
+    job: str
+    data: list[CheckpointRead]
+
+
+class AttemptRead(Answer):
+    """One execution of a job."""
+
+    id: str
+    number: int
+    worker: str
+    outcome: str
+    failure: dict[str, Any] | None
+    resumed_from_step: int | None
+    last_step: int | None
+    started_at: datetime
+    ended_at: datetime | None
+
+
+class ManifestRead(Answer):
+    """All that reproduces a job."""
+
+    job: str
+    request: dict[str, Any]
+    """The request, as it was sent."""
+    config: dict[str, Any]
+    training: dict[str, Any]
+    plan: dict[str, Any]
+    plan_hash: str
+    model: dict[str, Any]
+    dataset: dict[str, Any]
+    eval_dataset: dict[str, Any] | None
+    device: str
+    seed: int | None
+    versions: dict[str, Any]
+    """Of this service and, once an attempt has told them, of its libraries."""
+    attempts: list[AttemptRead]
+    result: dict[str, Any] | None
