@@ -1,9 +1,10 @@
 """The process that trains: `python -m worker.attempt`, started warm and handed one job.
 
-It imports torch and the training loop, writes `{"ready": true}`, and waits. One JSON line on its standard input,
-`{"job": <TrainingJob>, "resume_from": <folder or null>}`, makes it train; each training event is one JSON line on the file
-descriptor it was given. Standard output and error are the attempt's log. It holds no keys, opens no database and no object
-store, and does not outlive the worker: the kernel kills it with its parent where it can, and everywhere the end of its
+It imports torch and the training loop, writes `{"ready": true}`, and waits. One JSON line on its
+standard input, `{"job": <TrainingJob>, "resume_from": <folder or null>}`, makes it train; each
+training event is one JSON line on the file descriptor it was given. Standard output and error are
+the attempt's log. It holds no keys and opens neither the database nor the object store. It does not
+outlive the worker: the kernel kills it with its parent where it can, and everywhere the end of its
 standard input ends it.
 
 SIGTERM asks it to save a checkpoint at the next step and leave with status 75.
@@ -51,7 +52,11 @@ class StopRequest:
         return self.asked
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """Remember SIGTERM."""
+        """Remember SIGTERM.
+
+        Raises:
+            SystemExit: No job was taken yet, so there is nothing to save.
+        """
         self.asked = True
         if not self.has_job:
             raise SystemExit(0)
@@ -69,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     threading.Thread(target=_watch_parent, args=(orders,), name="parent-watch", daemon=True).start()
     with os.fdopen(arguments.events_fd, "w", encoding="utf-8", buffering=1) as out:
         started = time.monotonic()
-        warm_up(arguments.threads)
+        warm_up()
         _write(out, {"ready": True, "import_seconds": round(time.monotonic() - started, 3)})
         line = orders.get()
         if not line.strip():  # the worker no longer wants this spare
@@ -79,7 +84,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
-    """Train the ordered job, writing its events to `out`; return 0, 75 when stopped, or 1 after a `TrainingFailed`."""
+    """Train the ordered job, writing its events to `out`.
+
+    Returns:
+        0, 75 when it was stopped, or 1 after a `TrainingFailed`.
+    """
     try:
         job = job_from_json(order["job"])
         folder = order.get("resume_from")
@@ -91,7 +100,7 @@ def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
             stopped = isinstance(event, TrainingStopped)
     except BrokenPipeError:  # the worker is gone, and so is the reason to train
         return EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 - the edge of the process: whatever happened becomes a reason in words
+    except Exception as error:  # noqa: BLE001 - the process ends here: it becomes a reason in words
         traceback.print_exc()
         sys.stderr.flush()
         _write(out, event_to_json(failure_of(error)))
@@ -102,8 +111,12 @@ def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
 def _train_or_restart(
     job: TrainingJob, *, stop: StopRequest, resume_from: Path | None
 ) -> Iterator[TrainingEvent]:
-    """Train; a checkpoint that this version cannot read costs the steps it held, not the job."""
-    from grit_core.training import train  # noqa: PLC0415 - loads torch, which reading this module must not
+    """Train; a checkpoint that this version cannot read costs the steps it held, not the job.
+
+    Raises:
+        CheckpointCorrupt: It was found only after a step.
+    """
+    from grit_core.training import train  # noqa: PLC0415 - loads torch, as reading this must not
 
     stepped = False
     try:
@@ -118,27 +131,27 @@ def _train_or_restart(
         yield from train(job, should_stop=stop, resume_from=None)
 
 
-def warm_up(threads: int | None) -> None:
-    """Import all that training needs, and fix the number of CPU threads when one is given.
-
-    Without one torch decides, exactly as it does for `python -m grit_core train`: both then add in the same order.
-    """
-    import torch  # noqa: PLC0415 - this import is what the spare takes off the job's first step
-    from transformers import (  # noqa: PLC0415 - lazy names: touching them loads their modules
+def warm_up() -> None:
+    """Import all that training needs: what the spare takes off the job's first step."""
+    from transformers import (  # lazy names: touching them loads their modules
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoProcessor,
     )
 
-    import grit_core.training  # noqa: PLC0415
+    import grit_core.training  # noqa: PLC0415 - this module's readers need no torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     _ = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, grit_core.training.train)
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux); elsewhere the end of standard input does it."""
+    """Have the kernel kill this process when its parent dies (Linux).
+
+    Elsewhere the end of standard input does it.
+
+    Raises:
+        SystemExit: The parent is dead already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before the kernel was told
@@ -165,7 +178,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker.attempt", description=__doc__)
     parser.add_argument("--events-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
-    parser.add_argument("--threads", type=int, default=None)
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,8 @@
-"""The worker's end of a training process: start it warm, hand it a job, read its events, stop it, kill it."""
+"""The worker's end of a training process: start it, hand it a job, read its events, end it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -40,30 +41,26 @@ class Exited:
 class Child:
     """One training process, from its start to its end.
 
-    Start it from a thread that lives as long as the worker: the kernel kills it when the thread that started it dies.
+    Start it from a thread that lives as long as the worker: the kernel kills it when the thread
+    that started it dies.
     """
 
-    def __init__(
-        self, folder: Path, *, threads: int | None = None, keep_fds: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, folder: Path, *, keep_fds: Sequence[int] = ()) -> None:
         """Start the process.
 
         Args:
             folder: Its own folder, which receives its log and becomes the attempt's scratch folder.
-            threads: CPU threads for torch; None leaves it to torch.
             keep_fds: Descriptors that it holds too, such as the lock of the device.
         """
         self.folder = folder
         self.inbox: queue.SimpleQueue[TrainingEvent | Exited] = queue.SimpleQueue()
-        """Its events in order, then `Exited`; others may put messages of their own kind in front of the reader."""
+        """Its events in order, then `Exited`."""
         self._ready = threading.Event()
         self._ended = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
         read_fd, write_fd = os.pipe()
         command = [sys.executable, "-m", "worker.attempt", f"--events-fd={write_fd}"]
         command.append(f"--parent-pid={os.getpid()}")
-        if threads is not None:
-            command.append(f"--threads={threads}")
         try:
             with (folder / LOG_NAME).open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module, argv list
@@ -103,15 +100,15 @@ class Child:
         return True
 
     def begin(self, job: TrainingJob, *, resume_from: Path | None) -> None:
-        """Hand it its job.
+        """Hand it its job, now or as soon as it is ready.
 
-        Raises:
-            BrokenPipeError: It is already dead.
+        From a thread of its own: a process that does not read must not hold up its supervision.
         """
         order = {"job": job_to_json(job), "resume_from": str(resume_from) if resume_from else None}
-        stdin = _stream(self._process.stdin)
-        stdin.write(json.dumps(order).encode() + b"\n")
-        stdin.flush()
+        line = json.dumps(order).encode() + b"\n"
+        threading.Thread(
+            target=self._order, args=(line,), name=f"order-{self.pid}", daemon=True
+        ).start()
 
     def ask_to_stop(self) -> None:
         """Have it save a checkpoint at its next step and leave."""
@@ -126,7 +123,14 @@ class Child:
         self.kill()
         self._process.wait()
         self._reader.join(timeout=5)
-        _stream(self._process.stdin).close()
+        with contextlib.suppress(OSError):  # an order that nobody has read
+            _stream(self._process.stdin).close()
+
+    def _order(self, line: bytes) -> None:
+        stdin = _stream(self._process.stdin)
+        with contextlib.suppress(OSError, ValueError):  # it is dead, which its exit tells
+            stdin.write(line)
+            stdin.flush()
 
     def _signal(self, number: int) -> None:
         if self._process.poll() is not None:

@@ -1,7 +1,8 @@
-"""What went wrong in an attempt, in words that a user can act on: an exception or an exit status becomes a `TrainingFailed`.
+"""What went wrong in an attempt, in words that a user can act on.
 
-The stack trace goes to the attempt's log and nowhere else. `retryable` says whether the same attempt, repeated, could
-end otherwise: memory taken by a neighbour, a lost device, a full disk may pass; a diverged loss or a bad row will not.
+An exception or an exit status becomes a `TrainingFailed`. The stack trace goes to the attempt's log
+and nowhere else. `retryable` says whether the same attempt, repeated, could end otherwise: a lost
+device or a full disk may pass; a diverged loss or a bad row will not.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def failure_of_exit(
         return _failed(
             FailureCode.OUT_OF_MEMORY_HOST,
             f"The machine ran out of memory and ended the training process {where}.",
-            hint="Lower training.batch_size or training.max_length, or give the worker more memory.",
+            hint="Lower training.batch_size or training.max_length, or give the worker memory.",
             category="user",
             retryable=attempt < 2,
         )
@@ -91,7 +92,7 @@ def failure_of_exit(
         return _failed(
             FailureCode.KILLED,
             f"The training process was ended by {name} {where}.",
-            hint="The attempt's log holds its last lines. A process killed by SIGKILL often ran out of memory.",
+            hint="The attempt's log holds its last lines. SIGKILL often means a lack of memory.",
             retryable=True,
         )
     if returncode == EXIT_STOPPED:
@@ -120,7 +121,7 @@ def stalled(*, stall_seconds: float, steps: int) -> TrainingFailed:
 
 
 def storage_failed(what: str, error: BaseException) -> TrainingFailed:
-    """Return the failure of an attempt whose `what` could not be brought from or to the object store."""
+    """Return the failure of an attempt whose `what` could not be fetched or stored."""
     full = _system_failure(error)
     if full is not None:
         return full
@@ -222,8 +223,8 @@ def _memory_failure(error: BaseException) -> TrainingFailed | None:
     return _failed(
         code,
         f"The {place} ran out of memory: {_first_line(text)}",
-        hint="Lower training.batch_size (and raise training.gradient_accumulation_steps), training.max_length, "
-        "the ranks, or the size of the images.",
+        hint="Lower training.batch_size (and raise training.gradient_accumulation_steps),"
+        " training.max_length, the ranks, or the size of the images.",
         category="user",
         retryable=False,
     )

@@ -1,14 +1,15 @@
 """The heartbeat of an attempt: extends its lease, brings back orders, and fences itself.
 
 The lease is extended by the database's clock; how long ago that last worked is measured here with a
-monotonic clock from *before* the call, so that this worker always believes in its lease for a shorter
-time than the database does.
+monotonic clock from *before* the call, so that this worker always believes in its lease for a
+shorter time than the database does.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 import structlog
@@ -53,7 +54,9 @@ class Heartbeat:
         self._on_lost = on_lost
         self._last_contact = time.monotonic()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name="heartbeat", daemon=True
+        )  # the context carries the job and the attempt into the log lines
 
     def start(self) -> None:
         """Begin to beat."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,8 +15,6 @@ import structlog
 from store.errors import ObjectCorrupt
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from store.objects import Objects
 
 _LOCK_NAME = ".lock"
@@ -23,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Scratch:
-    """Folders below `<home>/scratch/<worker>`; they die with the worker or are swept by the next."""
+    """Folders below `<home>/scratch/<worker>`, swept by the next worker if this one is killed."""
 
     def __init__(self, home: Path, worker_id: str) -> None:
         self.root = home / "scratch"
@@ -34,8 +33,6 @@ class Scratch:
 
     def new_folder(self) -> Path:
         """Return a new empty folder."""
-        from pathlib import Path  # noqa: PLC0415
-
         return Path(tempfile.mkdtemp(prefix="attempt-", dir=self.folder))
 
     def remove(self, folder: Path) -> None:
@@ -48,7 +45,7 @@ class Scratch:
         os.close(self._lock_fd)
 
     def sweep(self) -> list[str]:
-        """Delete what dead workers left behind; return their names. A living worker holds its lock."""
+        """Delete what dead workers left behind and return their names; the living hold a lock."""
         swept = []
         for folder in self.root.iterdir():
             if folder != self.folder and folder.is_dir() and _abandoned(folder):
@@ -113,7 +110,7 @@ def file_sha256(path: Path) -> str:
 
 
 def snapshot(folder: Path, into: Path) -> Path:
-    """Return a copy of `folder` that stays when the original is deleted; hard links where possible."""
+    """Copy `folder`, by hard links where possible, so that it outlives the original."""
     shutil.copytree(folder, into, copy_function=_link_or_copy)
     return into
 

@@ -1,0 +1,170 @@
+"""The Celery app: `celery -A worker.app worker -Q cpu --pool solo`.
+
+The queue that a worker consumes decides what it is. One of `cuda`, `mps`, `cpu` makes it the
+training worker of that device; one of `infer.cuda`, `infer.mps`, `infer.cpu` an inference worker.
+Importing this module loads no torch: a training worker stays light, its children train.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import Celery, bootsteps, signals
+
+from store.database import create_engine_from
+from store.ids import new_id
+from store.objects import Objects
+from store.queue import INFERENCE_QUEUES, TRAINING_QUEUES, Doorbell, create_celery
+from store.settings import Settings
+from worker.device_lock import DeviceTaken
+from worker.logs import configure_logging
+from worker.periodic import Periodic
+from worker.presence import Presence
+from worker.reconcile import reconcile
+from worker.training_worker import TrainingWorker
+
+if TYPE_CHECKING:
+    from celery.apps.worker import Worker
+
+_log = structlog.get_logger(__name__)
+_BEAT_SHARE = 3
+"""Beats of a worker's row within the time after which it counts as gone."""
+
+
+class WorkerProcess:
+    """What runs in a worker beside its tasks: its row, the reconciler and perhaps training."""
+
+    training: TrainingWorker | None = None
+    """The training worker of this process, if it is one."""
+
+    def __init__(self, settings: Settings, queues: list[str]) -> None:
+        """Prepare the process.
+
+        Args:
+            settings: How this deployment is wired.
+            queues: The queues named with `-Q`.
+        """
+        queue = one_queue(queues)
+        self._engine = create_engine_from(settings)
+        worker_id = new_id("wrk")
+        self._presence = Presence(
+            self._engine, worker_id=worker_id, queues=queues, device=queue.rpartition(".")[2]
+        )
+        doorbell = Doorbell(settings)
+        self._periodic = [
+            Periodic(
+                "presence",
+                self._presence.beat,
+                interval_seconds=settings.worker_seen_seconds / _BEAT_SHARE,
+            ),
+            Periodic(
+                "reconcile",
+                lambda: reconcile(self._engine, doorbell, settings),
+                interval_seconds=settings.reaper_seconds,
+            ),
+        ]
+        if queue in TRAINING_QUEUES:
+            self.training = TrainingWorker(
+                settings, self._engine, Objects(settings), worker_id=worker_id, queue=queue
+            )
+
+    def start(self) -> None:
+        """Begin; a training worker takes its device and warms its first process up."""
+        if self.training is not None:
+            self.training.open()
+        for periodic in self._periodic:
+            periodic.start()
+
+    def drain(self) -> None:
+        """Take no new work. Called from a signal handler: it only sets flags."""
+        self._presence.stopping = True
+        if self.training is not None:
+            self.training.drain()
+
+    def stop(self) -> None:
+        """End everything that was started."""
+        for periodic in self._periodic:
+            periodic.stop()
+        if self.training is not None:
+            self.training.close()
+        try:
+            self._presence.leave()
+        except Exception as error:  # noqa: BLE001 - the row ages out by itself
+            _log.warning("presence_not_removed", error=str(error))
+        self._engine.dispose()
+
+
+_process: WorkerProcess | None = None
+
+
+def current_training_worker() -> TrainingWorker | None:
+    """Return the training worker of this process, if it is one."""
+    return _process.training if _process is not None else None
+
+
+class ProcessStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships no types
+    """Starts and stops the `WorkerProcess` with Celery's worker, in its main thread."""
+
+    def start(self, parent: Worker) -> None:
+        """Start it.
+
+        Raises:
+            SystemExit: This worker cannot serve its queues; the message says why.
+        """
+        global _process  # noqa: PLW0603 - one worker is one process
+        queues = list(parent.app.amqp.queues.consume_from)
+        try:
+            _process = WorkerProcess(Settings(), queues)
+            _process.start()
+        except (DeviceTaken, ValueError) as error:
+            _log.critical("worker_refused", reason=str(error))
+            sys.stderr.write(f"{error}\n")
+            raise SystemExit(2) from error
+        _log.info("worker_started", queues=queues)
+
+    def stop(self, parent: Worker) -> None:  # noqa: ARG002 - the signature is Celery's
+        """Stop it."""
+        global _process  # noqa: PLW0603 - one worker is one process
+        if _process is not None:
+            _process.stop()
+            _process = None
+
+
+def create(settings: Settings) -> Celery:
+    """Return the app with its tasks and with what runs beside them."""
+    celery = create_celery(settings)
+    celery.conf.update(include=["worker.tasks", "worker.inference"])
+    celery.steps["worker"].add(ProcessStep)
+    return celery
+
+
+def one_queue(queues: list[str]) -> str:
+    """Return the queue that decides what a worker is.
+
+    Raises:
+        ValueError: The queues are not exactly one of the known ones.
+    """
+    known = (*TRAINING_QUEUES, *INFERENCE_QUEUES)
+    if len(queues) == 1 and queues[0] in known:
+        return queues[0]
+    raise ValueError(
+        f"A worker serves one queue, not {', '.join(queues) or 'none'}. Name it with -Q:"
+        f" {', '.join(known)}."
+    )
+
+
+def _on_setup_logging(loglevel: int | None = None, **_options: Any) -> None:
+    configure_logging(loglevel or logging.INFO)
+
+
+def _on_shutting_down(**_options: Any) -> None:
+    if _process is not None:
+        _process.drain()
+
+
+signals.setup_logging.connect(_on_setup_logging)
+signals.worker_shutting_down.connect(_on_shutting_down)
+app = create(Settings())

@@ -1,0 +1,55 @@
+"""A worker's row: that it is alive, and which queues it serves."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from typing import TYPE_CHECKING, Any
+
+from store import workers
+from store.database import run_in_transaction
+from store.errors import NotFound
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+
+class Presence:
+    """The row of this process in the table of workers."""
+
+    def __init__(self, engine: Engine, *, worker_id: str, queues: list[str], device: str) -> None:
+        self.worker_id = worker_id
+        self.stopping = False
+        self._engine = engine
+        self._queues = queues
+        self._device = device
+
+    def beat(self) -> None:
+        """Say that this worker is alive; the first time, and after it was forgotten, who it is."""
+        run_in_transaction(self._engine, self._beat_or_register)
+
+    def leave(self) -> None:
+        """Say that this worker is gone."""
+        run_in_transaction(
+            self._engine, lambda session: workers.remove_worker(session, self.worker_id), tries=1
+        )
+
+    def _beat_or_register(self, session: Session) -> None:
+        try:
+            workers.beat(session, self.worker_id, stopping=self.stopping)
+        except NotFound:
+            workers.register_worker(
+                session,
+                id=self.worker_id,
+                hostname=socket.gethostname(),
+                process_id=os.getpid(),
+                queues=self._queues,
+                device=self._device,
+                details=_details(),
+            )
+
+
+def _details() -> dict[str, Any]:
+    return {"platform": platform.platform(), "python": platform.python_version()}

@@ -1,0 +1,20 @@
+"""The Celery task of the training workers. A message only says that a queue has work."""
+
+from __future__ import annotations
+
+import structlog
+
+from store.queue import CLAIM_TASK
+from worker.app import app, current_training_worker
+
+_log = structlog.get_logger(__name__)
+
+
+@app.task(name=CLAIM_TASK)  # type: ignore[untyped-decorator] # celery ships no types
+def claim(queue: str) -> None:
+    """Run the queued jobs of `queue`, one after the other, until none is left."""
+    worker = current_training_worker()
+    if worker is None or worker.queue != queue:
+        _log.error("bell_of_another_queue", queue=queue)
+        return
+    worker.claim_until_empty()
