@@ -105,7 +105,9 @@ class Child:
         From a thread of its own: a process that does not read must not hold up its supervision.
         """
         order = {"job": job_to_json(job), "resume_from": str(resume_from) if resume_from else None}
-        line = json.dumps(order).encode() + b"\n"
+        self._order_line(json.dumps(order).encode() + b"\n")
+
+    def _order_line(self, line: bytes) -> None:
         threading.Thread(
             target=self._order, args=(line,), name=f"order-{self.pid}", daemon=True
         ).start()
