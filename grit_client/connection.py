@@ -2,7 +2,8 @@
 
 A request is sent again when it cannot have been heard (the connection was refused), or when hearing
 it twice changes nothing (reading, the idempotent verbs, a creation with an `Idempotency-Key`) and
-the service asked for patience (429, 503) or fell silent.
+the service asked for patience (429, 503) or fell silent. What comes out of every function here is
+an answer, `ServiceUnreachable`, or `RequestRefused`.
 """
 
 import json as json_module
@@ -26,6 +27,7 @@ from grit_client.errors import (
 
 CONNECT_SECONDS = 5.0
 _PATIENCE = (429, 502, 503, 504)
+_UNHEARD = (429, 503)  # the service says that it did nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,10 @@ class Connection:
             idempotent: Whether hearing it twice changes nothing; by default, whether it is no POST.
             silence_seconds: Longest silence, where it is not the connection's.
             **content: httpx's `json`, `params`, `headers`; `body`, a function that returns httpx
-                arguments anew for each send.
-
-        Raises:
-            ServiceUnreachable: Nobody answered.
-            RequestRefused: The service refused it.
+                arguments anew for each send; `retries`, where they are not the connection's.
         """
         repeatable = method != "POST" if idempotent is None else idempotent
+        retries = content.pop("retries", self.retries)
         started = content.pop("body", None)
         if "json" in content:
             content["content"] = encode(content.pop("json"))
@@ -115,15 +114,10 @@ class Connection:
             arguments = content if started is None else {**content, **started()}
             return checked(self._http.request(method, path, **arguments))
 
-        return self._until_answered(send, repeatable=repeatable)
+        return self._until_answered(send, repeatable=repeatable, retries=retries)
 
     def json(self, method: str, path: str, **content: Any) -> Any:
-        """Send a request and return the JSON of its answer.
-
-        Raises:
-            ServiceUnreachable: Nobody answered, or what answered is no GRIT service.
-            RequestRefused: The service refused it.
-        """
+        """Send a request and return the JSON of its answer."""
         return self.decoded(self.request(method, path, **content))
 
     def decoded(self, response: httpx.Response) -> Any:
@@ -144,12 +138,7 @@ class Connection:
     def stream(
         self, method: str, path: str, *, silence_seconds: float | None = None, **content: Any
     ) -> Iterator[httpx.Response]:
-        """Send a request once and read the answer piece by piece.
-
-        Raises:
-            ServiceUnreachable: Nobody answered, or the answer broke off.
-            RequestRefused: The service refused it.
-        """
+        """Send a request once and read the answer piece by piece."""
         silence = self.timeout_seconds if silence_seconds is None else silence_seconds
         timeout = httpx.Timeout(silence, connect=CONNECT_SECONDS)
         try:
@@ -161,12 +150,12 @@ class Connection:
             raise self._unreachable(error) from error
 
     def _until_answered(
-        self, send: Callable[[], httpx.Response], *, repeatable: bool
+        self, send: Callable[[], httpx.Response], *, repeatable: bool, retries: Retries
     ) -> httpx.Response:
         attempt = 0
         while True:
             attempt += 1
-            last = attempt >= self.retries.attempts
+            last = attempt >= retries.attempts
             try:
                 return send()
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -180,21 +169,22 @@ class Connection:
                 pause = self._pause(attempt)
             except ServiceUnavailable as error:
                 asked = self._pause_asked(error.problem, attempt)
-                if last or asked is None or not (repeatable or error.problem.status == 429):
+                if last or asked is None or not (repeatable or error.problem.status in _UNHEARD):
                     raise
                 pause = asked
             time.sleep(pause)
 
     def _pause(self, attempt: int) -> float:
         ceiling = self.retries.first_seconds * 2 ** (attempt - 1)
-        return min(self.retries.longest_seconds, ceiling * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients, keeps no secret
+        return min(self.retries.longest_seconds, float(ceiling * jitter))
 
     def _pause_asked(self, problem: Problem, attempt: int) -> float | None:
         # None: not a matter of patience, or of more patience than we have.
         if problem.status not in _PATIENCE:
             return None
         asked = problem.document.get("retry_after_seconds")
-        pause = self._pause(attempt) if not isinstance(asked, int | float) else float(asked)
+        pause = float(asked) if isinstance(asked, int | float) else self._pause(attempt)
         return pause if pause <= self.retries.longest_seconds else None
 
     def _unreachable(self, error: httpx.HTTPError) -> ServiceUnreachable:
@@ -228,7 +218,7 @@ def checked(response: httpx.Response) -> httpx.Response:
     """Return an answer that is not an error.
 
     Raises:
-        RequestRefused: If it is one (the subclass says what kind).
+        refusal: The error of the answer's status, a `RequestRefused`.
     """
     if not response.is_error:
         return response

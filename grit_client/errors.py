@@ -115,7 +115,7 @@ class Conflict(RequestRefused):
 
 
 class InvalidInput(GritClientError, ValueError):
-    """Refused before anything was sent: a file, an image or an option; `faults` where it is JSON."""
+    """Refused before anything was sent: a file, an image, an option; JSON comes with `faults`."""
 
     def __init__(self, message: str, *, faults: tuple[Fault, ...] = ()) -> None:
         super().__init__("\n".join([message, *map(describe, faults)]))

@@ -1,0 +1,90 @@
+"""Adapters: what jobs leave behind, as PEFT folders."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import httpx
+
+from grit_client.answers import Adapter
+from grit_client.archives import unpack
+from grit_client.calls.resource import MAX_PAGE, Calls, path_of
+from grit_client.errors import InvalidInput, ServiceUnreachable
+from grit_client.uploads import OnProgress
+
+
+class AdapterCalls(Calls):
+    """Calls under `/adapters`."""
+
+    def list_adapters(
+        self, *, job: str | None = None, model: str | None = None
+    ) -> Iterator[Adapter]:
+        """`GET /adapters`: every adapter of the team, newest first."""
+        params = {"job": job, "model": model, "limit": MAX_PAGE}
+        return cast("Iterator[Adapter]", self._pages("/adapters", params))
+
+    def get_adapter(self, adapter: str) -> Adapter:
+        """`GET /adapters/{id}`."""
+        return cast("Adapter", self._connection.json("GET", path_of("adapters", adapter)))
+
+    def download_adapter(
+        self, adapter: str, folder: str | Path, *, on_progress: OnProgress | None = None
+    ) -> Path:
+        """`GET /adapters/{id}/download`: fetch a PEFT folder that any PEFT program can load.
+
+        The folder appears whole or not at all.
+
+        Args:
+            adapter: The adapter's id.
+            folder: Where to put it; it must not exist, or be empty.
+            on_progress: Called with the bytes received so far and in all (0 when unknown).
+
+        Raises:
+            InvalidInput: The folder is not empty.
+        """
+        target = Path(folder).expanduser().absolute()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InvalidInput(f"{target} is not an empty folder; name another with --to.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
+            archive, fresh = Path(scratch, "archive"), Path(scratch, "adapter")
+            self._fetch(path_of("adapters", adapter, "download"), archive, on_progress)
+            unpack(archive, fresh)
+            if target.exists():
+                target.rmdir()
+            shutil.move(_only_folder(fresh), target)
+        return target
+
+    def delete_adapter(self, adapter: str) -> None:
+        """`DELETE /adapters/{id}`."""
+        self._connection.request("DELETE", path_of("adapters", adapter))
+
+    def _fetch(self, path: str, archive: Path, on_progress: OnProgress | None) -> None:
+        headers = {"Accept": "*/*"}
+        with (
+            self._connection.stream("GET", path, headers=headers) as response,
+            archive.open("wb") as file,
+        ):
+            total = int(response.headers.get("Content-Length", 0))
+            received = 0
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                received += len(chunk)
+                if on_progress is not None:
+                    on_progress(received, total)
+            _check_length(response, received=received, total=total)
+
+
+def _check_length(response: httpx.Response, *, received: int, total: int) -> None:
+    if total and "Content-Encoding" not in response.headers and received != total:
+        raise ServiceUnreachable(f"The download broke off at {received} of {total} bytes.")
+
+
+def _only_folder(folder: Path) -> Path:
+    # An archive may hold the adapter's files, or one folder with them.
+    entries = list(folder.iterdir())
+    if len(entries) == 1 and entries[0].is_dir():
+        return entries[0]
+    return folder
