@@ -1,8 +1,8 @@
 """Checkpoint folders: all that a resumed run needs, written whole or not at all.
 
 A folder `step-N` holds safetensors files, `state.json`, and `checkpoint.json` with the size and
-SHA-256 of each and of itself. It is written beside its final name, flushed to the disk, and renamed;
-so a crash leaves the previous checkpoint, and a torn or altered byte is found on reading.
+SHA-256 of each and of itself. It is written beside its final name, flushed to the disk, and
+renamed; so a crash leaves the previous checkpoint, and a torn or altered byte is found on reading.
 """
 
 import hashlib

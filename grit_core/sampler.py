@@ -1,4 +1,4 @@
-"""Which rows make up which batch: a pure function of the seed and the step, so a resume needs no state."""
+"""Which rows make up which step: a function of seed and step alone, so a resume needs no state."""
 
 import math
 from dataclasses import dataclass

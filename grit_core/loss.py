@@ -1,0 +1,49 @@
+"""The loss on label tokens, with logits computed at no other place."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from grit_core.data import IGNORED, Batch
+
+
+def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+    """Sum the cross entropy over a batch's label tokens.
+
+    The vocabulary projection is the largest activation of a small model, so models that accept
+    `logits_to_keep` are asked only for the columns in which some row has a label.
+
+    Args:
+        model: A causal model or a VLM, PEFT-wrapped or not; called with the batch's inputs.
+        batch: Rows on the model's device.
+
+    Returns:
+        A float32 scalar; divide by the number of label tokens of the whole step.
+    """
+    targets = batch.labels[:, 1:]
+    inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
+    if _keeps_chosen_logits(model):
+        columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+        targets = targets[:, columns]
+        logits = model(**inputs, logits_to_keep=columns).logits
+    else:
+        logits = model(**inputs).logits[:, :-1]
+    return cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to a device."""
+    if device.type == "cpu":
+        return batch
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+    return Batch(inputs=inputs, labels=batch.labels.to(device, non_blocking=True))
+
+
+def _keeps_chosen_logits(model: nn.Module) -> bool:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters

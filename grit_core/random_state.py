@@ -1,0 +1,81 @@
+"""Every source of randomness of a run: seeded, saved and restored as tensors and JSON values."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the legacy generator
+    torch.manual_seed(seed)
+
+
+def random_tensors(device: torch.device) -> dict[str, Tensor]:
+    """The states that torch keeps as bytes."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def random_values() -> dict[str, Any]:
+    """The states of python and numpy, as JSON values."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - see above
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def restore_random(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, device: torch.device
+) -> None:
+    """Continue where `random_tensors` and `random_values` were taken."""
+    version, words, gauss = values["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = values["numpy"]
+    state = (name, np.array(keys, dtype=np.uint32), position, has_gauss, cached)
+    np.random.set_state(state)  # noqa: NPY002 - see above
+    torch.set_rng_state(tensors["cpu"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
+    elif device.type == "mps" and "mps" in tensors:
+        torch.mps.set_rng_state(tensors["mps"])
+
+
+@contextmanager
+def reproducible(device: torch.device, *, num_threads: int | None) -> Iterator[int]:
+    """Fix the number of CPU threads, and on the CPU the algorithms; both are put back afterwards.
+
+    Args:
+        device: Where training runs.
+        num_threads: `None` keeps torch's number.
+
+    Yields:
+        The number of threads in use.
+    """
+    threads_before = torch.get_num_threads()
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    fill_before = torch.utils.deterministic.fill_uninitialized_memory
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(mode=True)
+        # Nothing here reads memory that was not written; filling it costs time on every allocation.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill_before
+        torch.use_deterministic_algorithms(mode=deterministic_before)
+        torch.set_num_threads(threads_before)
