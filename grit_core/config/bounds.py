@@ -1,0 +1,192 @@
+"""What a configuration value may be: each check answers with a fault or with nothing."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from grit_core.errors import Fault
+
+MAX_SHOWN_CHARACTERS = 200
+"""A value that is longer is not repeated to the caller."""
+
+
+class Check(Protocol):
+    """One field's rule."""
+
+    def fault(self, value: object, *, pointer: str) -> Fault | None:
+        """Say what is wrong with the value at `pointer`, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Number:
+    """A finite number between two bounds, both included unless said otherwise."""
+
+    low: float
+    high: float
+    integer: bool = False
+    above_low: bool = False
+    """The lower bound itself is refused."""
+    below_high: bool = False
+    """The upper bound itself is refused."""
+    optional: bool = False
+    auto: bool = False
+    """The text `auto` is accepted as well."""
+
+    def fault(self, value: object, *, pointer: str) -> Fault | None:
+        """Say what is wrong with the value at `pointer`, or nothing."""
+        if (value is None and self.optional) or (value == "auto" and self.auto):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return wrong_type(value, pointer=pointer, expected=self.expected)
+        if isinstance(value, float) and self.integer and not value.is_integer():
+            return wrong_type(value, pointer=pointer, expected=self.expected)
+        if isinstance(value, float) and self.integer:
+            return wrong_type(value, pointer=pointer, expected=self.expected)
+        if not math.isfinite(value) or not self._within(value):
+            name = pointer.rsplit("/", maxsplit=1)[-1]
+            return Fault(
+                pointer=pointer,
+                code="out_of_range",
+                detail=f"{name} is {shown(value)}; give {self.expected}.",
+                input=shown_input(value),
+            )
+        return None
+
+    @property
+    def expected(self) -> str:
+        """The rule in words."""
+        kind = "a whole number" if self.integer else "a number"
+        low = f"above {self.low:g}" if self.above_low else f"from {self.low:.15g}"
+        high = f"below {self.high:g}" if self.below_high else f"up to {self.high:.15g}"
+        alternatives = " or `auto`" if self.auto else ""
+        return f"{kind} {low} {high}{alternatives}" + (", or null" if self.optional else "")
+
+    def _within(self, value: float) -> bool:
+        over = value > self.low if self.above_low else value >= self.low
+        under = value < self.high if self.below_high else value <= self.high
+        return over and under
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One of a few texts."""
+
+    values: tuple[str, ...]
+
+    def fault(self, value: object, *, pointer: str) -> Fault | None:
+        """Say what is wrong with the value at `pointer`, or nothing."""
+        if isinstance(value, str) and value in self.values:
+            return None
+        name = pointer.rsplit("/", maxsplit=1)[-1]
+        return Fault(
+            pointer=pointer,
+            code="unknown_value",
+            detail=f"{name} is {shown(value)}; give one of {', '.join(self.values)}."
+            + did_you_mean(value, self.values),
+            input=shown_input(value),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flag:
+    """True or false."""
+
+    def fault(self, value: object, *, pointer: str) -> Fault | None:
+        """Say what is wrong with the value at `pointer`, or nothing."""
+        if isinstance(value, bool):
+            return None
+        return wrong_type(value, pointer=pointer, expected="true or false")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A short text."""
+
+    max_length: int
+
+    def fault(self, value: object, *, pointer: str) -> Fault | None:
+        """Say what is wrong with the value at `pointer`, or nothing."""
+        expected = f"a text of 1 to {self.max_length} characters"
+        if not isinstance(value, str):
+            return wrong_type(value, pointer=pointer, expected=expected)
+        if not 1 <= len(value) <= self.max_length:
+            name = pointer.rsplit("/", maxsplit=1)[-1]
+            return Fault(
+                pointer=pointer,
+                code="out_of_range",
+                detail=f"{name} has {len(value)} characters; give {expected}.",
+            )
+        return None
+
+
+def check_fields(values: object, checks: Mapping[str, Check], *, pointer: str) -> list[Fault]:
+    """Apply each check to the attribute of its name."""
+    found = (
+        check.fault(getattr(values, name), pointer=f"{pointer}/{name}")
+        for name, check in checks.items()
+    )
+    return [fault for fault in found if fault is not None]
+
+
+def wrong_type(value: object, *, pointer: str, expected: str) -> Fault:
+    """The fault of a value of the wrong type."""
+    name = pointer.rsplit("/", maxsplit=1)[-1]
+    return Fault(
+        pointer=pointer,
+        code="wrong_type",
+        detail=f"{name} is {shown(value)}; give {expected}.",
+        input=shown_input(value),
+    )
+
+
+def unknown_fields(data: Mapping[str, Any], known: Iterable[str], *, pointer: str) -> list[Fault]:
+    """One fault for every key that is no field."""
+    names = list(known)
+    return [
+        Fault(
+            pointer=f"{pointer}/{escaped(str(key))}",
+            code="unknown_field",
+            detail=f"There is no field {shown(key)}{did_you_mean(key, names) or '.'}"
+            f" Known fields: {', '.join(names)}.",
+        )
+        for key in data
+        if key not in names
+    ]
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """A sentence with the nearest known text, or nothing."""
+    if not isinstance(value, str) or len(value) > MAX_SHOWN_CHARACTERS:
+        return ""
+    nearest = difflib.get_close_matches(value, list(known), n=1)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
+
+
+def escaped(token: str) -> str:
+    """One reference token of a JSON pointer (RFC 6901, section 3)."""
+    return token.replace("~", "~0").replace("/", "~1")
+
+
+def shown(value: object) -> str:
+    """The value as it stands in a sentence."""
+    if value is None:
+        return "null"
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) > MAX_SHOWN_CHARACTERS:
+        return f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"
+    return repr(text) if isinstance(value, str) else text
+
+
+def shown_input(value: object) -> object:
+    """The value when it is a short JSON scalar; `None` otherwise."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, bool | float) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if abs(value) <= 2**53 else None
+    if isinstance(value, str) and len(value) <= MAX_SHOWN_CHARACTERS:
+        return str(value)
+    return None

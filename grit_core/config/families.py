@@ -1,0 +1,175 @@
+"""The model families whose submodule names are known, as transformers 5 names them.
+
+Each name was read off the family's own class, built from its own config, and a test builds every
+one of them again. A family that is not listed still adapts by full patterns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from grit_core.config.model_configs import Modality
+
+_VISION, _TEXT, _CROSS = Modality.VISION, Modality.TEXT, Modality.CROSS_MODAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Where the parts of a model lie, and which of their layers adapt by default."""
+
+    name: str
+    title: str
+    """For people."""
+    model_types: tuple[str, ...]
+    """As in `config.json`."""
+    roots: Mapping[str, Modality]
+    """Submodule names; the longest that a layer's name begins with decides its modality."""
+    queries: Mapping[Modality, str]
+    """One pattern for each modality: where an attention's queries are made, or the connector."""
+    values: Mapping[Modality, str]
+    """One pattern for each modality: where an attention's values are made, or the connector."""
+
+    def default_patterns(self, modality: Modality) -> list[str]:
+        """What an empty list of patterns stands for; empty when the family has no such part."""
+        both = (self.queries.get(modality), self.values.get(modality))
+        return list(dict.fromkeys(pattern for pattern in both if pattern is not None))
+
+    def modality_of(self, name: str) -> Modality | None:
+        """The part that a layer lies in."""
+        inside = [root for root in self.roots if name == root or name.startswith(f"{root}.")]
+        return self.roots[max(inside, key=len)] if inside else None
+
+
+def _vlm(
+    name: str,
+    title: str,
+    *model_types: str,
+    vision: tuple[str, str, str],
+    text: str = "model.language_model",
+    connectors: tuple[str, ...] = ("model.multi_modal_projector",),
+    cross: tuple[str, ...] = (),
+) -> Family:
+    """Build a family of a vision model, a connector and a language model.
+
+    Args:
+        name: Of the family.
+        title: For people.
+        model_types: As in `config.json`.
+        vision: The vision model's name, and its patterns for queries and values.
+        text: The language model's name.
+        connectors: Names of the submodules between the two.
+        cross: Patterns for the connector's layers; none when it has no linear layer.
+    """
+    attention = f"{text}.layers.*.self_attn"
+    roots = {vision[0]: _VISION, text: _TEXT, "lm_head": _TEXT}
+    roots |= dict.fromkeys(connectors, _CROSS)
+    queries = {_VISION: vision[1], _TEXT: f"{attention}.q_proj"}
+    values = {_VISION: vision[2], _TEXT: f"{attention}.v_proj"}
+    if cross:
+        queries[_CROSS], values[_CROSS] = cross[0], cross[-1]
+    return Family(
+        name=name, title=title, model_types=model_types, roots=roots, queries=queries, values=values
+    )
+
+
+def _siglip(root: str) -> tuple[str, str, str]:
+    attention = f"{root}.encoder.layers.*.self_attn"
+    return root, f"{attention}.q_proj", f"{attention}.v_proj"
+
+
+def _qwen_visual() -> tuple[str, str, str]:
+    fused = "model.visual.blocks.*.attn.qkv"
+    return "model.visual", fused, fused
+
+
+def _causal(name: str, title: str, *model_types: str) -> Family:
+    attention = "model.layers.*.self_attn"
+    return Family(
+        name=name,
+        title=title,
+        model_types=model_types,
+        roots={"model": _TEXT, "lm_head": _TEXT},
+        queries={_TEXT: f"{attention}.q_proj"},
+        values={_TEXT: f"{attention}.v_proj"},
+    )
+
+
+_PROJECTOR = ("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2")
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        _vlm(
+            "smolvlm",
+            "SmolVLM, SmolVLM2 and Idefics3",
+            "idefics3",
+            "smolvlm",
+            vision=_siglip("model.vision_model"),
+            text="model.text_model",
+            connectors=("model.connector",),
+            cross=("model.connector.modality_projection.proj",),
+        ),
+        _vlm(
+            "llava",
+            "LLaVA 1.5 and LLaVA-NeXT",
+            "llava",
+            "llava_next",
+            vision=_siglip("model.vision_tower"),
+            cross=_PROJECTOR,
+        ),
+        _vlm(
+            "llava_onevision",
+            "LLaVA-OneVision",
+            "llava_onevision",
+            vision=_siglip("model.vision_tower"),
+            cross=_PROJECTOR,
+        ),
+        _vlm(
+            "qwen2_5_vl",
+            "Qwen2-VL and Qwen2.5-VL",
+            "qwen2_vl",
+            "qwen2_5_vl",
+            vision=_qwen_visual(),
+            connectors=("model.visual.merger",),
+            cross=("model.visual.merger.mlp.*",),
+        ),
+        _vlm(
+            "qwen3_vl",
+            "Qwen3-VL",
+            "qwen3_vl",
+            vision=_qwen_visual(),
+            connectors=("model.visual.merger", "model.visual.deepstack_merger_list"),
+            cross=("model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"),
+        ),
+        # Gemma 3 connects by a bare parameter, which is no linear layer.
+        _vlm("gemma3", "Gemma 3", "gemma3", vision=_siglip("model.vision_tower")),
+        _vlm(
+            "internvl",
+            "InternVL (Hugging Face)",
+            "internvl",
+            vision=(
+                "model.vision_tower",
+                "model.vision_tower.encoder.layer.*.attention.q_proj",
+                "model.vision_tower.encoder.layer.*.attention.v_proj",
+            ),
+            cross=_PROJECTOR,
+        ),
+        _vlm(
+            "paligemma",
+            "PaliGemma",
+            "paligemma",
+            vision=_siglip("model.vision_tower"),
+            cross=("model.multi_modal_projector.linear",),
+        ),
+        _causal("llama", "Llama and SmolLM (text)", "llama"),
+        _causal("mistral", "Mistral (text)", "mistral"),
+        _causal("qwen2", "Qwen2 and Qwen2.5 (text)", "qwen2"),
+        _causal("qwen3", "Qwen3 (text)", "qwen3"),
+        _causal("gemma", "Gemma 2 and Gemma 3 (text)", "gemma2", "gemma3_text"),
+    )
+}
+"""The known families, by name."""
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of a model type, if it is known."""
+    return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
