@@ -12,7 +12,7 @@ from grit_core.events import Warned
 from grit_core.plan import AdaptationPlan
 from grit_core.training_job import TrainingJob
 from store import attempts, base_models
-from store.database import transaction
+from store.database import run_in_transaction, transaction
 from store.errors import ObjectCorrupt, ObjectMissing
 from store.models import Dataset
 
@@ -52,7 +52,7 @@ def fetch_inputs(bench: Workbench, claim: Claim, *, work_dir: Path) -> Inputs:
     is, only warns.
     """
     rows = _read_rows(bench, claim)
-    resume_from, warnings = _fetch_checkpoint(bench, rows.checkpoints, work_dir / "resume")
+    resume_from, warnings = _fetch_checkpoint(bench, claim, rows.checkpoints, work_dir / "resume")
     row = claim.job
     training = TrainingConfig(**row.training)
     job = TrainingJob(
@@ -95,9 +95,9 @@ def _fetch_dataset(bench: Workbench, dataset: Dataset) -> Path:
 
 
 def _fetch_checkpoint(
-    bench: Workbench, checkpoints: list[Checkpoint], folder: Path
+    bench: Workbench, claim: Claim, checkpoints: list[Checkpoint], folder: Path
 ) -> tuple[Path | None, list[Warned]]:
-    """Fetch the newest checkpoint whose bytes are whole; say why newer ones are not used."""
+    """Fetch the newest checkpoint whose bytes are whole; forget newer ones, and say why."""
     warnings = []
     for checkpoint in checkpoints:
         target = folder / f"from-{checkpoint.step}"
@@ -105,6 +105,7 @@ def _fetch_checkpoint(
             bench.objects.get_folder(checkpoint.prefix, target)
         except (ObjectCorrupt, ObjectMissing) as error:
             shutil.rmtree(target, ignore_errors=True)
+            _forget(bench, claim, step=checkpoint.step)
             warnings.append(
                 Warned(
                     code="checkpoint_unusable",
@@ -114,3 +115,15 @@ def _fetch_checkpoint(
         else:
             return target / f"step-{checkpoint.step}", warnings
     return None, warnings
+
+
+def _forget(bench: Workbench, claim: Claim, *, step: int) -> None:
+    """Remove a damaged checkpoint, so that no later attempt starts from it."""
+    prefix = run_in_transaction(
+        bench.engine,
+        lambda session: attempts.forget_checkpoint(
+            session, job_id=claim.job.id, attempt=claim.attempt, step=step
+        ),
+    )
+    if prefix is not None:
+        bench.objects.delete_prefix(f"{prefix}/")

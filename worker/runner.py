@@ -323,9 +323,8 @@ class Runner:
     def _report(self, event: TrainingEvent) -> None:
         if isinstance(event, _QUIET_EVENTS):
             return
-        document = _finite(event_to_json(event))
-        document.pop("folder", None)  # a path of this machine means nothing to a reader
-        self._reporter.report(document, urgent=isinstance(event, TrainingStarted | Warned))
+        urgent = isinstance(event, TrainingStarted | Warned)
+        self._reporter.report(event_to_json(event), urgent=urgent)
 
     def _write(self, documents: Sequence[dict[str, Any]], phase: str | None) -> None:
         def work(session: Session) -> None:
@@ -337,14 +336,3 @@ class Runner:
                 )
 
         run_in_transaction(self._bench.engine, work)
-
-
-def _finite(value: Any) -> Any:
-    """Return JSON values with null for numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
