@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from store.errors import NotFound
+from store.ids import new_id
 from store.models import Adapter, AdapterOrigin
-from store.pages import Page
+from store.pages import Page, read_page
 
 
 def create_adapter(  # noqa: PLR0913 - the columns of one row
@@ -24,7 +27,22 @@ def create_adapter(  # noqa: PLR0913 - the columns of one row
     details: dict[str, Any] | None = None,
 ) -> Adapter:
     """Record an adapter; its objects are already stored under `prefix`."""
-    raise NotImplementedError
+    adapter = Adapter(
+        id=id or new_id("adp"),
+        team=team,
+        origin=origin,
+        model=model,
+        prefix=prefix,
+        job_id=job_id,
+        name=name,
+        sha256=sha256,
+        size_bytes=size_bytes,
+        trainable_parameters=trainable_parameters,
+        details=details,
+    )
+    session.add(adapter)
+    session.flush()
+    return adapter
 
 
 def get_adapter(session: Session, adapter_id: str, *, team: str) -> Adapter:
@@ -33,12 +51,19 @@ def get_adapter(session: Session, adapter_id: str, *, team: str) -> Adapter:
     Raises:
         NotFound: If there is none, or it is another team's.
     """
-    raise NotImplementedError
+    adapter = session.scalars(
+        select(Adapter).where(Adapter.id == adapter_id, Adapter.team == team)
+    ).one_or_none()
+    if adapter is None:
+        raise NotFound("adapter", adapter_id)
+    return adapter
 
 
 def adapter_of_job(session: Session, job_id: str, *, team: str) -> Adapter | None:
     """Return the adapter that a team's job made, if it has made one."""
-    raise NotImplementedError
+    return session.scalars(
+        select(Adapter).where(Adapter.job_id == job_id, Adapter.team == team)
+    ).one_or_none()
 
 
 def list_adapters(
@@ -54,7 +79,10 @@ def list_adapters(
     Raises:
         InvalidCursor: If the cursor is not one of ours.
     """
-    raise NotImplementedError
+    statement = select(Adapter).where(Adapter.team == team)
+    if model is not None:
+        statement = statement.where(Adapter.model == model)
+    return read_page(session, statement, key=Adapter.id, cursor=cursor, limit=limit)
 
 
 def delete_adapter(session: Session, adapter_id: str, *, team: str) -> str:
@@ -66,4 +94,12 @@ def delete_adapter(session: Session, adapter_id: str, *, team: str) -> str:
     Raises:
         NotFound: If the team has no such adapter.
     """
-    raise NotImplementedError
+    prefix = session.scalars(
+        delete(Adapter)
+        .where(Adapter.id == adapter_id, Adapter.team == team)
+        .returning(Adapter.prefix),
+        execution_options={"synchronize_session": False},
+    ).one_or_none()
+    if prefix is None:
+        raise NotFound("adapter", adapter_id)
+    return prefix

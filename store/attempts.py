@@ -1,13 +1,47 @@
 """Executions of jobs: claim, keep, finish, give back. Every write is fenced by the attempt."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, Update, delete, func, null, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
-from store.models import Checkpoint, Job
-from store.settings import Settings
+from store import events
+from store.database_time import database_now, database_time_in
+from store.dialects import upsert
+from store.errors import LeaseLost
+from store.ids import new_id
+from store.lifecycle import ACTIVE, transition
+from store.models import (
+    Adapter,
+    AdapterOrigin,
+    Attempt,
+    AttemptOutcome,
+    Checkpoint,
+    Job,
+    JobStatus,
+    Team,
+)
+from store.retries import Failure, RetryPolicy, end_attempt, settle
+
+__all__ = [
+    "Claim",
+    "Failure",
+    "NewAdapter",
+    "Orders",
+    "RetryPolicy",
+    "claim_next",
+    "complete",
+    "fail",
+    "forget_checkpoint",
+    "hand_back",
+    "heartbeat",
+    "list_checkpoints",
+    "queues_to_ring",
+    "reap_expired",
+    "save_checkpoint_pointer",
+    "set_phase",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +53,6 @@ class Claim:
     attempt_id: str
     checkpoint: Checkpoint | None
     """Where to go on (`step`, `prefix`); none: from the start."""
-    lease_expires_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,42 +61,6 @@ class Orders:
 
     cancel: bool
     pause: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why an attempt failed, in words for the user."""
-
-    code: str
-    message: str
-    category: str = "system"
-    hint: str | None = None
-    retryable: bool = False
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
-    """How often, and after which wait, a job is tried again."""
-
-    backoff_first_seconds: float = 10.0
-    backoff_cap_seconds: float = 360.0
-    max_infra_failures: int = 20
-
-    @classmethod
-    def of(cls, settings: Settings) -> "RetryPolicy":
-        """Return this deployment's policy."""
-        return cls(
-            backoff_first_seconds=settings.backoff_first_seconds,
-            backoff_cap_seconds=settings.backoff_cap_seconds,
-            max_infra_failures=settings.max_infra_failures,
-        )
-
-    def backoff_seconds(self, failures: int) -> float:
-        """Return the wait after so many failures: doubled for each, up to the cap."""
-        return float(
-            min(self.backoff_first_seconds * 2.0 ** min(failures - 1, 30), self.backoff_cap_seconds)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +87,38 @@ def claim_next(
     Returns:
         None: If no job of this queue is ready.
     """
-    raise NotImplementedError
+    found = session.scalars(_next_in(queue).with_for_update(of=Job, skip_locked=True)).first()
+    if found is None:
+        return None
+    job = transition(
+        session,
+        found,
+        to=JobStatus.RUNNING,
+        reason=None,
+        attempt=Job.attempt + 1,
+        charged_attempts=Job.charged_attempts + 1,
+        worker_id=worker_id,
+        lease_expires_at=database_time_in(lease_seconds),
+        not_before=null(),
+        phase="starting",
+    )
+    session.execute(
+        update(Team).where(Team.name == job.team).values(last_claimed_at=database_now()),
+        execution_options={"synchronize_session": False},
+    )
+    checkpoint = _newest_checkpoint(session, job.id)
+    resumed_from = checkpoint.step if checkpoint is not None else None
+    events.truncate_after(session, job.id, step=resumed_from or 0)
+    attempt = Attempt(
+        id=new_id("att"),
+        job_id=job.id,
+        number=job.attempt,
+        worker_id=worker_id,
+        resumed_from_step=resumed_from,
+    )
+    session.add(attempt)
+    session.flush()
+    return Claim(job=job, attempt=job.attempt, attempt_id=attempt.id, checkpoint=checkpoint)
 
 
 def heartbeat(
@@ -101,7 +129,16 @@ def heartbeat(
     Raises:
         LeaseLost: If the attempt is no longer the current one; its process must stop.
     """
-    raise NotImplementedError
+    status = session.scalars(
+        _fenced(job_id, attempt)
+        .where(Job.worker_id == worker_id)
+        .values(lease_expires_at=database_time_in(lease_seconds))
+        .returning(Job.status),
+        execution_options={"synchronize_session": False},
+    ).one_or_none()
+    if status is None:
+        raise LeaseLost(job_id, attempt=attempt)
+    return Orders(cancel=status == JobStatus.CANCELLING, pause=status == JobStatus.PAUSING)
 
 
 def set_phase(session: Session, *, job_id: str, attempt: int, phase: str) -> None:
@@ -110,7 +147,14 @@ def set_phase(session: Session, *, job_id: str, attempt: int, phase: str) -> Non
     Raises:
         LeaseLost: If the attempt is no longer the current one.
     """
-    raise NotImplementedError
+    changed = session.scalars(
+        _fenced(job_id, attempt)
+        .values(phase=phase, version=Job.version + 1, updated_at=database_now())
+        .returning(Job.id),
+        execution_options={"synchronize_session": False},
+    ).one_or_none()
+    if changed is None:
+        raise LeaseLost(job_id, attempt=attempt)
 
 
 def save_checkpoint_pointer(
@@ -128,16 +172,37 @@ def save_checkpoint_pointer(
     Raises:
         LeaseLost: If the attempt is no longer the current one.
     """
-    raise NotImplementedError
+    columns = {
+        "step": step,
+        "prefix": prefix,
+        "manifest_sha256": manifest_sha256,
+        "size_bytes": size_bytes,
+    }
+    told = {"step": step, "size_bytes": size_bytes}
+    events.append(session, job_id, "checkpoint_saved", told, attempt)
+    upsert(session, Checkpoint, [{"job_id": job_id, "attempt": attempt, **columns}])
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.number == attempt)
+        .values(last_step=step),
+        execution_options={"synchronize_session": False},
+    )
+    return session.get_one(Checkpoint, (job_id, step), populate_existing=True)
 
 
 def list_checkpoints(session: Session, job_id: str) -> list[Checkpoint]:
     """Return a job's stored checkpoints, the first step first."""
-    raise NotImplementedError
+    return list(
+        session.scalars(
+            select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step)
+        )
+    )
 
 
 def forget_checkpoint(session: Session, *, job_id: str, attempt: int, step: int) -> str | None:
-    """Remove an older checkpoint's row, before its objects; the current one is kept.
+    """Remove a checkpoint's row, before its objects: superseded, or found to be corrupt.
+
+    The newest row that remains is the one that the next claim resumes from.
 
     Returns:
         The prefix whose objects may now be deleted, or none if there was nothing to remove.
@@ -145,7 +210,19 @@ def forget_checkpoint(session: Session, *, job_id: str, attempt: int, step: int)
     Raises:
         LeaseLost: If the attempt is no longer the current one.
     """
-    raise NotImplementedError
+    held = session.scalars(
+        select(Job.id)
+        .where(Job.id == job_id, Job.attempt == attempt, Job.status.in_(ACTIVE))
+        .with_for_update()
+    ).one_or_none()
+    if held is None:
+        raise LeaseLost(job_id, attempt=attempt)
+    return session.scalars(
+        delete(Checkpoint)
+        .where(Checkpoint.job_id == job_id, Checkpoint.step == step)
+        .returning(Checkpoint.prefix),
+        execution_options={"synchronize_session": False},
+    ).one_or_none()
 
 
 def complete(
@@ -162,7 +239,33 @@ def complete(
         LeaseLost: If the attempt is no longer the current one.
         IllegalTransition: If the job is being cancelled: nothing is published; call `hand_back`.
     """
-    raise NotImplementedError
+    repeated = _completed_before(session, job_id, attempt, adapter)
+    if repeated is not None:
+        return repeated
+    job = transition(
+        session,
+        job_id,
+        to=JobStatus.SUCCEEDED,
+        expected_attempt=attempt,
+        result={**result, "adapter": adapter.id},
+    )
+    session.add(
+        Adapter(
+            id=adapter.id,
+            team=job.team,
+            job_id=job.id,
+            origin=AdapterOrigin.JOB,
+            name=adapter.name if adapter.name is not None else job.name,
+            model=job.model,
+            prefix=adapter.prefix,
+            sha256=adapter.sha256,
+            size_bytes=adapter.size_bytes,
+            trainable_parameters=adapter.trainable_parameters,
+            details=adapter.details,
+        )
+    )
+    end_attempt(session, job, AttemptOutcome.SUCCEEDED)
+    return job
 
 
 def fail(
@@ -180,7 +283,8 @@ def fail(
     Raises:
         LeaseLost: If the attempt is no longer the current one.
     """
-    raise NotImplementedError
+    job = _held(session, job_id, attempt)
+    return settle(session, job, AttemptOutcome.FAILED, failure, policy or RetryPolicy())
 
 
 def hand_back(
@@ -199,7 +303,47 @@ def hand_back(
     Raises:
         LeaseLost: If the attempt is no longer the current one.
     """
-    raise NotImplementedError
+    policy = policy or RetryPolicy()
+    job = _held(session, job_id, attempt)
+    uncharged = {"charged_attempts": Job.charged_attempts - 1}
+    status = JobStatus(job.status)
+    if status is JobStatus.CANCELLING:
+        end_attempt(session, job, AttemptOutcome.CANCELLED)
+        return transition(
+            session,
+            job_id,
+            to=JobStatus.CANCELLED,
+            expected_attempt=attempt,
+            reason=job.status_reason,
+        )
+    if status is JobStatus.PAUSING:
+        end_attempt(session, job, AttemptOutcome.PAUSED)
+        return transition(
+            session,
+            job_id,
+            to=JobStatus.PAUSED,
+            expected_attempt=attempt,
+            reason=job.status_reason,
+            **uncharged,
+        )
+    if job.infra_failures >= policy.max_infra_failures:
+        failure = Failure(
+            code="interrupted_too_often",
+            message=f"The job was interrupted {job.infra_failures + 1} times: {reason}",
+            hint="Look at the workers, then retry the job.",
+        )
+        return settle(session, job, AttemptOutcome.HANDED_BACK, failure, policy)
+    end_attempt(session, job, AttemptOutcome.HANDED_BACK)
+    return transition(
+        session,
+        job_id,
+        to=JobStatus.QUEUED,
+        expected_attempt=attempt,
+        reason=reason,
+        infra_failures=Job.infra_failures + 1,
+        not_before=null(),
+        **uncharged,
+    )
 
 
 def reap_expired(
@@ -210,9 +354,120 @@ def reap_expired(
     Returns:
         The ids of the jobs that changed; the queued ones want a bell.
     """
-    raise NotImplementedError
+    policy = policy or RetryPolicy()
+    expired = session.scalars(
+        select(Job)
+        .where(Job.status.in_(ACTIVE), Job.lease_expires_at < database_now())
+        .order_by(Job.lease_expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True),
+        execution_options={"populate_existing": True},
+    ).all()
+    for job in expired:
+        failure = Failure(
+            code="worker_lost",
+            message=f"The worker of attempt {job.attempt} stopped answering.",
+            hint="It was killed, its machine went down, or it lost the database for too long.",
+            retryable=True,
+        )
+        settle(session, job, AttemptOutcome.LOST, failure, policy)
+    return [job.id for job in expired]
 
 
 def queues_to_ring(session: Session, *, again_after_seconds: float) -> list[str]:
     """Return the queues with ready rows whose bell is due, and note that it rings now."""
-    raise NotImplementedError
+    due = (
+        select(Job.id)
+        .where(
+            Job.status == JobStatus.QUEUED,
+            or_(Job.not_before.is_(None), Job.not_before <= database_now()),
+            or_(
+                Job.last_rung_at.is_(None),
+                Job.last_rung_at <= database_time_in(-again_after_seconds),
+            ),
+        )
+        .with_for_update(skip_locked=True)
+    )
+    queues = session.scalars(
+        update(Job)
+        .where(Job.id.in_(session.scalars(due).all()))
+        .values(last_rung_at=database_now())
+        .returning(Job.queue),
+        execution_options={"synchronize_session": False},
+    ).all()
+    return sorted(set(queues))
+
+
+def _next_in(queue: str) -> Select[str]:
+    """Select the job of a queue that is next: priority, then fairness between teams, then age."""
+    busy = aliased(Job)
+    running = (
+        select(func.count())
+        .where(busy.team == Job.team, busy.queue == queue, busy.status.in_(ACTIVE))
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    return (
+        select(Job.id)
+        .join(Team, Team.name == Job.team)
+        .where(
+            Job.queue == queue,
+            Job.status == JobStatus.QUEUED,
+            or_(Job.not_before.is_(None), Job.not_before <= database_now()),
+            or_(Team.max_running_jobs.is_(None), running < Team.max_running_jobs),
+        )
+        .order_by(
+            Job.priority.desc(),
+            running,
+            Team.last_claimed_at.asc().nulls_first(),
+            Job.created_at,
+            Job.id,
+        )
+        .limit(1)
+    )
+
+
+def _newest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
+    return session.scalars(
+        select(Checkpoint)
+        .where(Checkpoint.job_id == job_id)
+        .order_by(Checkpoint.step.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def _fenced(job_id: str, attempt: int) -> Update:
+    return update(Job).where(Job.id == job_id, Job.attempt == attempt, Job.status.in_(ACTIVE))
+
+
+def _held(session: Session, job_id: str, attempt: int) -> Job:
+    """Return a job of which an attempt holds the lease, and keep others from moving it.
+
+    Raises:
+        LeaseLost: If the attempt is no longer the current one.
+    """
+    job = session.scalars(
+        select(Job)
+        .where(Job.id == job_id, Job.attempt == attempt, Job.status.in_(ACTIVE))
+        .with_for_update(),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        raise LeaseLost(job_id, attempt=attempt)
+    return job
+
+
+def _completed_before(
+    session: Session, job_id: str, attempt: int, adapter: NewAdapter
+) -> Job | None:
+    """Return the job if this very completion was committed and only its answer was lost."""
+    return session.scalars(
+        select(Job)
+        .join(Adapter, Adapter.job_id == Job.id)
+        .where(
+            Job.id == job_id,
+            Job.attempt == attempt,
+            Job.status == JobStatus.SUCCEEDED,
+            Adapter.id == adapter.id,
+        )
+    ).one_or_none()

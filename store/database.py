@@ -1,15 +1,41 @@
 """The engine, and the one way to open a transaction. Nothing below the outermost caller commits."""
 
+import math
+import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Engine
+import sqlalchemy
+from sqlalchemy import URL, Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from store.errors import StorageFull, StorageUnavailable
 from store.settings import Settings
 
 Result = TypeVar("Result")
+
+NETWORK_FILE_SYSTEMS: Final = frozenset({
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "ceph",
+    "glusterfs",
+    "fuse.sshfs",
+    "lustre",
+})
+_READ_ONLY: Final = "grit_read_only"
+# Serialization failure, deadlock, lock not available, admin shutdown, starting up.
+_PASSING_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03"})
+_DISK_FULL_SQLSTATE: Final = "53100"
+_LONGEST_RETRYING_SECONDS: Final = 10.0
 
 
 def create_engine_from(settings: Settings) -> Engine:
@@ -18,7 +44,14 @@ def create_engine_from(settings: Settings) -> Engine:
     Raises:
         ValueError: If the URL names another database, or a SQLite file on a network file system.
     """
-    raise NotImplementedError
+    url = sqlalchemy.make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url, settings)
+    if url.get_backend_name() == "postgresql":
+        return _postgresql_engine(url, settings)
+    raise ValueError(
+        f"GRIT_DATABASE_URL names {url.get_backend_name()!r}; use sqlite:/// or postgresql+psycopg://"
+    )
 
 
 @contextmanager
@@ -30,8 +63,13 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
     Raises:
         StorageUnavailable: If the database does not answer, is locked or has no free connection.
         StorageFull: If its disk is full.
-    """
-    yield Session(engine)
+    """  # noqa: DOC501 - both come from `_translated`
+    bound = engine.execution_options(**_options(engine, read_only=read_only))
+    try:
+        with Session(bound, expire_on_commit=False) as session, session.begin():
+            yield session
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        raise _translated(error) from error
 
 
 def run_in_transaction(
@@ -39,13 +77,24 @@ def run_in_transaction(
 ) -> Result:
     """Run the whole of `work` in a transaction, again on a lost connection, deadlock or lock.
 
-    `work` must be safe to repeat: every write of the store is a compare-and-set or has a unique key.
+    `work` must be safe to repeat: every write of the store is a compare-and-set or has a unique
+    key. A transaction whose commit was not answered is repeated too.
 
     Raises:
         StorageUnavailable: If the last try fails too.
         StorageFull: If the disk is full.
     """
-    raise NotImplementedError
+    deadline = time.monotonic() + _LONGEST_RETRYING_SECONDS
+    tried = 0
+    while True:
+        tried += 1
+        try:
+            with transaction(engine) as session:
+                return work(session)
+        except StorageUnavailable as error:
+            if not error.passing or tried >= tries or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.0, min(2.0, 0.05 * math.exp2(tried))))  # noqa: S311 - jitter
 
 
 def ping(engine: Engine) -> None:
@@ -54,4 +103,101 @@ def ping(engine: Engine) -> None:
     Raises:
         StorageUnavailable: If it does not answer.
     """
-    raise NotImplementedError
+    with transaction(engine, read_only=True) as session:
+        session.execute(text("SELECT 1"))
+
+
+def _options(engine: Engine, *, read_only: bool) -> dict[str, Any]:
+    if engine.dialect.name == "sqlite":
+        return {_READ_ONLY: read_only}
+    return {"postgresql_readonly": True} if read_only else {}
+
+
+def _translated(error: Exception) -> StorageUnavailable | StorageFull:
+    """Say what a driver's error means for a caller; never with its SQL or its parameters."""
+    if not isinstance(error, DBAPIError):
+        return StorageUnavailable("All database connections are busy.", passing=False)
+    words = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no answer"
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate == _DISK_FULL_SQLSTATE or "disk is full" in words:
+        return StorageFull(f"The database's disk is full: {words}")
+    if "no such table" in words:
+        words += " (run `python -m store migrate`)"
+    # Without a state the connection was lost or never came to be.
+    passing = sqlstate in _PASSING_SQLSTATES or (sqlstate is None and "no such" not in words)
+    return StorageUnavailable(f"The database does not answer: {words}", passing=passing)
+
+
+def _postgresql_engine(url: URL, settings: Settings) -> Engine:
+    limits = {
+        "statement_timeout": f"{settings.statement_timeout_seconds * 1000:.0f}",
+        "lock_timeout": f"{settings.lock_timeout_seconds * 1000:.0f}",
+        "idle_in_transaction_session_timeout": "15000",
+        "timezone": "UTC",
+    }
+    return sqlalchemy.create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=settings.pool_size,
+        max_overflow=settings.pool_size,
+        pool_timeout=settings.pool_timeout_seconds,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": 3,
+            "application_name": "grit",
+            "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        },
+    )
+
+
+def _sqlite_engine(url: URL, settings: Settings) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise ValueError("GRIT_DATABASE_URL: SQLite needs a file; rows must outlive the process")
+    file = Path(url.database).absolute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind = file_system_of(file.parent)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise ValueError(
+            f"GRIT_DATABASE_URL: {file} is on a network file system ({kind}), where SQLite loses"
+            " rows; use a local disk or PostgreSQL"
+        )
+    engine = sqlalchemy.create_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=4 * settings.pool_size,
+        pool_timeout=settings.pool_timeout_seconds,
+        hide_parameters=True,
+        connect_args={"timeout": settings.busy_timeout_seconds},
+    )
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own implicit BEGIN is off; `_begin_sqlite` says which one it is to be.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def file_system_of(folder: Path) -> str:
+    """Return the kind of file system that holds a folder; empty where the system does not tell."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return ""
+    best, kind = Path("/"), ""
+    real = folder.resolve()
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, point, found, *_ = line.split()
+        mount = Path(point.replace("\\040", " "))
+        if real.is_relative_to(mount) and len(mount.parts) >= len(best.parts):
+            best, kind = mount, found
+    return kind

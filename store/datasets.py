@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from store.models import Dataset, DatasetStatus
-from store.pages import Page
+from store.errors import NotFound, StillReferenced
+from store.ids import new_id
+from store.models import Adapter, Dataset, DatasetStatus, Job
+from store.pages import Page, read_page
 
 
 def create_dataset(  # noqa: PLR0913 - the columns of one row
@@ -25,7 +28,23 @@ def create_dataset(  # noqa: PLR0913 - the columns of one row
     report: list[dict[str, Any]] | None = None,
 ) -> Dataset:
     """Record an uploaded dataset; its object is already stored."""
-    raise NotImplementedError
+    dataset = Dataset(
+        id=id or new_id("ds"),
+        team=team,
+        status=status,
+        name=name,
+        object_key=object_key,
+        sha256=sha256,
+        size_bytes=size_bytes,
+        num_rows=num_rows,
+        num_bad_rows=num_bad_rows,
+        num_images=num_images,
+        details=details,
+        report=report,
+    )
+    session.add(dataset)
+    session.flush()
+    return dataset
 
 
 def get_dataset(session: Session, dataset_id: str, *, team: str) -> Dataset:
@@ -34,7 +53,12 @@ def get_dataset(session: Session, dataset_id: str, *, team: str) -> Dataset:
     Raises:
         NotFound: If there is none, or it is another team's.
     """
-    raise NotImplementedError
+    dataset = session.scalars(
+        select(Dataset).where(Dataset.id == dataset_id, Dataset.team == team)
+    ).one_or_none()
+    if dataset is None:
+        raise NotFound("dataset", dataset_id)
+    return dataset
 
 
 def list_datasets(
@@ -45,7 +69,8 @@ def list_datasets(
     Raises:
         InvalidCursor: If the cursor is not one of ours.
     """
-    raise NotImplementedError
+    statement = select(Dataset).where(Dataset.team == team)
+    return read_page(session, statement, key=Dataset.id, cursor=cursor, limit=limit)
 
 
 def delete_dataset(session: Session, dataset_id: str, *, team: str) -> str | None:
@@ -58,9 +83,35 @@ def delete_dataset(session: Session, dataset_id: str, *, team: str) -> str | Non
         NotFound: If the team has no such dataset.
         StillReferenced: If a job names it.
     """
-    raise NotImplementedError
+    # Locked, so that no job can name it between the check and the deletion.
+    dataset = session.scalars(
+        select(Dataset).where(Dataset.id == dataset_id, Dataset.team == team).with_for_update()
+    ).one_or_none()
+    if dataset is None:
+        raise NotFound("dataset", dataset_id)
+    named_by = session.scalars(
+        select(Job.id)
+        .where(or_(Job.dataset_id == dataset_id, Job.eval_dataset_id == dataset_id))
+        .limit(1)
+    ).one_or_none()
+    if named_by is not None:
+        raise StillReferenced("dataset", dataset_id, by=f"job {named_by}")
+    session.execute(
+        delete(Dataset).where(Dataset.id == dataset_id),
+        execution_options={"synchronize_session": False},
+    )
+    session.expunge(dataset)
+    # Equal uploads share one object, also across teams.
+    shared = session.scalars(
+        select(func.count()).where(Dataset.object_key == dataset.object_key)
+    ).one()
+    return None if shared else dataset.object_key
 
 
 def stored_bytes(session: Session, *, team: str) -> int:
     """Return the bytes of all datasets and adapters of a team."""
-    raise NotImplementedError
+    total = 0
+    for table in (Dataset, Adapter):
+        summed = select(func.coalesce(func.sum(table.size_bytes), 0)).where(table.team == team)
+        total += int(session.scalars(summed).one() or 0)
+    return total

@@ -127,6 +127,11 @@ class QueueUnavailable(StoreError):
 class StorageUnavailable(StoreError):
     """The database or the object store does not answer."""
 
+    def __init__(self, message: str, *, passing: bool = True) -> None:
+        super().__init__(message)
+        self.passing = passing
+        """Whether the same request may well succeed a moment later."""
+
 
 class StorageFull(StoreError):
     """No space is left for rows or objects."""

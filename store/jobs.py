@@ -1,13 +1,26 @@
 """Jobs as their team sees them: create, read, list, and ask for a move."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import ColumnElement, and_, delete, exists, func, null, or_, select
 from sqlalchemy.orm import Session
 
-from store.models import Job, JobStatus
-from store.pages import Page
+from store.dialects import insert_unless_there
+from store.errors import IdempotencyConflict, IllegalTransition, NotFound, QuotaExceeded
+from store.ids import new_id
+from store.lifecycle import ENDED, OPEN, TRANSITIONS, record_creation, transition
+from store.models import (
+    Attempt,
+    BaseModelRow,
+    Dataset,
+    IdempotencyKey,
+    Job,
+    JobStatus,
+    Team,
+)
+from store.pages import Page, read_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +68,10 @@ def create_job(
     route: str = "POST /jobs",
     max_open_jobs: int | None = None,
 ) -> tuple[Job, bool]:
-    """Create a job, `queued` or (without `auto_start`) `created`; its row is its place in the queue.
+    """Create a job: `queued`, or `created` without `auto_start`. Its row is its place in the queue.
 
-    With an idempotency key that this team used on this route before, the earlier job is returned and
-    the second value is true. The database settles who is first.
+    With an idempotency key that this team used on this route before, the earlier job is returned
+    and the second value is true. The database settles who is first.
 
     Raises:
         IdempotencyConflict: If the key was used with another request hash.
@@ -66,7 +79,25 @@ def create_job(
         NotFound: If the dataset is not this team's, or the model is not registered.
         ValueError: If an idempotency key comes without a request hash.
     """
-    raise NotImplementedError
+    if idempotency_key is not None and request_hash is None:
+        raise ValueError("an idempotency key needs the hash of its request")
+    job_id = new_id("job")
+    if idempotency_key is not None and request_hash is not None:
+        earlier = _claim_key(
+            session,
+            IdempotencyKey(
+                team=team,
+                route=route,
+                key=idempotency_key,
+                request_hash=request_hash,
+                job_id=job_id,
+            ),
+        )
+        if earlier is not None:
+            return earlier, True
+    _check_quota(session, team, default=max_open_jobs)
+    _check_references(session, team, spec)
+    return _insert(session, job_id, team, spec), False
 
 
 def get_job(session: Session, job_id: str, *, team: str) -> Job:
@@ -75,7 +106,13 @@ def get_job(session: Session, job_id: str, *, team: str) -> Job:
     Raises:
         NotFound: If there is none, or it is another team's.
     """
-    raise NotImplementedError
+    job = session.scalars(
+        select(Job).where(Job.id == job_id, Job.team == team),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
 
 
 def list_jobs(
@@ -91,7 +128,21 @@ def list_jobs(
     Raises:
         InvalidCursor: If the cursor is not one of ours.
     """
-    raise NotImplementedError
+    filters = filters or JobFilters()
+    statement = select(Job).where(Job.team == team)
+    if filters.statuses:
+        statement = statement.where(Job.status.in_(filters.statuses))
+    if filters.model is not None:
+        statement = statement.where(Job.model == filters.model)
+    if filters.device is not None:
+        statement = statement.where(Job.device == filters.device)
+    if filters.created_after is not None:
+        statement = statement.where(Job.created_at > filters.created_after)
+    if filters.created_before is not None:
+        statement = statement.where(Job.created_at < filters.created_before)
+    for name, value in filters.metadata.items():
+        statement = statement.where(_has_metadata(session, name, value))
+    return read_page(session, statement, key=Job.id, cursor=cursor, limit=limit)
 
 
 def request_cancel(session: Session, job_id: str, *, team: str, reason: str | None = None) -> Job:
@@ -103,7 +154,12 @@ def request_cancel(session: Session, job_id: str, *, team: str, reason: str | No
         NotFound: If the team has no such job.
         IllegalTransition: If it has succeeded or failed.
     """
-    raise NotImplementedError
+    job = _locked(session, job_id, team)
+    if job.status in {JobStatus.CANCELLING, JobStatus.CANCELLED}:
+        return job
+    busy = job.status in {JobStatus.RUNNING, JobStatus.PAUSING}
+    to = JobStatus.CANCELLING if busy else JobStatus.CANCELLED
+    return transition(session, job_id, to=to, reason=reason or "cancelled by the user")
 
 
 def request_pause(session: Session, job_id: str, *, team: str, reason: str | None = None) -> Job:
@@ -113,7 +169,11 @@ def request_pause(session: Session, job_id: str, *, team: str, reason: str | Non
         NotFound: If the team has no such job.
         IllegalTransition: If it has not started or has ended.
     """
-    raise NotImplementedError
+    job = _locked(session, job_id, team)
+    if job.status in {JobStatus.PAUSING, JobStatus.PAUSED}:
+        return job
+    to = JobStatus.PAUSED if job.status == JobStatus.QUEUED else JobStatus.PAUSING
+    return transition(session, job_id, to=to, reason=reason or "paused by the user")
 
 
 def resume_job(session: Session, job_id: str, *, team: str) -> Job:
@@ -123,7 +183,9 @@ def resume_job(session: Session, job_id: str, *, team: str) -> Job:
         NotFound: If the team has no such job.
         IllegalTransition: If it is not paused, queued or running.
     """
-    raise NotImplementedError
+    return _queue_again(
+        session, job_id, team, when={JobStatus.PAUSED}, reason="resumed by the user"
+    )
 
 
 def start_job(session: Session, job_id: str, *, team: str) -> Job:
@@ -133,7 +195,9 @@ def start_job(session: Session, job_id: str, *, team: str) -> Job:
         NotFound: If the team has no such job.
         IllegalTransition: If it is not created, queued or running.
     """
-    raise NotImplementedError
+    return _queue_again(
+        session, job_id, team, when={JobStatus.CREATED}, reason="started by the user"
+    )
 
 
 def retry_job(session: Session, job_id: str, *, team: str) -> Job:
@@ -145,7 +209,17 @@ def retry_job(session: Session, job_id: str, *, team: str) -> Job:
         NotFound: If the team has no such job.
         IllegalTransition: If it is neither failed, cancelled, queued nor running.
     """
-    raise NotImplementedError
+    return _queue_again(
+        session,
+        job_id,
+        team,
+        when={JobStatus.FAILED, JobStatus.CANCELLED},
+        reason="retried by the user",
+        charged_attempts=0,
+        infra_failures=0,
+        error=null(),
+        result=null(),
+    )
 
 
 def delete_job(session: Session, job_id: str, *, team: str) -> str:
@@ -158,19 +232,146 @@ def delete_job(session: Session, job_id: str, *, team: str) -> str:
         NotFound: If the team has no such job.
         IllegalTransition: If it has not ended.
     """
-    raise NotImplementedError
+    job = _locked(session, job_id, team)
+    if job.status not in ENDED:
+        raise IllegalTransition(
+            job_id, status=job.status, to="deleted", allowed=TRANSITIONS[JobStatus(job.status)]
+        )
+    session.execute(
+        delete(Job).where(Job.id == job_id), execution_options={"synchronize_session": False}
+    )
+    session.expunge(job)
+    return f"jobs/{job_id}/"
 
 
 def queue_position(session: Session, job: Job) -> int | None:
     """Return how many claims come before this queued job, plus one; none when it is not queued."""
-    raise NotImplementedError
+    if job.status != JobStatus.QUEUED:
+        return None
+    same_age = and_(Job.created_at == job.created_at, Job.id < job.id)
+    older = or_(Job.created_at < job.created_at, same_age)
+    ahead = or_(Job.priority > job.priority, and_(Job.priority == job.priority, older))
+    waiting = select(func.count()).where(
+        Job.queue == job.queue, Job.status == JobStatus.QUEUED, ahead
+    )
+    return session.scalars(waiting).one() + 1
 
 
-def list_attempts(session: Session, job_id: str) -> list[Any]:
+def list_attempts(session: Session, job_id: str) -> list[Attempt]:
     """Return a job's executions (`Attempt` rows), the first one first."""
-    raise NotImplementedError
+    return list(
+        session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number))
+    )
 
 
 def count_by_status(session: Session) -> dict[tuple[str, str], int]:
     """Return the number of jobs per (queue, status) over all teams, for the service's metrics."""
-    raise NotImplementedError
+    rows = session.execute(
+        select(Job.queue, Job.status, func.count()).group_by(Job.queue, Job.status)
+    )
+    return {(queue, status): count for queue, status, count in rows}
+
+
+def _claim_key(session: Session, wanted: IdempotencyKey) -> Job | None:
+    """Take an idempotency key, or return the job of whoever took it first.
+
+    Raises:
+        IdempotencyConflict: If it was taken for another request.
+    """
+    columns = {
+        "team": wanted.team,
+        "route": wanted.route,
+        "key": wanted.key,
+        "request_hash": wanted.request_hash,
+        "job_id": wanted.job_id,
+    }
+    # A concurrent holder of the key makes this statement wait until it commits or rolls back.
+    if insert_unless_there(session, IdempotencyKey, columns):
+        return None
+    taken = session.get_one(IdempotencyKey, (wanted.team, wanted.route, wanted.key))
+    if taken.request_hash != wanted.request_hash:
+        raise IdempotencyConflict(wanted.key)
+    return get_job(session, taken.job_id, team=wanted.team)
+
+
+def _check_quota(session: Session, team: str, *, default: int | None) -> None:
+    # The lock makes the count exact: a team's creations come one after the other.
+    row = session.scalars(
+        select(Team).where(Team.name == team).with_for_update(key_share=True)
+    ).one_or_none()
+    if row is None:
+        raise NotFound("team", team)
+    bound = row.max_open_jobs if row.max_open_jobs is not None else default
+    if bound is None:
+        return
+    count = session.scalars(
+        select(func.count()).where(Job.team == team, Job.status.in_(OPEN))
+    ).one()
+    if count >= bound:
+        raise QuotaExceeded(team, quota="open jobs", value=count, bound=bound)
+
+
+def _check_references(session: Session, team: str, spec: NewJob) -> None:
+    for dataset_id in (spec.dataset_id, spec.eval_dataset_id):
+        if dataset_id is None:
+            continue
+        # Held until the commit, so that the dataset is not deleted between the check and the job.
+        found = session.scalars(
+            select(Dataset.id)
+            .where(Dataset.id == dataset_id, Dataset.team == team)
+            .with_for_update(read=True, key_share=True)
+        ).one_or_none()
+        if found is None:
+            raise NotFound("dataset", dataset_id)
+    if session.get(BaseModelRow, spec.model) is None:
+        raise NotFound("model", spec.model)
+
+
+def _insert(session: Session, job_id: str, team: str, spec: NewJob) -> Job:
+    columns = {
+        field.name: getattr(spec, field.name)
+        for field in fields(spec)
+        if field.name not in {"metadata", "auto_start"}
+    }
+    job = Job(id=job_id, team=team, user_metadata=spec.metadata, **columns)
+    return record_creation(session, job, queued=spec.auto_start)
+
+
+def _locked(session: Session, job_id: str, team: str) -> Job:
+    """Return a team's job and keep others from moving it until the caller's commit.
+
+    Raises:
+        NotFound: If the team has no such job.
+    """
+    job = session.scalars(
+        select(Job).where(Job.id == job_id, Job.team == team).with_for_update(),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+def _queue_again(
+    session: Session, job_id: str, team: str, *, when: set[JobStatus], reason: str, **columns: Any
+) -> Job:
+    job = _locked(session, job_id, team)
+    if job.status in {JobStatus.QUEUED, JobStatus.RUNNING}:
+        return job
+    if job.status not in when:
+        raise IllegalTransition(
+            job_id,
+            status=job.status,
+            to=JobStatus.QUEUED,
+            allowed=TRANSITIONS[JobStatus(job.status)] - {JobStatus.QUEUED},
+        )
+    return transition(
+        session, job_id, to=JobStatus.QUEUED, reason=reason, not_before=null(), **columns
+    )
+
+
+def _has_metadata(session: Session, name: str, value: str) -> ColumnElement[bool]:
+    if session.get_bind().dialect.name == "postgresql":
+        return Job.user_metadata.op("->>")(name) == value
+    entries = func.json_each(Job.user_metadata).table_valued("key", "value")
+    return exists(select(entries.c.key).where(entries.c.key == name, entries.c.value == value))

@@ -1,12 +1,28 @@
 """Teams and their API keys: `grit_<prefix>_<secret>`, of which only a hash is stored."""
 
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from store.database_time import database_now, database_time_in
+from store.dialects import insert_unless_there
+from store.errors import InvalidKey, NotFound
+from store.ids import new_id
 from store.models import ApiKey, Team
+
+_TOKEN: Final = re.compile(r"grit_([0-9a-f]{12})_([\w-]{43})", re.ASCII)
+_TEAM_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NO_SECRET: Final = hashlib.sha256(b"").hexdigest()
+_USE_KNOWN_FOR_SECONDS: Final = 60.0
 
 
 class Scope(StrEnum):
@@ -25,6 +41,8 @@ class Caller:
     team: str
     scopes: frozenset[Scope]
     key_id: str
+    use_is_old: bool = False
+    """Whether `record_use` is due: at most once a minute, so that reading stays reading."""
 
 
 def ensure_team(session: Session, name: str) -> Team:
@@ -33,7 +51,13 @@ def ensure_team(session: Session, name: str) -> Team:
     Raises:
         ValueError: If the name is not 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`.
     """
-    raise NotImplementedError
+    if _TEAM_NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"team {name!r} must be 1 to 64 of a-z, 0-9, '-', '_' and '.', and begin with one of"
+            " the first two kinds"
+        )
+    insert_unless_there(session, Team, {"name": name})
+    return session.get_one(Team, name)
 
 
 def create_key(
@@ -41,7 +65,7 @@ def create_key(
     *,
     team: str,
     name: str,
-    scopes: frozenset[Scope] | set[Scope],
+    scopes: Collection[Scope],
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key for a team (made if new), and return its row and the only copy of its text.
@@ -49,7 +73,23 @@ def create_key(
     Raises:
         ValueError: If no scope is given.
     """
-    raise NotImplementedError
+    if not scopes:
+        raise ValueError(f"a key needs a scope; one or more of {', '.join(Scope)}")
+    ensure_team(session, team)
+    prefix = secrets.token_hex(6)
+    secret = secrets.token_urlsafe(32)
+    key = ApiKey(
+        id=new_id("key"),
+        team=team,
+        name=name,
+        prefix=prefix,
+        secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        scopes=sorted(Scope(scope) for scope in scopes),
+        expires_at=expires_at,
+    )
+    session.add(key)
+    session.flush()
+    return key, f"grit_{prefix}_{secret}"
 
 
 def authenticate(session: Session, token: str) -> Caller:
@@ -58,12 +98,40 @@ def authenticate(session: Session, token: str) -> Caller:
     Raises:
         InvalidKey: If it is malformed, unknown, revoked or expired.
     """
-    raise NotImplementedError
+    found = _TOKEN.fullmatch(token)
+    prefix, secret = (found[1], found[2]) if found is not None else ("", "")
+    row = session.execute(
+        select(ApiKey, _usable(), _use_is_old()).where(ApiKey.prefix == prefix)
+    ).one_or_none()
+    # Without a row the comparison is still made, so that its time says nothing of the prefix.
+    expected = row[0].secret_sha256 if row is not None else _NO_SECRET
+    given = hashlib.sha256(secret.encode()).hexdigest()
+    matches = hmac.compare_digest(given, expected)
+    if row is None or not matches or not row[1]:
+        raise InvalidKey("The API key is unknown, revoked or expired.")
+    key = row[0]
+    return Caller(
+        team=key.team,
+        scopes=frozenset(Scope(scope) for scope in key.scopes),
+        key_id=key.id,
+        use_is_old=bool(row[2]),
+    )
+
+
+def record_use(session: Session, caller: Caller) -> None:
+    """Note that a key is in use; call it where `caller.use_is_old`, in a writing transaction."""
+    session.execute(
+        update(ApiKey).where(ApiKey.id == caller.key_id).values(last_used_at=database_now()),
+        execution_options={"synchronize_session": False},
+    )
 
 
 def list_keys(session: Session, *, team: str | None = None) -> list[ApiKey]:
     """Return the keys of a team, or of all teams, the oldest first."""
-    raise NotImplementedError
+    statement = select(ApiKey).order_by(ApiKey.id)
+    if team is not None:
+        statement = statement.where(ApiKey.team == team)
+    return list(session.scalars(statement))
 
 
 def revoke_key(session: Session, key_id: str, *, team: str | None = None) -> ApiKey:
@@ -72,4 +140,25 @@ def revoke_key(session: Session, key_id: str, *, team: str | None = None) -> Api
     Raises:
         NotFound: If there is no such key, or it is another team's.
     """
-    raise NotImplementedError
+    statement = update(ApiKey).where(ApiKey.id == key_id)
+    if team is not None:
+        statement = statement.where(ApiKey.team == team)
+    key = session.scalars(
+        statement.values(revoked_at=func.coalesce(ApiKey.revoked_at, database_now())).returning(
+            ApiKey
+        ),
+        execution_options={"synchronize_session": False, "populate_existing": True},
+    ).one_or_none()
+    if key is None:
+        raise NotFound("key", key_id)
+    return key
+
+
+def _usable() -> ColumnElement[bool]:
+    alive = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > database_now())
+    return case((and_(ApiKey.revoked_at.is_(None), alive), 1), else_=0)
+
+
+def _use_is_old() -> ColumnElement[bool]:
+    since = database_time_in(-_USE_KNOWN_FOR_SECONDS)
+    return case((or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < since), 1), else_=0)

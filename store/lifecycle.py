@@ -2,9 +2,15 @@
 
 from typing import Any, Final
 
+from sqlalchemy import func, null, select, update
 from sqlalchemy.orm import Session
 
-from store.models import Job, JobStatus
+from store.database_time import database_now
+from store.errors import IllegalTransition, LeaseLost, NotFound
+from store.models import Event, Job, JobStatus
+
+STATUS_CHANGED: Final = "status_changed"
+"""Type of the event that every transition writes."""
 
 S = JobStatus
 
@@ -26,6 +32,27 @@ ENDED: Final = frozenset({S.CANCELLED, S.SUCCEEDED, S.FAILED})
 """Nothing happens any more unless a user retries."""
 OPEN: Final = frozenset(JobStatus) - ENDED
 """Counts against the team's quota of open jobs."""
+
+_LEASE_ENDS: Final[dict[str, Any]] = {"lease_expires_at": null(), "worker_id": null()}
+_ENDS: Final[dict[str, Any]] = {**_LEASE_ENDS, "phase": null(), "finished_at": database_now()}
+# What a status means for the other columns, so that no caller can forget one.
+_CONSEQUENCES: Final[dict[JobStatus, dict[str, Any]]] = {
+    S.CREATED: {},
+    S.QUEUED: {
+        **_LEASE_ENDS,
+        "phase": null(),
+        "finished_at": null(),
+        "last_rung_at": null(),
+        "queued_at": database_now(),
+    },
+    S.RUNNING: {"started_at": func.coalesce(Job.started_at, database_now())},
+    S.PAUSING: {},
+    S.PAUSED: {**_LEASE_ENDS, "phase": null()},
+    S.CANCELLING: {},
+    S.CANCELLED: _ENDS,
+    S.SUCCEEDED: {**_ENDS, "error": null()},
+    S.FAILED: _ENDS,
+}
 
 
 def transition(
@@ -52,4 +79,54 @@ def transition(
         LeaseLost: If another attempt is the current one.
         IllegalTransition: If the job's status does not allow the move.
     """
-    raise NotImplementedError
+    job = session.scalars(
+        select(Job).where(Job.id == job_id).with_for_update(),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if job is None:
+        raise NotFound("job", job_id)
+    before = JobStatus(job.status)
+    if expected_attempt is not None and (job.attempt != expected_attempt or before not in ACTIVE):
+        raise LeaseLost(job_id, attempt=expected_attempt)
+    if to not in TRANSITIONS[before]:
+        raise IllegalTransition(job_id, status=before, to=to, allowed=TRANSITIONS[before])
+    guards = [Job.id == job_id, Job.status == before, Job.attempt == job.attempt]
+    values = {"status_reason": reason, **_CONSEQUENCES[to], **columns}
+    moved = session.scalars(
+        update(Job)
+        .where(*guards)
+        .values(
+            status=to,
+            version=Job.version + 1,
+            last_sequence=Job.last_sequence + 1,
+            updated_at=database_now(),
+            **values,
+        )
+        .returning(Job),
+        execution_options={"populate_existing": True, "synchronize_session": False},
+    ).one()
+    session.add(
+        Event(
+            job_id=job_id,
+            sequence=moved.last_sequence,
+            type=STATUS_CHANGED,
+            payload={"from": before, "to": to, "reason": reason},
+            attempt=moved.attempt or None,
+        )
+    )
+    session.flush()
+    return moved
+
+
+def record_creation(session: Session, job: Job, *, queued: bool) -> Job:
+    """Insert a new job with its first event, as `queued` or as `created`."""
+    job.status = JobStatus.QUEUED if queued else JobStatus.CREATED
+    job.last_sequence = 1
+    if queued:
+        job.queued_at = database_now()
+    session.add(job)
+    session.flush()
+    payload = {"from": None, "to": job.status, "reason": None}
+    session.add(Event(job_id=job.id, sequence=1, type=STATUS_CHANGED, payload=payload))
+    session.flush()
+    return job

@@ -244,7 +244,6 @@ class Job(Base):
 
     # what came of it
     progress: Mapped[JsonObject | None]
-    checkpoint: Mapped[JsonObject | None]
     result: Mapped[JsonObject | None]
     error: Mapped[JsonObject | None]
     last_sequence: Mapped[int] = mapped_column(default=0)

@@ -1,9 +1,18 @@
 """A page of rows, newest first, and the opaque cursor to the next one."""
 
+import base64
+import binascii
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
+
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from store.errors import InvalidCursor
 
 Row = TypeVar("Row")
+
+_VERSION: Final = b"1:"
 
 
 @dataclass(frozen=True)
@@ -14,9 +23,35 @@ class Page(Generic[Row]):
     next: str | None
 
 
+def read_page(
+    session: Session,
+    statement: Select[Row],
+    *,
+    key: InstrumentedAttribute[str],
+    cursor: str | None,
+    limit: int,
+) -> Page[Row]:
+    """Return the rows of a statement that are older than the cursor, by an id that sorts by time.
+
+    A page is cut at an id and not at an offset, so rows that arrive meanwhile shift nothing.
+
+    Raises:
+        InvalidCursor: If we did not write the cursor.
+        ValueError: If the limit is not positive.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1")
+    if cursor is not None:
+        statement = statement.where(key < decode_cursor(cursor))
+    rows: list[Any] = list(session.scalars(statement.order_by(key.desc()).limit(limit + 1)))
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return Page(rows, encode_cursor(getattr(rows[-1], key.key)) if more else None)
+
+
 def encode_cursor(last_id: str) -> str:
     """Return the opaque cursor of the rows older than an id."""
-    raise NotImplementedError
+    return base64.urlsafe_b64encode(_VERSION + last_id.encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> str:
@@ -25,4 +60,11 @@ def decode_cursor(cursor: str) -> str:
     Raises:
         InvalidCursor: If we did not write it.
     """
-    raise NotImplementedError
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        text = raw.removeprefix(_VERSION).decode("ascii")
+    except (binascii.Error, ValueError) as error:
+        raise InvalidCursor("The page cursor is not one that this service wrote.") from error
+    if not raw.startswith(_VERSION) or not text.isprintable() or len(text) > 64:
+        raise InvalidCursor("The page cursor is not one that this service wrote.")
+    return text

@@ -1,10 +1,16 @@
 """Which workers are alive, and what they serve."""
 
-from typing import Any
+from typing import Any, Final
 
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from store.database_time import database_now, database_time_in
+from store.errors import NotFound
+from store.ids import new_id
 from store.models import Worker
+
+_FORGOTTEN_AFTER_SECONDS: Final = 86_400.0
 
 
 def register_worker(
@@ -17,8 +23,25 @@ def register_worker(
     id: str | None = None,  # noqa: A002
     details: dict[str, Any] | None = None,
 ) -> Worker:
-    """Record a worker that starts; the row's id is its `worker_id` everywhere."""
-    raise NotImplementedError
+    """Record a worker that starts; its id is the `worker_id` everywhere.
+
+    Workers silent for a day are forgotten on the way.
+    """
+    worker = Worker(
+        id=id or new_id("wrk"),
+        hostname=hostname,
+        process_id=process_id,
+        queues=queues,
+        device=device,
+        details=details,
+    )
+    session.execute(
+        delete(Worker).where(Worker.seen_at < database_time_in(-_FORGOTTEN_AFTER_SECONDS)),
+        execution_options={"synchronize_session": False},
+    )
+    session.add(worker)
+    session.flush()
+    return worker
 
 
 def beat(
@@ -33,19 +56,41 @@ def beat(
     Raises:
         NotFound: If it was never registered, or was removed.
     """
-    raise NotImplementedError
+    values: dict[str, Any] = {"seen_at": database_now(), "stopping": stopping}
+    if details is not None:
+        values["details"] = details
+    seen = session.scalars(
+        update(Worker).where(Worker.id == worker_id).values(**values).returning(Worker.id),
+        execution_options={"synchronize_session": False},
+    ).one_or_none()
+    if seen is None:
+        raise NotFound("worker", worker_id)
 
 
 def remove_worker(session: Session, worker_id: str) -> None:
     """Forget a worker that stops; its leases expire by themselves."""
-    raise NotImplementedError
+    session.execute(
+        delete(Worker).where(Worker.id == worker_id),
+        execution_options={"synchronize_session": False},
+    )
 
 
 def live_workers(session: Session, *, seen_within_seconds: float = 30.0) -> list[Worker]:
-    """Return the workers seen lately by the database's clock, and forget those silent for a day."""
-    raise NotImplementedError
+    """Return the workers seen lately, by the database's clock."""
+    return list(
+        session.scalars(
+            select(Worker)
+            .where(Worker.seen_at >= database_time_in(-seen_within_seconds))
+            .order_by(Worker.id)
+        )
+    )
 
 
 def live_queues(session: Session, *, seen_within_seconds: float = 30.0) -> set[str]:
     """Return the queues that some live worker serves."""
-    raise NotImplementedError
+    return {
+        queue
+        for worker in live_workers(session, seen_within_seconds=seen_within_seconds)
+        if not worker.stopping
+        for queue in worker.queues
+    }

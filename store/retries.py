@@ -1,0 +1,107 @@
+"""What becomes of a job whose attempt did not succeed: another try after a wait, or the end."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from store.database_time import database_now, database_time_in
+from store.lifecycle import transition
+from store.models import Attempt, AttemptOutcome, Job, JobStatus
+from store.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an attempt failed, in words for the user."""
+
+    code: str
+    message: str
+    category: str = "system"
+    hint: str | None = None
+    retryable: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How often, and after which wait, a job is tried again."""
+
+    backoff_first_seconds: float = 10.0
+    backoff_cap_seconds: float = 360.0
+    max_infra_failures: int = 20
+
+    @classmethod
+    def of(cls, settings: Settings) -> "RetryPolicy":
+        """Return this deployment's policy."""
+        return cls(
+            backoff_first_seconds=settings.backoff_first_seconds,
+            backoff_cap_seconds=settings.backoff_cap_seconds,
+            max_infra_failures=settings.max_infra_failures,
+        )
+
+    def backoff_seconds(self, failures: int) -> float:
+        """Return the wait after so many failures: doubled for each, up to the cap."""
+        return float(
+            min(self.backoff_first_seconds * 2.0 ** min(failures - 1, 30), self.backoff_cap_seconds)
+        )
+
+
+def settle(
+    session: Session, job: Job, outcome: AttemptOutcome, failure: Failure, policy: RetryPolicy
+) -> Job:
+    """End a held attempt that did not succeed, and decide what becomes of its job."""
+    status = JobStatus(job.status)
+    again = failure.retryable and job.charged_attempts < job.max_attempts
+    if status is JobStatus.CANCELLING:
+        to, reason = JobStatus.CANCELLED, job.status_reason
+        outcome = AttemptOutcome.CANCELLED
+    elif again and status is JobStatus.PAUSING:
+        to, reason = JobStatus.PAUSED, job.status_reason
+    elif again:
+        to, reason = JobStatus.QUEUED, f"attempt {job.attempt} failed: {failure.message}"
+    else:
+        to, reason = JobStatus.FAILED, failure.message
+    end_attempt(session, job, outcome, failure)
+    columns: dict[str, Any] = {}
+    if to is JobStatus.QUEUED:
+        wait_seconds = policy.backoff_seconds(job.charged_attempts)
+        columns["not_before"] = database_time_in(wait_seconds)
+    if to is JobStatus.FAILED:
+        columns["error"] = _error(session, job.id, failure)
+    return transition(
+        session, job.id, to=to, expected_attempt=job.attempt, reason=reason, **columns
+    )
+
+
+def end_attempt(
+    session: Session, job: Job, outcome: AttemptOutcome, failure: Failure | None = None
+) -> None:
+    """Record how the job's current attempt ended."""
+    values: dict[str, Any] = {"outcome": outcome, "ended_at": database_now()}
+    if failure is not None:
+        values["failure"] = asdict(failure)
+    if job.progress and "step" in job.progress:
+        values["last_step"] = job.progress["step"]
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job.id, Attempt.number == job.attempt)
+        .values(**values),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def _error(session: Session, job_id: str, failure: Failure) -> dict[str, Any]:
+    """Return what the user reads of a failed job: the last failure, and that of every attempt."""
+    rows = session.execute(
+        select(Attempt.number, Attempt.outcome, Attempt.failure)
+        .where(Attempt.job_id == job_id, Attempt.failure.is_not(None))
+        .order_by(Attempt.number)
+    )
+    attempts = [
+        {"attempt": number, "outcome": outcome, "code": told["code"], "message": told["message"]}
+        for number, outcome, told in rows
+        if told is not None
+    ]
+    return {**asdict(failure), "attempts": attempts}
