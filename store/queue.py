@@ -1,8 +1,11 @@
-"""The doorbell: Celery messages that say a queue has work. Losing one delays a job, nothing more."""
+"""The doorbell: Celery messages that say a queue has work. Losing one delays a job, no more."""
 
+import threading
 from typing import Any, Final
 
 from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 
 from store.settings import Settings
 
@@ -11,6 +14,7 @@ INFER_TASK: Final = "grit.infer"
 REGISTER_MODELS_TASK: Final = "grit.register_models"
 TRAINING_QUEUES: Final = ("cuda", "mps", "cpu")
 INFERENCE_QUEUES: Final = ("infer.cuda", "infer.mps", "infer.cpu")
+_SOCKET_SECONDS: Final = 0.4
 
 
 def inference_queue(device: str) -> str:
@@ -20,12 +24,40 @@ def inference_queue(device: str) -> str:
 
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Return the Celery settings that producers and workers share."""
-    raise NotImplementedError
+    return {
+        "broker_url": settings.broker_url,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            "visibility_timeout": 120,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "global_keyprefix": settings.queue_prefix,
+        },
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "task_acks_late": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+        "task_send_sent_event": False,
+        "enable_utc": True,
+    }
 
 
 def create_celery(settings: Settings) -> Celery:
     """Return a Celery app with the shared settings; the worker adds its tasks to one."""
-    raise NotImplementedError
+    # Not the process's current app: a test or a script may hold several.
+    app = Celery("grit", set_as_current=False)
+    app.conf.update(celery_config(settings))
+    return app
 
 
 class Doorbell:
@@ -33,16 +65,57 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         """Prepare to ring; nothing is connected yet."""
-        raise NotImplementedError
+        self._settings = settings
+        self._app: Celery | None = None
+        self._lock = threading.Lock()
 
     def ring(self, queue: str) -> bool:
         """Say that a training queue has work; true if the broker took the message."""
-        raise NotImplementedError
+        return self._send(CLAIM_TASK, [queue], queue)
 
     def ring_models(self, queue: str | None = None) -> bool:
         """Say that base models wait for their inventory, on one or on all inference queues."""
-        raise NotImplementedError
+        queues = INFERENCE_QUEUES if queue is None else (queue,)
+        taken = [self._send(REGISTER_MODELS_TASK, [], name) for name in queues]
+        return all(taken)
 
     def ring_infer(self, request_id: str, *, device: str) -> bool:
         """Say that a request waits in the mailbox."""
-        raise NotImplementedError
+        return self._send(INFER_TASK, [request_id], inference_queue(device))
+
+    def close(self) -> None:
+        """Close the connections; a later ring opens new ones."""
+        with self._lock:
+            if self._app is not None:
+                self._app.close()
+                self._app = None
+
+    def _producer_app(self) -> Celery:
+        with self._lock:
+            if self._app is None:
+                app = create_celery(self._settings)
+                # A producer gives up at once: the row is written, and the dispatcher rings again.
+                app.conf.broker_transport_options = {
+                    **app.conf.broker_transport_options,
+                    "socket_timeout": _SOCKET_SECONDS,
+                    "socket_connect_timeout": _SOCKET_SECONDS,
+                    "retry_on_timeout": False,
+                    "max_retries": 0,
+                    "connect_retries_timeout": _SOCKET_SECONDS,
+                }
+                self._app = app
+            return self._app
+
+    def _send(self, task: str, arguments: list[str], queue: str) -> bool:
+        try:
+            self._producer_app().send_task(
+                task,
+                args=arguments,
+                queue=queue,
+                retry=False,
+                ignore_result=True,
+            )
+        except (OSError, KombuError, RedisError):
+            self.close()
+            return False
+        return True
