@@ -1,0 +1,276 @@
+"""A small deployment for tests: real broker, database and objects, and workers as processes."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from grit_core.config.model_configs import (
+    LayerSelectionStrategy,
+    ModalityConfig,
+    ModelGRITConfig,
+    config_to_dict,
+)
+from grit_core.config.training import TrainingConfig
+from grit_core.models.inventory import ModelInventory, build_inventory
+from grit_core.plan import plan_adaptation, resolve_training
+from store import attempts, base_models, datasets, events, jobs
+from store.database import create_engine_from, run_in_transaction, transaction
+from store.ids import new_id
+from store.lifecycle import ENDED
+from store.models import DatasetStatus, Event, Job, JobStatus, Team
+from store.objects import Objects
+from store.queue import Doorbell
+from store.settings import Settings
+from worker.scratch import file_sha256
+
+ROOT = Path(__file__).resolve().parents[2]
+TEAM = "tests"
+MODEL = "tiny"
+FAST = {
+    "heartbeat_seconds": "0.3",
+    "lease_seconds": "5",
+    "reaper_seconds": "0.4",
+    "ring_again_seconds": "1",
+    "backoff_first_seconds": "0.1",
+    "backoff_cap_seconds": "0.2",
+    "stop_grace_seconds": "30",
+}
+"""Settings that let a test see in seconds what a deployment does in minutes."""
+
+
+class WorkerProcess:
+    """One Celery worker of its own process."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def children(self) -> list[psutil.Process]:
+        """The training processes, the oldest first."""
+        children = psutil.Process(self.pid).children()
+        return sorted(children, key=lambda child: child.create_time())
+
+    def trainer(self) -> psutil.Process:
+        """The training process that has a job: the oldest."""
+        return self.children()[0]
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout_seconds: float = 60) -> int:
+        return self._process.wait(timeout_seconds)
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(15)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Deployment:
+    """Rows, objects, a broker and any number of workers in one home folder."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.environment = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
+        self.engine = create_engine_from(settings)
+        self.objects = Objects(settings)
+        self.workers: list[WorkerProcess] = []
+        self._inventory: ModelInventory | None = None
+
+    # --- making
+
+    def prepare(self, *, model: Path, rows: Path) -> None:
+        """Register the model and upload the rows, as the API and its workers would."""
+        inventory = self._inventory = build_inventory(str(model))
+        self.num_rows = len(rows.read_text().splitlines())
+        sha256 = file_sha256(rows)
+        key = f"datasets/{sha256}.jsonl"
+        self.objects.put_file(key, rows)
+        with transaction(self.engine) as session:
+            session.add(Team(name=TEAM))
+            session.flush()
+            base_models.register(session, id=MODEL, source=str(model))
+            base_models.save_inventory(
+                session, id=MODEL, inventory=inventory.to_json(), inventory_hash=inventory.hash
+            )
+            self.dataset_id = datasets.create_dataset(
+                session,
+                team=TEAM,
+                status=DatasetStatus.READY,
+                object_key=key,
+                sha256=sha256,
+                size_bytes=rows.stat().st_size,
+                num_rows=self.num_rows,
+            ).id
+
+    def start_worker(self, queue: str = "cpu") -> WorkerProcess:
+        name = f"worker-{len(self.workers)}"
+        command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", queue]
+        command += ["--pool=solo", "-n", f"{name}@%h", "--without-gossip", "--without-mingle"]
+        worker = WorkerProcess(command, self.environment, self.settings.home / f"{name}.log")
+        self.workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+        self.engine.dispose()
+
+    # --- asking
+
+    def submit(self, *, ring: bool = True, max_attempts: int = 3, **training: Any) -> str:
+        """Create a job and ring; returns its id."""
+        if self._inventory is None:
+            raise RuntimeError("prepare() comes first")
+        config = tiny_config()
+        plan = plan_adaptation(config, self._inventory)
+        asked = TrainingConfig(**{"batch_size": 2, "precision": "float32", **training})
+        resolved = resolve_training(asked, num_rows=self.num_rows, device="cpu")
+        spec = jobs.NewJob(
+            model=MODEL,
+            dataset_id=self.dataset_id,
+            request={"model": MODEL, "eval_fraction": 0.0},
+            config=config_to_dict(config),
+            training=dataclasses.asdict(resolved),
+            plan=plan.to_json(),
+            plan_hash=plan.plan_hash,
+            device="cpu",
+            queue="cpu",
+            max_attempts=max_attempts,
+        )
+        job, _ = run_in_transaction(
+            self.engine, lambda session: jobs.create_job(session, team=TEAM, spec=spec)
+        )
+        if ring:
+            Doorbell(self.settings).ring("cpu")
+        return job.id
+
+    def cancel(self, job_id: str) -> None:
+        run_in_transaction(
+            self.engine, lambda session: jobs.request_cancel(session, job_id, team=TEAM)
+        )
+
+    def pause(self, job_id: str) -> None:
+        run_in_transaction(
+            self.engine, lambda session: jobs.request_pause(session, job_id, team=TEAM)
+        )
+
+    def resume(self, job_id: str) -> None:
+        run_in_transaction(self.engine, lambda session: jobs.resume_job(session, job_id, team=TEAM))
+        Doorbell(self.settings).ring("cpu")
+
+    def job(self, job_id: str) -> Job:
+        with transaction(self.engine, read_only=True) as session:
+            return jobs.get_job(session, job_id, team=TEAM)
+
+    def events(self, job_id: str) -> list[Event]:
+        with transaction(self.engine, read_only=True) as session:
+            return events.read(session, job_id, limit=10_000)
+
+    def outcomes(self, job_id: str) -> list[tuple[str, str | None]]:
+        """The outcome and the failure's code of every attempt."""
+        with transaction(self.engine, read_only=True) as session:
+            return [
+                (row.outcome, row.failure["code"] if row.failure else None)
+                for row in jobs.list_attempts(session, job_id)
+            ]
+
+    def checkpoint_steps(self, job_id: str) -> list[int]:
+        with transaction(self.engine, read_only=True) as session:
+            return [row.step for row in attempts.list_checkpoints(session, job_id)]
+
+    def metric_steps(self, job_id: str) -> list[int]:
+        with transaction(self.engine, read_only=True) as session:
+            return [row.step for row in events.read_metrics(session, job_id)]
+
+    # --- waiting
+
+    def wait(self, job_id: str, what: Callable[[Job], bool], *, timeout_seconds: float = 60) -> Job:
+        """Wait until the row says so.
+
+        Raises:
+            TimeoutError: It did not; the message holds the row and the end of the workers' logs.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            job = self.job(job_id)
+            if what(job):
+                return job
+            if time.monotonic() > deadline:
+                logs = "\n".join(worker.text()[-3000:] for worker in self.workers)
+                state = (job.status, job.phase, job.status_reason, job.progress, job.error)
+                raise TimeoutError(f"{state}\n{self.outcomes(job_id)}\n{logs}")
+            time.sleep(0.05)
+
+    def wait_for_step(self, job_id: str, step: int) -> Job:
+        return self.wait(
+            job_id,
+            lambda job: (
+                JobStatus(job.status) in ENDED
+                or bool(job.progress and (job.progress.get("step") or 0) >= step)
+            ),
+        )
+
+    def wait_ended(self, job_id: str, *, timeout_seconds: float = 90) -> Job:
+        return self.wait(
+            job_id, lambda job: JobStatus(job.status) in ENDED, timeout_seconds=timeout_seconds
+        )
+
+    def adapter_folder(self, job: Job, folder: Path) -> Path:
+        """Download the adapter of a succeeded job."""
+        assert job.status == JobStatus.SUCCEEDED, (job.status, job.status_reason, job.error)
+        assert job.result is not None
+        target = folder / new_id("adp")
+        self.objects.get_folder(f"adapters/{job.result['adapter']}", target)
+        return target
+
+
+def tiny_config() -> ModelGRITConfig:
+    """Every text layer, at rank 2, with the curvature refreshed often."""
+    return ModelGRITConfig(
+        text=ModalityConfig(strategy=LayerSelectionStrategy.ALL),
+        global_rank=2,
+        global_alpha=4,
+        fisher_update_freq=5,
+    )
+
+
+@contextmanager
+def deployed(settings: Settings, environment: Mapping[str, str]) -> Iterator[Deployment]:
+    """Yield a migrated deployment, and stop its workers at the end."""
+    subprocess.run(
+        [sys.executable, "-m", "store", "migrate"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    deployment = Deployment(settings, environment)
+    try:
+        yield deployment
+    finally:
+        deployment.close()

@@ -1,0 +1,263 @@
+"""A queued job is trained, whatever dies meanwhile: real workers, a real broker, real kills."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from sqlalchemy import update
+from transformers import AutoModelForCausalLM
+
+from store.database import transaction
+from store.models import Job, JobStatus
+from store.settings import Settings
+from tests.e2e.deployment import FAST, MODEL, Deployment, deployed
+from tests.services import valkey
+from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
+from worker.scratch import file_sha256
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+STEPS = 150
+EVERY = 15
+"""Steps between checkpoints."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_folder(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Deployment]:
+    home = tmp_path_factory.mktemp("home")
+    rows = write_jsonl(home / "rows.jsonl", tiny_chat_rows(32, images=False))
+    with valkey(home) as broker_url:
+        values = {"home": str(home), "broker_url": broker_url, **FAST}
+        environment = {f"GRIT_{name.upper()}": value for name, value in values.items()}
+        with deployed(Settings(**values), environment) as deployment:
+            deployment.prepare(model=model, rows=rows)
+            yield deployment
+
+
+@pytest.fixture(scope="module")
+def reference(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of a run that nothing interrupted."""
+    worker = deployment.start_worker()
+    job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
+    job = deployment.wait_ended(job_id)
+    worker.stop()
+    return deployment.adapter_folder(job, tmp_path_factory.mktemp("reference"))
+
+
+def test_an_uninterrupted_job_gives_an_adapter_that_plain_peft_loads(
+    reference: Path, model: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(model)
+    tokens = torch.arange(10)[None]
+    before = base(tokens).logits.detach().clone()
+    adapted = PeftModel.from_pretrained(base, reference)
+
+    assert (adapted(tokens).logits - before).abs().max() > 0
+
+
+def test_a_killed_training_process_resumes_and_ends_with_the_same_bytes(
+    deployment: Deployment, reference: Path, tmp_path: Path
+) -> None:
+    worker = deployment.start_worker()
+    job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
+    deployment.wait_for_step(job_id, random.Random(1).randint(EVERY + 5, STEPS - EVERY))
+    worker.trainer().kill()
+    job = deployment.wait_ended(job_id)
+    worker.stop()
+
+    adapter = deployment.adapter_folder(job, tmp_path)
+    assert job.attempt == 2
+    assert deployment.outcomes(job_id) == [("failed", "killed"), ("succeeded", None)]
+    started = [event for event in deployment.events(job_id) if event.type == "training_started"]
+    assert started[1].payload["start_step"] > 0
+    assert started[1].payload["start_step"] % EVERY == 0
+    assert deployment.metric_steps(job_id) == list(range(1, STEPS + 1))
+    name = "adapter_model.safetensors"
+    assert file_sha256(adapter / name) == file_sha256(reference / name)
+    assert len(deployment.checkpoint_steps(job_id)) <= 2
+
+
+def test_a_killed_worker_leaves_no_child_and_another_takes_the_job_over(
+    deployment: Deployment, reference: Path, tmp_path: Path
+) -> None:
+    worker = deployment.start_worker()
+    job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
+    deployment.wait_for_step(job_id, EVERY + 5)
+    children = worker.children()
+    worker.signal(signal.SIGKILL)
+    worker.wait()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+    second = deployment.start_worker()
+    job = deployment.wait_ended(job_id)
+    second.stop()
+
+    adapter = deployment.adapter_folder(job, tmp_path)
+    assert deployment.outcomes(job_id) == [("lost", "worker_lost"), ("succeeded", None)]
+    name = "adapter_model.safetensors"
+    assert file_sha256(adapter / name) == file_sha256(reference / name)
+    assert not list((deployment.settings.home / "scratch").iterdir())
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_job_back_uncharged(
+    deployment: Deployment, reference: Path, tmp_path: Path
+) -> None:
+    worker = deployment.start_worker()
+    job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=1000)
+    deployment.wait_for_step(job_id, 10)
+    asked = time.monotonic()
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait(30) == 0
+    assert time.monotonic() - asked < 20
+    job = deployment.job(job_id)
+    assert job.status == JobStatus.QUEUED
+    assert job.charged_attempts == 0
+    assert "shutting down" in (job.status_reason or "")
+    stopped = [event for event in deployment.events(job_id) if event.type == "training_stopped"]
+    assert deployment.checkpoint_steps(job_id) == [stopped[0].payload["step"]]
+
+    second = deployment.start_worker()
+    job = deployment.wait_ended(job_id)
+    second.stop()
+    adapter = deployment.adapter_folder(job, tmp_path)
+    assert deployment.outcomes(job_id) == [("handed_back", None), ("succeeded", None)]
+    name = "adapter_model.safetensors"
+    assert file_sha256(adapter / name) == file_sha256(reference / name)
+
+
+@pytest.fixture(scope="module")
+def worked(deployment: Deployment, reference: Path) -> Iterator[Deployment]:  # noqa: ARG001 - it must be made before this worker takes the device
+    """The deployment with one worker for all the tests that do not kill it."""
+    worker = deployment.start_worker()
+    yield deployment
+    worker.stop()
+
+
+def test_a_running_job_is_cancelled_within_two_heartbeats(worked: Deployment) -> None:
+    job_id = worked.submit(max_steps=100_000)
+    worked.wait_for_step(job_id, 3)
+    child = worked.workers[-1].trainer()
+    worked.cancel(job_id)
+    job = worked.wait_ended(job_id, timeout_seconds=10)
+
+    assert job.status == JobStatus.CANCELLED
+    assert job.result is None
+    assert not child.is_running()
+    assert worked.outcomes(job_id) == [("cancelled", None)]
+
+
+def test_a_queued_job_is_cancelled_and_never_runs(worked: Deployment) -> None:
+    busy = worked.submit(max_steps=100_000)
+    worked.wait_for_step(busy, 1)
+    waiting = worked.submit(max_steps=3)
+    worked.cancel(waiting)
+    worked.cancel(busy)
+    worked.wait_ended(busy)
+    after = worked.submit(max_steps=3)
+    worked.wait_ended(after)
+
+    assert worked.job(waiting).status == JobStatus.CANCELLED
+    assert worked.outcomes(waiting) == []
+
+
+def test_a_paused_job_keeps_its_steps_and_goes_on_from_there(worked: Deployment) -> None:
+    job_id = worked.submit(max_steps=120, checkpoint_every_steps=1000)
+    worked.wait_for_step(job_id, 10)
+    worked.pause(job_id)
+    job = worked.wait(job_id, lambda job: job.status == JobStatus.PAUSED, timeout_seconds=20)
+    (step,) = worked.checkpoint_steps(job_id)
+    assert job.charged_attempts == 0
+
+    worked.resume(job_id)
+    job = worked.wait_ended(job_id)
+    assert job.status == JobStatus.SUCCEEDED
+    started = [event for event in worked.events(job_id) if event.type == "training_started"]
+    assert [event.payload["start_step"] for event in started] == [0, step]
+
+
+def test_a_job_that_kills_every_process_stops_after_its_attempts(worked: Deployment) -> None:
+    job_id = worked.submit(max_steps=100_000, max_attempts=2)
+    for attempt in (1, 2):
+        worked.wait(job_id, lambda job, attempt=attempt: job.attempt == attempt)
+        worked.wait(job_id, lambda job: job.phase == "training")
+        os.kill(worked.workers[-1].trainer().pid, signal.SIGKILL)
+        worked.wait(job_id, lambda job: job.status != JobStatus.RUNNING)
+    job = worked.wait_ended(job_id, timeout_seconds=10)
+
+    assert job.status == JobStatus.FAILED
+    assert worked.outcomes(job_id) == [("failed", "killed")] * 2
+    assert job.error is not None
+    assert job.error["code"] == "killed"
+    assert "SIGKILL" in job.error["message"]
+
+
+def test_a_diverging_job_fails_at_once_and_keeps_its_log(worked: Deployment) -> None:
+    job_id = worked.submit(
+        max_steps=5000, learning_rate=1e30, max_grad_norm=1e38, optimizer="adamw"
+    )
+    job = worked.wait_ended(job_id)
+
+    assert job.status == JobStatus.FAILED
+    assert job.attempt == 1
+    assert job.error is not None
+    assert (job.error["code"], job.error["category"]) == ("diverged", "user")
+    assert job.error["retryable"] is False
+    log = worked.objects.get_bytes(f"jobs/{job_id}/a1/log.txt").decode()
+    assert "TrainingDiverged" in log
+    assert "Traceback" not in str(job.error)
+
+
+def test_a_lost_bell_is_rung_again(worked: Deployment) -> None:
+    job_id = worked.submit(ring=False, max_steps=3)
+
+    assert worked.wait_ended(job_id, timeout_seconds=30).status == JobStatus.SUCCEEDED
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_is_told(worked: Deployment) -> None:
+    job_id = worked.submit(max_steps=120, checkpoint_every_steps=10)
+    worked.wait(job_id, lambda _job: len(worked.checkpoint_steps(job_id)) == 2)
+    worked.pause(job_id)
+    worked.wait(job_id, lambda job: job.status == JobStatus.PAUSED)
+    good, damaged = worked.checkpoint_steps(job_id)
+    (key,) = [
+        stored.key
+        for stored in worked.objects.list(f"jobs/{job_id}/a1/step-{damaged}/")
+        if stored.key.endswith("adapter.safetensors")
+    ]
+    worked.objects.put_bytes(key, b"damaged")
+    worked.resume(job_id)
+    job = worked.wait_ended(job_id)
+
+    assert job.status == JobStatus.SUCCEEDED
+    events = worked.events(job_id)
+    warned = [event.payload for event in events if event.type == "warned"]
+    assert any(payload["code"] == "checkpoint_unusable" for payload in warned)
+    started = [event for event in events if event.type == "training_started"]
+    assert started[1].payload["start_step"] == good
+
+
+def test_a_base_model_that_is_gone_is_an_error_in_words(worked: Deployment) -> None:
+    with transaction(worked.engine) as session:
+        row = worked.job(worked.submit(max_steps=3, ring=False))
+        plan = {**row.plan, "inventory_hash": "0" * 64}
+        session.execute(update(Job).where(Job.id == row.id).values(plan=plan))
+    job = worked.wait_ended(row.id)
+
+    assert job.status == JobStatus.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "plan_changed"
+    assert MODEL
