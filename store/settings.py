@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Access key; none: the standard credential chain of the cloud's environment."""
     s3_secret_access_key: SecretStr | None = None
     """Secret of the access key."""
+    objects_retry_seconds: PositiveSeconds = 60.0
+    """How long a request to S3 is tried again, with growing waits, before it counts as failed."""
     broker_url: str = "redis://127.0.0.1:6379/0"
     """Redis or Valkey: the doorbell and the inference mailbox."""
     queue_prefix: str = "grit:"
