@@ -1,7 +1,7 @@
 """A queued job is trained, whatever dies meanwhile: real workers, a real broker, real kills."""
 
 import os
-import random
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from store.database import transaction
 from store.models import Job, JobStatus
 from store.settings import Settings
 from tests.e2e.deployment import FAST, MODEL, Deployment, deployed
-from tests.services import valkey
+from tests.services import running_valkey
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
 from worker.scratch import file_sha256
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deployment(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Deployment]:
     home = tmp_path_factory.mktemp("home")
     rows = write_jsonl(home / "rows.jsonl", tiny_chat_rows(32, images=False))
-    with valkey(home) as broker_url:
+    with running_valkey() as broker_url:
         values = {"home": str(home), "broker_url": broker_url, **FAST}
         environment = {f"GRIT_{name.upper()}": value for name, value in values.items()}
         with deployed(Settings(**values), environment) as deployment:
@@ -72,7 +72,7 @@ def test_a_killed_training_process_resumes_and_ends_with_the_same_bytes(
 ) -> None:
     worker = deployment.start_worker()
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
-    deployment.wait_for_step(job_id, random.Random(1).randint(EVERY + 5, STEPS - EVERY))
+    deployment.wait_for_step(job_id, EVERY + 5 + secrets.randbelow(STEPS - 3 * EVERY))
     worker.trainer().kill()
     job = deployment.wait_ended(job_id)
     worker.stop()
