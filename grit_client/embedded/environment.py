@@ -1,0 +1,30 @@
+"""What the service's processes inherit: the caller's environment and how this home is wired.
+
+The client may not import the store, so settings travel as `GRIT_*` variables. What the caller has
+set wins, but for the home, the key file and the broker, which are the supervisor's to decide.
+"""
+
+import os
+from collections.abc import Mapping
+
+from grit_client.home import Home
+
+EMBEDDED_DEFAULTS: Mapping[str, str] = {
+    "GRIT_ALLOWED_MODELS": '["*"]',  # one owner: what they may read, they may train
+    "GRIT_HEARTBEAT_SECONDS": "2",
+    "GRIT_LEASE_SECONDS": "15",
+    "GRIT_REAPER_SECONDS": "2",
+    "GRIT_STOP_GRACE_SECONDS": "20",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def child_environment(home: Home, *, broker_url: str) -> dict[str, str]:
+    """The environment of every process of the service."""
+    return {
+        **EMBEDDED_DEFAULTS,
+        **os.environ,  # noqa: TID251 - handed on, not read: children inherit the caller's settings
+        "GRIT_HOME": str(home.folder),
+        "GRIT_KEY_FILE": str(home.key_file),
+        "GRIT_BROKER_URL": broker_url,
+    }

@@ -1,0 +1,341 @@
+"""The process that stays: starts the service in order, watches it, ends it in order.
+
+Order: broker, migrations, API, workers; the end is the reverse, and workers get time to save a
+checkpoint. A child that dies is started again, at once when it had run well, else after a growing
+pause. Children die with the supervisor (`guard`), whatever kills it.
+"""
+
+import fcntl
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import FrameType
+
+from grit_client.embedded.broker import Broker, prepare_broker
+from grit_client.embedded.children import Child, log_tail
+from grit_client.embedded.devices import DeviceProbe
+from grit_client.embedded.environment import child_environment
+from grit_client.embedded.identity import Identity
+from grit_client.embedded.ports import LOOPBACK, listen
+from grit_client.embedded.record import Phase, Record
+from grit_client.errors import EmbeddedError
+from grit_client.home import Home
+
+BROKER_SECONDS = 10.0
+MIGRATE_SECONDS = 120.0
+READY_SECONDS = 120.0
+WATCH_SECONDS = 0.25
+WORKERS, API, BROKER = 0, 1, 2  # stages: the first is ended first
+_DRAIN_MARGIN_SECONDS = 10.0
+
+Say = Callable[[str], None]
+
+
+class Stopped(Exception):
+    """Asked to stop while still starting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the caller of `grit up` may choose."""
+
+    port: int | None = None
+    """None: the first free one from 8000."""
+    broker_url: str | None = None
+    """None: start a broker of our own."""
+
+
+class Supervisor:
+    """Runs one home's service.
+
+    Args:
+        home: Where it lives.
+        options: The caller's choices.
+        say: Called with one line for every step, for a person to read.
+    """
+
+    def __init__(self, home: Home, options: Options, *, say: Say) -> None:
+        self._home = home
+        self._options = options
+        self._say = say
+        self._children: list[Child] = []
+        self._stop = threading.Event()
+        self._hurry = False
+        self._record = Record(supervisor=None, phase="starting")
+        self._not_ready = ""
+
+    def run(self) -> None:
+        """Run until asked to stop by SIGTERM, SIGINT or SIGHUP.
+
+        Raises:
+            EmbeddedError: It could not start, or runs already.
+        """
+        self._home.prepare()
+        with only_one(self._home), _signals(self._on_signal):
+            sweep(Record.read(self._home))
+            self._record.supervisor = Identity.of(os.getpid())
+            self._record.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+            self._write("starting")
+            phase: Phase = "stopping"
+            try:
+                self._start()
+                self._write("ready")
+                self._watch()
+            except Stopped:
+                self._say("Stopped while starting.")
+            except EmbeddedError as error:
+                phase, self._record.error = "failed", str(error)
+                raise
+            finally:
+                self._write(phase)
+                self._end()
+                if phase == "failed":
+                    self._write(phase)  # for whoever waits for the start; no process is left in it
+                else:
+                    self._home.state_file.unlink(missing_ok=True)
+
+    # --- start
+
+    def _start(self) -> None:
+        probe = DeviceProbe()
+        try:
+            listener = listen(self._options.port)
+            port = listener.getsockname()[1]
+            self._record.url = f"http://{LOOPBACK}:{port}"
+            broker_url = self._options.broker_url or self._start_broker().url
+            environment = child_environment(self._home, broker_url=broker_url)
+            self._migrate(environment)
+            self._launch(
+                "api",
+                _python(
+                    "uvicorn", "api.app:create_app", "--factory", "--fd", str(listener.fileno()),
+                    "--timeout-graceful-shutdown", "5", "--no-server-header",
+                ),
+                environment,
+                stage=API,
+                pass_fds=(listener.fileno(),),
+            )  # fmt: skip
+            self._start_workers("cpu", environment)
+            for device in probe.result():
+                self._start_workers(device, environment)
+            self._wait_until(self._api_is_ready, READY_SECONDS, "The service is not ready")
+        finally:
+            probe.cancel()
+        self._home.write_private(self._home.url_file, f"{self._record.url}\n")
+
+    def _start_broker(self) -> Broker:
+        for _ in range(3):  # between choosing a port and listening on it, another may take it
+            broker = prepare_broker(self._home)
+            environment = child_environment(self._home, broker_url=broker.url)
+            child = self._launch("broker", broker.argv, environment, stage=BROKER)
+            deadline = time.monotonic() + BROKER_SECONDS
+            while child.running and time.monotonic() < deadline:
+                if broker.answers():
+                    return broker
+                self._pause(0.02)
+            child.wait_or_kill(time.monotonic())
+            self._children.remove(child)
+        raise EmbeddedError(self._with_log("The broker did not start", "broker"))
+
+    def _migrate(self, environment: dict[str, str]) -> None:
+        self._say("database: migrations")
+        log = self._home.logs / "migrate.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                _python("store", "migrate"),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+            deadline = time.monotonic() + MIGRATE_SECONDS
+            try:
+                while process.poll() is None:
+                    if time.monotonic() > deadline:
+                        raise EmbeddedError(self._with_log("Migrations take too long", "migrate"))
+                    self._pause(0.02)
+            finally:
+                process.kill()
+                process.wait()
+        if process.returncode != 0:
+            raise EmbeddedError(self._with_log("The database cannot be migrated", "migrate"))
+
+    def _start_workers(self, device: str, environment: dict[str, str]) -> None:
+        # A worker's drain is bounded by its own setting; ours only has to be longer.
+        grace = float(environment["GRIT_STOP_GRACE_SECONDS"]) + _DRAIN_MARGIN_SECONDS
+        for queue, pool in ((device, ["solo"]), (f"infer.{device}", ["threads", "-c", "4"])):
+            name = f"worker-{queue}"
+            argv = _python(
+                "celery", "-A", "worker.app", "worker", "-Q", queue, "-n", f"{queue}@%h",
+                "--without-gossip", "--without-mingle", "--loglevel", "INFO", "--pool", *pool,
+            )  # fmt: skip
+            self._launch(name, argv, environment, stage=WORKERS, grace_seconds=grace)
+
+    def _launch(
+        self,
+        name: str,
+        argv: list[str],
+        environment: dict[str, str],
+        *,
+        stage: int,
+        grace_seconds: float = 10.0,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Child:
+        self._check()
+        log = self._home.logs / f"{name}.log"
+        child = Child(
+            name=name,
+            argv=argv,
+            environment=environment,
+            log=log,
+            stage=stage,
+            grace_seconds=grace_seconds,
+            pass_fds=pass_fds,
+        )
+        child.start()
+        self._children.append(child)
+        self._write("starting")
+        self._say(f"{name}: started")
+        return child
+
+    def _api_is_ready(self) -> bool:
+        url = (self._record.url or "").removeprefix("http://")
+        connection = http.client.HTTPConnection(url, timeout=5.0)
+        try:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            self._not_ready = answer.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            return False
+        else:
+            return answer.status == 200
+        finally:
+            connection.close()
+
+    def _wait_until(self, ready: Callable[[], bool], seconds: float, complaint: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            self._revive()
+            hopeless = [child for child in self._children if child.restarts >= 3]
+            if hopeless:
+                name = hopeless[0].name
+                raise EmbeddedError(self._with_log(f"{name} dies again and again", name))
+            if time.monotonic() > deadline:
+                detail = f"{complaint} after {seconds:g} s: {_short(self._not_ready)}"
+                raise EmbeddedError(self._with_log(detail, "api"))
+            self._pause(0.1)
+
+    # --- watch
+
+    def _watch(self) -> None:
+        while not self._stop.wait(WATCH_SECONDS):
+            self._revive()
+
+    def _revive(self) -> None:
+        for child in self._children:
+            if child.revive():
+                self._write(self._record.phase)
+                if child.running:
+                    self._say(f"{child.name}: started again after exit {child.last_exit}")
+
+    # --- end
+
+    def _end(self) -> None:
+        if self._record.phase == "stopping":
+            self._say("Stopping; a running job saves a checkpoint first.")
+        for stage in (WORKERS, API, BROKER):
+            group = [child for child in self._children if child.stage == stage]
+            for child in group:
+                child.ask_to_end()
+            asked = time.monotonic()
+            for child in group:
+                while child.running and not self._hurry:
+                    if time.monotonic() - asked > child.grace_seconds:
+                        self._say(f"{child.name}: killed after {child.grace_seconds:g} s")
+                        break
+                    time.sleep(0.02)
+                child.wait_or_kill(time.monotonic())
+        self._children.clear()
+
+    # --- the rest
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._hurry = self._stop.is_set()  # asked twice: no more patience
+        self._stop.set()
+
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+        self._check()
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+    def _write(self, phase: Phase) -> None:
+        self._record.phase = phase
+        alive = {child.name: child.identity for child in self._children}
+        self._record.processes = {name: item for name, item in alive.items() if item is not None}
+        self._record.restarts = {child.name: child.restarts for child in self._children}
+        self._record.write(self._home)
+
+    def _with_log(self, complaint: str, name: str) -> str:
+        log = self._home.logs / f"{name}.log"
+        tail = log_tail(log)
+        return f"{complaint}. The end of {log}:\n{tail}" if tail else f"{complaint}."
+
+
+def sweep(record: Record | None) -> list[str]:
+    """End what an earlier supervisor left behind, and name it."""
+    left = [
+        (name, item) for name, item in (record.processes if record else {}).items() if item.alive()
+    ]
+    for _, item in left:
+        item.end(grace_seconds=5.0)
+    return [name for name, _ in left]
+
+
+@contextmanager
+def only_one(home: Home) -> Iterator[None]:
+    """Hold the home's lock: one supervisor a home, for as long as it lives.
+
+    Raises:
+        EmbeddedError: Another one holds it.
+    """
+    with home.lock_file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EmbeddedError(f"The service of {home.folder} already runs.") from None
+        yield
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    # -P: a file of the working folder must not stand in for one of our modules.
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def _short(answer: str) -> str:
+    try:
+        return json.dumps(json.loads(answer))[:500]
+    except ValueError:
+        return answer[:500] or "nobody answers"
