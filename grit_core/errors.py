@@ -1,16 +1,16 @@
 """Everything this library raises on purpose.
 
-    GritError
-    +-- InvalidConfig (a ValueError)   a configuration that cannot be carried out, with every fault
-    |   +-- NoLayersMatched            patterns that match no layer of the model
-    |   +-- UnknownPreset              a preset name that does not exist
-    |   +-- PlanMismatch               a plan made from another model than the one at hand
-    +-- InvalidDataset (a ValueError)  rows that cannot be trained on
-    +-- ModelUnavailable               a base model that is not there or cannot be read
-    +-- DeviceUnavailable              a device that this machine does not have
-    +-- TrainingDiverged               a loss or gradient that is not finite
-    +-- CheckpointCorrupt              a checkpoint whose bytes are not those that were written
-    +-- AdapterInvalid                 an adapter that cannot be loaded or contradicts its model
+GritError
++-- InvalidConfig (a ValueError)   a configuration that cannot be carried out, with every fault
+|   +-- NoLayersMatched            patterns that match no layer of the model
+|   +-- UnknownPreset              a preset name that does not exist
+|   +-- PlanMismatch               a plan made from another model than the one at hand
++-- InvalidDataset (a ValueError)  rows that cannot be trained on
++-- ModelUnavailable               a base model that is not there or cannot be read
++-- DeviceUnavailable              a device that this machine does not have
++-- TrainingDiverged               a loss or gradient that is not finite
++-- CheckpointCorrupt              a checkpoint whose bytes are not those that were written
++-- AdapterInvalid                 an adapter that cannot be loaded or contradicts its model
 """
 
 from collections.abc import Sequence

@@ -69,8 +69,9 @@ def choose_device(
         strategy_or_device: A `DeviceStrategy`, or `cuda`, `cuda:0`, `mps` or `cpu`.
         available: What is there, such as `("cuda", "cpu")`.
 
+    A text that is neither a strategy nor a device raises `InvalidConfig`.
+
     Raises:
-        InvalidConfig: The text is neither a strategy nor a device.
         DeviceUnavailable: Nothing suitable is there; the message says what is.
     """
     if strategy_or_device in tuple(DeviceStrategy):
@@ -155,7 +156,7 @@ def _by_strategy(strategy: DeviceStrategy, available: Sequence[str]) -> DeviceCh
             f"{strategy} takes {', then '.join(order)}, and none of them is available; available:"
             f" {', '.join(available) or 'none'}."
         )
-    missing = [kind for kind in order[: order.index(device)]]
+    missing = order[: order.index(device)]
     lacking = f"no {' and no '.join(missing)} here, " if missing else ""
     dtype = "bfloat16" if strategy == DeviceStrategy.MEMORY_EFFICIENT else _DTYPES[device]
     if strategy == DeviceStrategy.STABLE_TRAINING:

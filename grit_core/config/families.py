@@ -27,6 +27,8 @@ class Family:
     """One pattern for each modality: where an attention's queries are made, or the connector."""
     values: Mapping[Modality, str]
     """One pattern for each modality: where an attention's values are made, or the connector."""
+    fusion_part: str | None = None
+    """Part of a name that tells a language model's attention to images."""
 
     def default_patterns(self, modality: Modality) -> list[str]:
         """What an empty list of patterns stands for; empty when the family has no such part."""
@@ -36,7 +38,11 @@ class Family:
     def modality_of(self, name: str) -> Modality | None:
         """The part that a layer lies in."""
         inside = [root for root in self.roots if name == root or name.startswith(f"{root}.")]
-        return self.roots[max(inside, key=len)] if inside else None
+        if not inside:
+            return None
+        modality = self.roots[max(inside, key=len)]
+        fuses = modality == _TEXT and self.fusion_part in name.split(".")
+        return Modality.FUSION if fuses else modality
 
 
 def _vlm(
@@ -92,6 +98,31 @@ def _causal(name: str, title: str, *model_types: str) -> Family:
         values={_TEXT: f"{attention}.v_proj"},
     )
 
+
+_MLLAMA = Family(
+    name="mllama",
+    title="Llama 3.2 Vision",
+    model_types=("mllama",),
+    roots={
+        "model.vision_model": _VISION,
+        "model.language_model": _TEXT,
+        "model.multi_modal_projector": _CROSS,
+        "lm_head": _TEXT,
+    },
+    queries={
+        _VISION: "model.vision_model.transformer.layers.*.self_attn.q_proj",
+        _TEXT: "model.language_model.layers.*.self_attn.q_proj",
+        _CROSS: "model.multi_modal_projector",
+        Modality.FUSION: "model.language_model.layers.*.cross_attn.q_proj",
+    },
+    values={
+        _VISION: "model.vision_model.transformer.layers.*.self_attn.v_proj",
+        _TEXT: "model.language_model.layers.*.self_attn.v_proj",
+        _CROSS: "model.multi_modal_projector",
+        Modality.FUSION: "model.language_model.layers.*.cross_attn.v_proj",
+    },
+    fusion_part="cross_attn",
+)
 
 _PROJECTOR = ("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2")
 
@@ -160,11 +191,12 @@ FAMILIES: dict[str, Family] = {
             vision=_siglip("model.vision_tower"),
             cross=("model.multi_modal_projector.linear",),
         ),
-        _causal("llama", "Llama and SmolLM (text)", "llama"),
+        _MLLAMA,
+        _causal("llama", "Llama and SmolLM (text)", "llama", "smollm3"),
         _causal("mistral", "Mistral (text)", "mistral"),
         _causal("qwen2", "Qwen2 and Qwen2.5 (text)", "qwen2"),
         _causal("qwen3", "Qwen3 (text)", "qwen3"),
-        _causal("gemma", "Gemma 2 and Gemma 3 (text)", "gemma2", "gemma3_text"),
+        _causal("gemma", "Gemma (text)", "gemma", "gemma2", "gemma3_text"),
     )
 }
 """The known families, by name."""

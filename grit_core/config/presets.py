@@ -1,4 +1,4 @@
-"""Predefined configurations: a preset is a function's result, a complete configuration of its own."""
+"""Predefined configurations, each complete in itself."""
 
 import dataclasses
 import difflib
@@ -37,8 +37,7 @@ class Preset:
 def get_model_config(name: str) -> ModelGRITConfig:
     """A fresh copy of a predefined configuration, to use or to change.
 
-    Raises:
-        UnknownPreset: There is none of that name; the message names the nearest.
+    A name that does not exist raises `UnknownPreset`, which names the nearest.
     """
     return _preset(name).build()
 
@@ -51,8 +50,7 @@ def preset_names() -> tuple[str, ...]:
 def describe_preset(name: str) -> dict[str, Any]:
     """A preset as JSON values: name, family, the model types it fits, description, config.
 
-    Raises:
-        UnknownPreset: There is none of that name.
+    A name that does not exist raises `UnknownPreset`.
     """
     preset = _preset(name)
     return {
@@ -74,16 +72,13 @@ def resolve_config(
 
     Settings are laid over the preset field by field. Of a `ModelGRITConfig` those fields count
     that differ from the defaults; of a mapping those that are in it. A strategy laid over a
-    preset's takes the preset's other strategy's parameters away. Nothing is checked but names.
+    preset's takes the parameters of the preset's own strategy away. Nothing is checked but names:
+    an unknown preset raises `UnknownPreset`, an unknown field `InvalidConfig`.
 
     Args:
         config: The caller's settings, whole or in part.
         preset: The name of a predefined configuration.
         pointer: Where the settings stand in the caller's request.
-
-    Raises:
-        UnknownPreset: There is no preset of that name.
-        InvalidConfig: A field of the mapping does not exist.
     """
     if preset is None and isinstance(config, ModelGRITConfig):
         return config
@@ -159,7 +154,8 @@ def _fast(family: Family, *, name: str) -> ModelGRITConfig:
         model_type=family.model_types[0],
         vision=None if vision is None else _first(3, vision),
         text=_last(4, text),
-        cross_modal=_connector(family),
+        cross_modal=_all_of(family, Modality.CROSS_MODAL),
+        fusion=_all_of(family, Modality.FUSION),
     )
 
 
@@ -178,7 +174,8 @@ def _balanced(
         if vision
         else None,
         text=_last(8, *text),
-        cross_modal=_connector(family),
+        cross_modal=_all_of(family, Modality.CROSS_MODAL),
+        fusion=_all_of(family, Modality.FUSION),
         max_layers_per_modality=MAX_LAYERS_BALANCED,
     )
 
@@ -195,8 +192,8 @@ def _last(count: int, *patterns: str) -> ModalityConfig:
     )
 
 
-def _connector(family: Family) -> ModalityConfig | None:
-    patterns = family.default_patterns(Modality.CROSS_MODAL)
+def _all_of(family: Family, modality: Modality) -> ModalityConfig | None:
+    patterns = family.default_patterns(modality)
     return ModalityConfig(layer_patterns=patterns) if patterns else None
 
 
@@ -208,6 +205,7 @@ def _parts(family: Family) -> tuple[str, str]:
     balanced = "every 3rd vision block, " if has_vision else ""
     balanced += "queries and values of the last 8 text blocks"
     tail = ", the connector (all)" if has_cross else ""
+    tail += ", the attention to images (all)" if Modality.FUSION in family.queries else ""
     return fast + tail, balanced + tail
 
 

@@ -96,7 +96,7 @@ def steps_per_epoch(training: TrainingConfig, *, num_rows: int) -> int:
     Raises:
         ValueError: `batch_size` is still `auto`.
     """
-    if isinstance(training.batch_size, str):
+    if training.batch_size == "auto":
         raise ValueError("batch_size is still auto; call resolve_training first.")
     rows_per_step = training.batch_size * training.gradient_accumulation_steps
     return math.ceil(num_rows / rows_per_step)

@@ -1,0 +1,154 @@
+"""What a run will cost: steps exactly, bytes about. Also what `auto` stands for."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from grit_core.config.devices import kind_of, training_precision
+from grit_core.config.model_configs import Modality
+from grit_core.config.training import TrainingConfig, steps_per_epoch, total_steps, validate
+from grit_core.errors import Fault, InvalidConfig
+from grit_core.inventory import ModelInventory
+from grit_core.planned import AdaptationPlan
+
+AUTO_BATCH_SIZE: dict[str, int] = {"cuda": 8, "mps": 4, "cpu": 4}
+"""Rows in one forward pass, by kind of device."""
+
+AUTO_INTERVALS_PER_RUN = 10
+MIN_AUTO_INTERVAL_STEPS = 10
+MAX_AUTO_INTERVAL_STEPS = 500
+
+BYTES_OF: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_HALF_BYTES_PER_UNIT = 34
+"""Bytes of 16-bit activations that one block keeps for one position and one hidden unit, attention
+scores left out (Korthikanti et al. 2022, arXiv 2205.05198, equation 2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will cost."""
+
+    total_steps: int
+    """Exactly what the trainer will do, unless it stops early or leaves rows out."""
+    steps_per_epoch: int
+    memory_bytes: int
+    """The sum of the parts: an estimate, for rows of `tokens_per_row` tokens."""
+    parts: Mapping[str, int]
+    """Bytes by name: `base_weights`, `adapter`, `gradients`, `optimizer`, `factors`,
+    `activations`, `logits`."""
+    tokens_per_row: int
+    basis: str
+    """What the estimate rests on, in words."""
+
+
+def resolve_training(training: TrainingConfig, *, num_rows: int, device: str) -> TrainingConfig:
+    """Replace every `auto` by what it stands for.
+
+    `batch_size`: 8 on CUDA, 4 elsewhere, and not more than there are rows. `precision`: bfloat16 on
+    CUDA, float32 elsewhere. The two intervals: a tenth of the run, from 10 to 500 steps.
+
+    Args:
+        training: As the user gave it.
+        num_rows: Rows to train on, the evaluation split taken out.
+        device: The chosen device.
+
+    Raises:
+        InvalidConfig: A field is out of its bounds, or there is no row; every fault is in it.
+    """
+    faults = validate(training)
+    if num_rows < 1:
+        detail = "There is no row to train on; the dataset needs at least one beside its evaluation"
+        faults.append(Fault(pointer="/dataset", code="no_rows", detail=f"{detail} rows."))
+    if faults:
+        raise InvalidConfig(faults)
+    batch_size = training.batch_size
+    if batch_size == "auto":
+        batch_size = min(AUTO_BATCH_SIZE[kind_of(device)], num_rows)
+    resolved = dataclasses.replace(training, batch_size=batch_size)
+    interval = _auto_interval(total_steps(resolved, num_rows=num_rows))
+    automatic = resolved.precision == "auto"
+    checkpoint, evaluation = resolved.checkpoint_every_steps, resolved.eval_every_steps
+    return dataclasses.replace(
+        resolved,
+        precision=training_precision(device) if automatic else resolved.precision,
+        checkpoint_every_steps=interval if checkpoint == "auto" else checkpoint,
+        eval_every_steps=interval if evaluation == "auto" else evaluation,
+    )
+
+
+def estimate(
+    plan: AdaptationPlan,
+    inventory: ModelInventory,
+    training: TrainingConfig,
+    *,
+    num_rows: int,
+    tokens_per_row: int | None = None,
+) -> Estimate:
+    """Say how many steps a run has and about how much memory it takes.
+
+    Args:
+        plan: What adapts.
+        inventory: The model's layers and sizes.
+        training: Resolved.
+        num_rows: Rows to train on, the evaluation split taken out.
+        tokens_per_row: Of the longest rows; `None` takes `max_length`, the most there can be.
+    """
+    tokens = min(tokens_per_row or training.max_length, training.max_length)
+    positions = tokens * int(training.batch_size)
+    width = BYTES_OF.get(training.precision, 4)
+    vocabulary = inventory.vocabulary_size or 0
+    adapted = plan.trainable_parameters
+    parts = {
+        "base_weights": inventory.total_parameters * width,
+        "adapter": adapted * 4,
+        "gradients": adapted * 4,
+        "optimizer": adapted * 8,
+        "factors": _factor_bytes(plan, training),
+        "activations": _activation_bytes(plan, inventory, training, positions=positions),
+        "logits": positions * vocabulary * (width + 4),
+    }
+    return Estimate(
+        total_steps=total_steps(training, num_rows=num_rows),
+        steps_per_epoch=steps_per_epoch(training, num_rows=num_rows),
+        memory_bytes=sum(parts.values()),
+        parts=parts,
+        tokens_per_row=tokens,
+        basis=f"{training.precision} base weights, float32 adapter, gradients and two moments;"
+        f" activations of the blocks that gradients pass, for {training.batch_size} rows of"
+        f" {tokens} tokens with one image each where the model sees; the libraries' own memory is"
+        " not in it.",
+    )
+
+
+def _auto_interval(steps: int) -> int:
+    share = math.ceil(steps / AUTO_INTERVALS_PER_RUN)
+    return min(max(share, MIN_AUTO_INTERVAL_STEPS), MAX_AUTO_INTERVAL_STEPS)
+
+
+def _factor_bytes(plan: AdaptationPlan, training: TrainingConfig) -> int:
+    """Two factors and two eigenbases, float32, for each layer with the natural gradient on."""
+    if training.optimizer != "grit":
+        return 0
+    return sum(16 * layer.rank**2 for layer in plan.layers if layer.natural_gradient)
+
+
+def _activation_bytes(
+    plan: AdaptationPlan, inventory: ModelInventory, training: TrainingConfig, *, positions: int
+) -> int:
+    """What the blocks from the first adapted one on keep for the backward pass."""
+    scale = _HALF_BYTES_PER_UNIT * BYTES_OF.get(training.precision, 4) // 2
+    text_blocks = _blocks_with_gradient(plan, inventory.num_blocks, Modality.TEXT)
+    if any(layer.modality != Modality.TEXT for layer in plan.layers):
+        text_blocks = inventory.num_blocks or 0  # what comes before the text model needs them all
+    vision_blocks = _blocks_with_gradient(plan, inventory.num_vision_blocks, Modality.VISION)
+    patches = (inventory.patches_per_image or 0) * int(training.batch_size)
+    text = positions * (inventory.hidden_size or 0) * text_blocks
+    vision = patches * (inventory.vision_hidden_size or 0) * vision_blocks
+    return scale * (text + vision)
+
+
+def _blocks_with_gradient(plan: AdaptationPlan, depth: int | None, modality: Modality) -> int:
+    adapted = [layer.block or 0 for layer in plan.layers if layer.modality == modality]
+    return max((depth or 0) - min(adapted), 0) if adapted else 0

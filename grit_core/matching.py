@@ -1,0 +1,151 @@
+"""Which of a model's layers a modality asks for, by patterns or by name, and what is nearest."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from grit_core.config.families import family_of
+from grit_core.config.model_configs import Modality, ModelGRITConfig
+from grit_core.errors import Fault
+from grit_core.inventory import LayerRecord, ModelInventory
+from grit_core.patterns import matching
+
+MAX_HINTS = 5
+"""Unmatched patterns that get their own list of near names; finding one is slow."""
+
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """The layers that a modality's patterns match, in the model's order."""
+
+    layers: tuple[LayerRecord, ...]
+    pattern_of: Mapping[str, str]
+    """By layer name, the first pattern that it fits."""
+    unmatched: tuple[tuple[int, str], ...]
+    """Patterns that no layer fits, with their place in the list."""
+
+
+def match_layers(patterns: Sequence[str], inventory: ModelInventory) -> Match:
+    """Find the layers that fit any of the patterns."""
+    found = matching(patterns, [layer.name for layer in inventory.layers])
+    used = set(found.values())
+    idle = [(place, pattern) for place, pattern in enumerate(patterns) if pattern not in used]
+    return Match(
+        layers=tuple(layer for layer in inventory.layers if layer.name in found),
+        pattern_of=found,
+        unmatched=tuple(
+            (place, pattern)
+            for place, pattern in idle
+            if not matching([pattern], [layer.name for layer in inventory.layers])
+        ),
+    )
+
+
+def default_patterns(modality: Modality, inventory: ModelInventory) -> list[str]:
+    """What an empty list of patterns stands for.
+
+    The queries and values of the family's attention, or its connector. For a text-only model of an
+    unknown family: the language model's layers named `q_proj` and `v_proj`, where it has such.
+    """
+    family = family_of(inventory.model_type)
+    if family is not None:
+        return family.default_patterns(modality)
+    names = [layer.name for layer in inventory.of(modality)]
+    wanted = [name for name in names if name.rpartition(".")[2] in {"q_proj", "v_proj"}]
+    return list(dict.fromkeys(_INDEX.sub("*", name) for name in wanted))
+
+
+def unmatched_faults(
+    unmatched: Iterable[tuple[int, str]],
+    inventory: ModelInventory,
+    *,
+    modality: Modality,
+    pointer: str,
+) -> list[Fault]:
+    """One fault for each pattern or name that no layer fits, with the nearest real names.
+
+    Args:
+        unmatched: Patterns with their place in the request's list.
+        inventory: The model's layers.
+        modality: Whose layers are looked at first for near names.
+        pointer: Where the list stands in the request.
+    """
+    return [
+        Fault(
+            pointer=f"{pointer}/{place}",
+            code="no_layers_matched",
+            detail=f"No linear layer of this {inventory.model_type} model fits {pattern!a}."
+            + (_nearest(pattern, inventory, modality) if count < MAX_HINTS else ""),
+            input=pattern,
+        )
+        for count, (place, pattern) in enumerate(unmatched)
+    ]
+
+
+def no_default_fault(modality: Modality, inventory: ModelInventory, *, pointer: str) -> Fault:
+    """The fault of a modality without patterns in a model that has no default ones."""
+    family = family_of(inventory.model_type)
+    if family is not None:
+        detail = (
+            f"A model of the family {family.name} has no {modality} layers that adapt by default;"
+            f" give layer_patterns, or leave {modality} out."
+        )
+    else:
+        detail = (
+            f"The model type {inventory.model_type} has no default patterns for {modality}; give"
+            f" layer_patterns."
+        )
+    return Fault(
+        pointer=f"{pointer}/layer_patterns",
+        code="no_layers_matched",
+        detail=f"{detail}{_sample(inventory)}",
+    )
+
+
+def family_warning(config: ModelGRITConfig, inventory: ModelInventory) -> str | None:
+    """A word on a configuration that was made for another family, or nothing."""
+    meant = family_of(config.model_type)
+    if meant is None or inventory.model_type in meant.model_types:
+        return None
+    family = family_of(inventory.model_type)
+    better = "" if family is None else f"; its presets begin with {family.name}_"
+    return (
+        f"The configuration is meant for {', '.join(meant.model_types)} and the model is"
+        f" {inventory.model_type}{better}."
+    )
+
+
+def _nearest(pattern: str, inventory: ModelInventory, modality: Modality) -> str:
+    general = _INDEX.sub("*", pattern)
+    for layers in (inventory.of(modality), inventory.layers):
+        groups = _groups(layers)
+        nearest = difflib.get_close_matches(general, groups, n=3, cutoff=0.4)
+        if nearest:
+            shown = [_described(group, groups[group]) for group in nearest]
+            return f" The nearest are {', '.join(shown)}."
+    return _sample(inventory)
+
+
+def _sample(inventory: ModelInventory) -> str:
+    groups = _groups(inventory.layers)
+    if not any(layer.block is not None for layer in inventory.layers) and inventory.unsupported:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in inventory.unsupported.items())
+        return f" This model keeps its weights in layers that cannot adapt here: {kinds}."
+    shown = [_described(group, names) for group, names in list(groups.items())[:4]]
+    more = f" and {len(groups) - 4} more kinds" if len(groups) > 4 else ""
+    return f" Its linear layers are {', '.join(shown)}{more}." if shown else ""
+
+
+def _groups(layers: Iterable[LayerRecord]) -> dict[str, list[str]]:
+    """Layer names by their pattern, every index a star."""
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        groups.setdefault(_INDEX.sub("*", layer.name), []).append(layer.name)
+    return groups
+
+
+def _described(group: str, names: Sequence[str]) -> str:
+    return group if len(names) == 1 else f"{group} ({len(names)} layers, such as {names[0]})"
