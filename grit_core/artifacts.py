@@ -8,6 +8,7 @@ equal bytes.
 import hashlib
 import platform
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from grit_core.checkpoints import canonical_json, replace_folder, sync_folder, write_durably
 from grit_core.errors import AdapterInvalid
+from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import load_base_model
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -31,6 +33,10 @@ CARD: Final = "README.md"
 
 LOGIT_TOLERANCE: Final = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest difference of the logits, relative to the largest logit (at least 1), by precision."""
+
+
+PROBED_POSITIONS: Final = 32
+"""Positions whose logits are compared, from the end; a whole chat times a vocabulary is large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +52,10 @@ class Probe:
 
 @torch.no_grad()
 def probe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Probe:
-    """Record a model's logits for some inputs; the model is left in evaluation mode."""
+    """Record a model's logits for the end of some inputs; leaves the model in evaluation mode."""
     model.eval()
-    logits = model(**inputs, use_cache=False).logits
+    options = {"logits_to_keep": PROBED_POSITIONS} if keeps_chosen_logits(model) else {}
+    logits = model(**inputs, use_cache=False, **options).logits[:, -PROBED_POSITIONS:]
     return Probe(inputs=inputs, logits=logits.float().cpu())
 
 
@@ -95,7 +102,10 @@ def verify_adapter(
     """
     base = load_base_model(source, device=device, dtype=precision)
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5.23 by a name that is on its way out.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            model = PeftModel.from_pretrained(base, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise AdapterInvalid(f"PEFT cannot load the adapter: {error}") from error
     found = probe(model, expected.inputs)

@@ -225,3 +225,47 @@ def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
     if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise CheckpointCorrupt(f"{path.parent.name}: {path.name} is torn or was altered.")
     return data
+
+
+def flatten_state(state: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """Split a nested state (an optimizer's `state_dict()`) into tensors and JSON values.
+
+    Returns:
+        Tensors by their place, and the same nesting with `{"$tensor": place}` where they were.
+        `join_state` puts the two together again.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    return tensors, _split(state, "", tensors)
+
+
+def join_state(tensors: Mapping[str, torch.Tensor], values: Any) -> Any:
+    """Undo `flatten_state`."""
+    if isinstance(values, list):
+        return [join_state(tensors, item) for item in values]
+    if not isinstance(values, dict):
+        return values
+    if "$tensor" in values:
+        return tensors[values["$tensor"]]
+    if "$tuple" in values:
+        return tuple(join_state(tensors, item) for item in values["$tuple"])
+    return {key: join_state(tensors, item) for key, item in values["$items"]}
+
+
+def _split(state: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return the JSON half of `state` and collect its tensors.
+
+    Raises:
+        TypeError: Something in it is neither a tensor nor a plain value.
+    """
+    if isinstance(state, torch.Tensor):
+        tensors[place] = state.detach().cpu().clone()
+        return {"$tensor": place}
+    if isinstance(state, Mapping):
+        pairs = [[key, _split(item, f"{place}/{key}", tensors)] for key, item in state.items()]
+        return {"$items": pairs}
+    if isinstance(state, list | tuple):
+        items = [_split(item, f"{place}/{index}", tensors) for index, item in enumerate(state)]
+        return {"$tuple": items} if isinstance(state, tuple) else items
+    if state is None or isinstance(state, bool | int | float | str):
+        return state
+    raise TypeError(f"A checkpoint cannot hold {type(state).__name__} at {place or '/'}.")

@@ -5,7 +5,7 @@ and may be kept, so that an epoch that fits the cache is processed once.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,6 +40,9 @@ class EncodedRow:
     features: dict[str, Tensor]
     """What else the processor made (pixel values and the like), as for a batch of one."""
 
+    num_cut_tokens: int = 0
+    """Tokens cut off the end, where the job allows it."""
+
     @property
     def num_bytes(self) -> int:
         """Memory held by the tensors."""
@@ -69,8 +72,11 @@ class StepRows:
     num_tokens: int
     """Padding left out."""
 
-    dropped_lines: tuple[int, ...]
+    skipped_lines: tuple[int, ...]
     """Rows left out for their length, by line; empty unless the job allows it."""
+
+    cut_lines: tuple[int, ...]
+    """Rows cut for their length, likewise."""
 
 
 class ChatEncoder:
@@ -83,6 +89,11 @@ class ChatEncoder:
         self._tokenizer = self.renderer.tokenizer
         pad = self._tokenizer.pad_token_id
         self.pad_token_id: int = pad if pad is not None else self._tokenizer.eos_token_id or 0
+        image_token = getattr(processor, "image_token", None)
+        image_tokens = [image_token] if isinstance(image_token, str) else []
+        self.image_token_ids = torch.tensor(
+            self._tokenizer.convert_tokens_to_ids(image_tokens), dtype=torch.long
+        )
 
     def encode(self, record: ChatRecord) -> EncodedRow:
         """Encode one row with its labels.
@@ -229,7 +240,7 @@ class EncodedRows:
         encoder: ChatEncoder,
         *,
         max_length: int,
-        drop_overlong: bool = False,
+        on_long_rows: str = "reject",
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Read `file` through `encoder`.
@@ -238,13 +249,14 @@ class EncodedRows:
             file: The dataset.
             encoder: Of the base model.
             max_length: Most tokens of a row, image tokens included.
-            drop_overlong: Leave longer rows out, and say which, instead of raising an error.
+            on_long_rows: `reject` raises an error, `skip` leaves the row out, `truncate` cuts it
+                after `max_length` tokens, when all its images and some label are before that.
             cache_bytes: Bound on the memory of the rows that are kept.
         """
         self.file = file
         self.encoder = encoder
         self._max_length = max_length
-        self._drop_overlong = drop_overlong
+        self._on_long_rows = on_long_rows
         self._free_bytes = cache_bytes
         self._kept: dict[int, EncodedRow] = {}
 
@@ -263,17 +275,48 @@ class EncodedRows:
         except InvalidDataset as error:
             raise InvalidDataset(f"{place}: {error}.") from error
         if len(row.input_ids) > self._max_length:
-            if self._drop_overlong:
+            if self._on_long_rows == "skip":
                 return None
-            raise InvalidDataset(
-                f"{place}: the row has {len(row.input_ids)} tokens and training.max_length is"
-                f" {self._max_length}; raise max_length, shorten the row, or let such rows be left"
-                ' out with training.on_overlong_rows = "drop".'
-            )
+            row = self._shortened(row, place=place)
         if row.num_bytes <= self._free_bytes:
             self._kept[index] = row
             self._free_bytes -= row.num_bytes
         return row
+
+    def _lines(self, indices: Iterable[int]) -> tuple[int, ...]:
+        return tuple(self.file.places[index].line for index in indices)
+
+    def _shortened(self, row: EncodedRow, *, place: str) -> EncodedRow:
+        """Cut a row after `max_length` tokens.
+
+        Raises:
+            InvalidDataset: The job does not allow it, or what is left cannot be trained on.
+        """
+        length = self._max_length
+        too_long = (
+            f"{place}: the row has {len(row.input_ids)} tokens and training.max_length is {length}"
+        )
+        if self._on_long_rows != "truncate":
+            raise InvalidDataset(
+                f"{too_long}; raise max_length, shorten the row, or set training.on_long_rows to"
+                " skip or truncate."
+            )
+        images_cut = torch.isin(row.input_ids[length:], self.encoder.image_token_ids).any()
+        if images_cut or not (row.labels[1:length] != IGNORED).any():
+            raise InvalidDataset(
+                f"{too_long}, and cutting it there would cut an image or all of the assistant's"
+                " words; raise max_length or shorten the row."
+            )
+        whole = row.input_ids.shape[0]
+        return EncodedRow(
+            input_ids=row.input_ids[:length],
+            labels=row.labels[:length],
+            features={
+                name: values[:, :length] if values.shape == (1, whole) else values
+                for name, values in row.features.items()
+            },
+            num_cut_tokens=whole - length,
+        )
 
     def step_rows(self, indices: Sequence[int], *, batch_size: int) -> StepRows:
         """Encode and pad the given rows as micro-batches of at most `batch_size` rows."""
@@ -288,9 +331,8 @@ class EncodedRows:
             # The first token of a row has no position before it to be predicted from.
             num_label_tokens=sum(int((row.labels[1:] != IGNORED).sum()) for row in kept),
             num_tokens=sum(len(row.input_ids) for row in kept),
-            dropped_lines=tuple(
-                self.file.places[index].line for index, row in rows.items() if row is None
-            ),
+            skipped_lines=self._lines(index for index, row in rows.items() if row is None),
+            cut_lines=self._lines(i for i, row in rows.items() if row and row.num_cut_tokens),
         )
 
 

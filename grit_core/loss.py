@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -25,7 +26,7 @@ def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     """
     targets = batch.labels[:, 1:]
     inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
-    if _keeps_chosen_logits(model):
+    if keeps_chosen_logits(model):
         columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
         targets = targets[:, columns]
         logits = model(**inputs, logits_to_keep=columns).logits
@@ -44,6 +45,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(inputs=inputs, labels=batch.labels.to(device, non_blocking=True))
 
 
-def _keeps_chosen_logits(model: nn.Module) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+def keeps_chosen_logits(model: nn.Module) -> bool:
+    """Tell whether the model computes logits only where it is asked to."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters

@@ -66,16 +66,17 @@ def reproducible(device: torch.device, *, num_threads: int | None) -> Iterator[i
     """
     threads_before = torch.get_num_threads()
     deterministic_before = torch.are_deterministic_algorithms_enabled()
-    fill_before = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic  # its attributes are made at run time
+    fill_before = memory.fill_uninitialized_memory
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(mode=True)
         # Nothing here reads memory that was not written; filling it costs time on every allocation.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        memory.fill_uninitialized_memory = False
     try:
         yield torch.get_num_threads()
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill_before
+        memory.fill_uninitialized_memory = fill_before
         torch.use_deterministic_algorithms(mode=deterministic_before)
         torch.set_num_threads(threads_before)

@@ -2,7 +2,7 @@
 
 import math
 
-from grit_core.config.training import LearningRateSchedule, TrainingConfig
+from grit_core.config.training import TrainingConfig
 
 
 def learning_rate(training: TrainingConfig, step: int, *, total_steps: int) -> float:
@@ -21,13 +21,13 @@ def learning_rate(training: TrainingConfig, step: int, *, total_steps: int) -> f
     if step < warmup_steps:
         return training.learning_rate * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return training.learning_rate * _share(LearningRateSchedule(training.lr_schedule), progress)
+    return training.learning_rate * _share_of_peak(training.lr_schedule, progress)
 
 
-def _share(schedule: LearningRateSchedule, progress: float) -> float:
+def _share_of_peak(schedule: str, progress: float) -> float:
     """Share of the peak after `progress` (0 to 1) of the steps that follow the warm-up."""
-    if schedule is LearningRateSchedule.LINEAR:
+    if schedule == "linear":
         return 1 - progress
-    if schedule is LearningRateSchedule.COSINE:
+    if schedule == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     return 1.0

@@ -1,10 +1,31 @@
 """`train`: one fine-tuning run as a generator of events."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from grit_core.events import TrainingEvent
+import torch
+
+from grit_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from grit_core.data import StepRows
+from grit_core.errors import TrainingDiverged
+from grit_core.evaluation import evaluate
+from grit_core.events import (
+    CheckpointSaved,
+    Evaluated,
+    StepCompleted,
+    StepSkipped,
+    TrainingEvent,
+    TrainingStarted,
+    TrainingStopped,
+    Warned,
+)
+from grit_core.random_state import reproducible
+from grit_core.schedule import learning_rate
+from grit_core.training_export import export
 from grit_core.training_job import TrainingJob
+from grit_core.training_run import TrainingRun
 
 
 def train(
@@ -16,22 +37,185 @@ def train(
     """Fine-tune the job's base model and yield what happens as it happens.
 
     Writes `work_dir/checkpoints/step-N/` while it runs and `work_dir/adapter/` at its end. The last
-    events of a whole run are `AdapterSaved` and `TrainingFinished`; a run that `should_stop` ends saves
-    a checkpoint at the next step boundary and ends with `TrainingStopped`.
+    events of a whole run are `AdapterSaved` and `TrainingFinished`; a run that `should_stop` ends
+    saves a checkpoint at the next step boundary and ends with `TrainingStopped`.
+
+    Errors: `PlanMismatch` (another model), `ModelUnavailable`, `DeviceUnavailable`,
+    `InvalidDataset` (naming file and line), `CheckpointCorrupt` (of `resume_from`),
+    `TrainingDiverged` (a loss or gradient that is not finite, found before the step is applied),
+    `AdapterInvalid` (the written adapter does not give the trained model's logits).
 
     Args:
         job: What to train.
         should_stop: Asked between optimizer steps.
-        resume_from: A checkpoint folder (`.../step-N`). The resumed run ends with the same bytes as
-            one that was never interrupted, on the CPU.
+        resume_from: A checkpoint folder (`.../step-N`). On the CPU the resumed run ends with the
+            same bytes as one that was never interrupted.
+    """
+    checkpoint = None if resume_from is None else load_checkpoint(resume_from)
+    num_threads = _threads_of(job, checkpoint)
+    with reproducible(torch.device(job.device), num_threads=num_threads) as num_threads:
+        run = TrainingRun(job, num_threads=num_threads)
+        try:
+            if checkpoint is not None:
+                run.restore(checkpoint)
+            yield _started(run)
+            yield from _changed_threads(run, checkpoint)
+            yield from _optimize(run, should_stop)
+        finally:
+            run.close()
+
+
+def _optimize(run: TrainingRun, should_stop: Callable[[], bool]) -> Iterator[TrainingEvent]:
+    """Step until the job is done, told to stop, or no longer improving; then export."""
+    clock = time.perf_counter()
+    while run.progress.step < run.total_steps:
+        if should_stop():
+            yield from _save(run)
+            yield TrainingStopped(step=run.progress.step, reason="Stopped as asked.")
+            return
+        yield from _step(run, clock)
+        if _due(run, run.job.training.eval_every_steps) and run.eval_indices:
+            yield _evaluate(run)
+            if _patience_is_over(run):
+                yield _stopped_early(run)
+                break
+        if _due(run, run.job.training.checkpoint_every_steps):
+            yield from _save(run)
+    if run.eval_indices and run.progress.evaluated_at_step != run.progress.step:
+        yield _evaluate(run)
+    yield from _save(run)
+    yield from export(run)
+
+
+def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
+    """Do one optimizer step."""
+    began = time.perf_counter()
+    step = run.progress.step
+    rows = run.stream.rows_of(step, last=step + 1 == run.total_steps)
+    rate = learning_rate(run.job.training, step, total_steps=run.total_steps)
+    run.progress.step = step + 1
+    yield from _length_warnings(run, rows)
+    if rows.num_label_tokens == 0:
+        yield StepSkipped(step=step + 1, reason="Every row of the step was left out.")
+        return
+    loss = run.forward_backward(rows)
+    _refuse_non_finite(run, "loss", loss)
+    grad_norm = run.unscaled_grad_norm()
+    if run.overflowed(grad_norm):
+        yield StepSkipped(step=step + 1, reason="A float16 gradient overflowed; scale lowered.")
+        return
+    _refuse_non_finite(run, "gradient norm", grad_norm)
+    run.optimizer_step(rate)
+    run.progress.train_loss = loss
+    now = time.perf_counter()
+    yield StepCompleted(
+        step=step + 1,
+        total_steps=run.total_steps,
+        epoch=(step + 1) / run.sampler.steps_per_epoch,
+        train_loss=loss,
+        learning_rate=rate,
+        grad_norm=grad_norm,
+        num_tokens=rows.num_tokens,
+        tokens_per_second=rows.num_tokens / (now - began),
+        elapsed_seconds=now - clock,
+    )
+    yield from run.curvature_events()
+
+
+def _refuse_non_finite(run: TrainingRun, what: str, value: float) -> None:
+    """End a run that has diverged before its step is applied.
 
     Raises:
-        PlanMismatch: The model is not the one that the plan was made for.
-        ModelUnavailable: The base model cannot be read.
-        InvalidDataset: A row cannot be used; the message names file and line.
-        TrainingDiverged: A loss or gradient is not finite; nothing of that step was applied.
-        CheckpointCorrupt: `resume_from` fails its checks.
-        AdapterInvalid: The written adapter does not give the trained model's logits.
+        TrainingDiverged: The value is not finite.
     """
-    raise NotImplementedError
-    yield
+    if math.isfinite(value):
+        return
+    run.optimizer.zero_grad(set_to_none=True)
+    raise TrainingDiverged(
+        f"Training diverged at step {run.progress.step}: the {what} is {value}. Nothing of that"
+        " step was applied. Lower training.learning_rate (now"
+        f" {run.job.training.learning_rate:g}), or check the rows of that step."
+    )
+
+
+def _threads_of(job: TrainingJob, checkpoint: Checkpoint | None) -> int | None:
+    """The job's number of threads, else the one that the checkpoint was made with."""
+    if job.num_threads is not None or checkpoint is None:
+        return job.num_threads
+    return int(checkpoint.values["num_threads"])
+
+
+def _changed_threads(run: TrainingRun, checkpoint: Checkpoint | None) -> Iterator[Warned]:
+    if checkpoint is not None and checkpoint.values["num_threads"] != run.num_threads:
+        yield Warned(
+            code="threads_changed",
+            message=f"Resumed with {run.num_threads} CPU threads after"
+            f" {checkpoint.values['num_threads']}; the result may differ in the last bits.",
+        )
+
+
+def _started(run: TrainingRun) -> TrainingStarted:
+    return TrainingStarted(
+        total_steps=run.total_steps,
+        start_step=run.progress.step,
+        device=run.job.device,
+        precision=run.job.precision,
+        num_rows=len(run.sampler.rows),
+        num_eval_rows=len(run.eval_indices),
+    )
+
+
+def _length_warnings(run: TrainingRun, rows: StepRows) -> Iterator[Warned]:
+    """Count the rows left out or cut, once: all rows come up in the first epoch."""
+    if run.progress.step > run.sampler.steps_per_epoch:
+        return
+    for code, done, lines in (
+        ("rows_skipped", "left out", rows.skipped_lines),
+        ("rows_truncated", "cut", rows.cut_lines),
+    ):
+        if lines:
+            shown = ", ".join(str(line) for line in lines)
+            message = (
+                f"{len(lines)} rows of step {run.progress.step} are longer than"
+                f" {run.job.training.max_length} tokens and were {done}: lines {shown} of"
+                f" {run.job.dataset.name}."
+            )
+            yield Warned(code=code, message=message)
+
+
+def _patience_is_over(run: TrainingRun) -> bool:
+    patience = run.job.training.early_stopping_patience
+    return patience is not None and run.progress.evaluations_without_gain >= patience
+
+
+def _stopped_early(run: TrainingRun) -> Warned:
+    return Warned(
+        code="stopped_early",
+        message=f"The evaluation loss has not improved in {run.progress.evaluations_without_gain}"
+        f" evaluations (best {run.progress.best_eval_loss:.4f}); training ends at step"
+        f" {run.progress.step} of {run.total_steps}.",
+    )
+
+
+def _due(run: TrainingRun, every: object) -> bool:
+    return isinstance(every, int) and run.progress.step % every == 0
+
+
+def _save(run: TrainingRun) -> Iterator[CheckpointSaved]:
+    """Save a checkpoint, unless this very state is saved already."""
+    if run.saved_at_step == run.progress.step:
+        return
+    folder = save_checkpoint(run.job.work_dir / "checkpoints", run.checkpoint())
+    run.saved_at_step = run.progress.step
+    yield CheckpointSaved(step=run.progress.step, folder=str(folder))
+
+
+def _evaluate(run: TrainingRun) -> Evaluated:
+    progress = run.progress
+    loss = evaluate(run)
+    progress.eval_loss, progress.evaluated_at_step = loss, progress.step
+    if progress.best_eval_loss is None or loss < progress.best_eval_loss:
+        progress.best_eval_loss, progress.evaluations_without_gain = loss, 0
+    else:
+        progress.evaluations_without_gain += 1
+    return Evaluated(step=progress.step, eval_loss=loss)

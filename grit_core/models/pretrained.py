@@ -75,6 +75,11 @@ def load_processor(source: str | Path) -> Any:
     return processor
 
 
+def auto_class_of(model: nn.Module) -> str:
+    """Return the name of the transformers class with which a model is loaded."""
+    return str(_auto_model_for(model.config).__name__)
+
+
 def is_folder(source: str | Path) -> bool:
     """Tell a local folder from a hub id: absolute and dotted paths are folders, there or not."""
     text = str(source)

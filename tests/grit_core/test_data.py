@@ -236,8 +236,8 @@ def test_rows_joined_one_by_one_equal_the_processors_own_batch() -> None:
         assert torch.equal(joined.inputs[name], tensor), name
 
 
-def rows_of(path: Path, *, max_length: int = 1000, drop: bool = False) -> EncodedRows:
-    return EncodedRows(RowFile(path), ENCODER, max_length=max_length, drop_overlong=drop)
+def rows_of(path: Path, *, max_length: int = 1000, on_long_rows: str = "reject") -> EncodedRows:
+    return EncodedRows(RowFile(path), ENCODER, max_length=max_length, on_long_rows=on_long_rows)
 
 
 def test_a_row_that_is_too_long_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -252,9 +252,22 @@ def test_a_job_may_leave_long_rows_out_and_they_are_counted(tmp_path: Path) -> N
     data = tiny_chat_rows(3)
     data[1]["messages"][1]["content"] = "x" * 300
     path = write_jsonl(tmp_path / "rows.jsonl", data)
-    step = rows_of(path, max_length=200, drop=True).step_rows([0, 1, 2], batch_size=2)
-    assert step.dropped_lines == (2,)
+    step = rows_of(path, max_length=200, on_long_rows="skip").step_rows([0, 1, 2], batch_size=2)
+    assert step.skipped_lines == (2,)
     assert sum(len(batch.labels) for batch in step.batches) == 2
+
+
+def test_a_job_may_cut_long_rows_and_they_are_counted(tmp_path: Path) -> None:
+    data = tiny_chat_rows(2)
+    data[1]["messages"][1]["content"] = "x" * 300
+    path = write_jsonl(tmp_path / "rows.jsonl", data)
+    rows = rows_of(path, max_length=200, on_long_rows="truncate")
+    step = rows.step_rows([0, 1], batch_size=2)
+    assert step.cut_lines == (2,)
+    assert step.skipped_lines == ()
+    assert step.batches[0].labels.shape == (2, 200)
+    with pytest.raises(InvalidDataset, match=r"line 1: .* would cut an image"):
+        rows_of(path, max_length=8, on_long_rows="truncate").row(0)
 
 
 def test_a_broken_row_names_the_file_and_the_line(tmp_path: Path) -> None:

@@ -1,0 +1,277 @@
+"""One training run put together: model, adapter, optimizer and rows, fresh or from a checkpoint."""
+
+import gc
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from grit_core.checkpoints import Checkpoint, flatten_state, join_state
+from grit_core.config.training import total_steps
+from grit_core.data import ChatEncoder, EncodedRows, StepRows, StepStream
+from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
+from grit_core.events import CurvatureObserved, TrainingEvent
+from grit_core.loss import label_loss_sum, to_device
+from grit_core.models.pretrained import DTYPES, auto_class_of, load_base_model, load_processor
+from grit_core.models.vlm_adapter import build_capture, build_optimizer, inject_lora
+from grit_core.optimizer import GRITOptimizer, summarise_by_modality
+from grit_core.random_state import random_tensors, random_values, restore_random, seed_everything
+from grit_core.row_file import RowFile
+from grit_core.sampler import Sampler, split_rows
+from grit_core.training_job import TrainingJob
+
+if TYPE_CHECKING:
+    from grit_core.curvature.capture import LayerSums
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    evaluated_at_step: int | None = None
+    best_eval_loss: float | None = None
+    evaluations_without_gain: int = 0
+
+
+class TrainingRun:
+    """Everything that the training loop works on."""
+
+    def __init__(self, job: TrainingJob, *, num_threads: int) -> None:
+        """Load the base model, inject the plan's adapter and open the rows.
+
+        A model whose layers are not those of the plan is refused with `PlanMismatch`.
+        """
+        self.job = job
+        self.num_threads = num_threads
+        self.device = torch_device(job.device)
+        self.progress = Progress()
+        self.saved_at_step: int | None = None
+        base = load_base_model(job.model, device=self.device, dtype=job.precision)
+        self.auto_class = auto_class_of(base)
+        seed_everything(job.training.seed)
+        self.model = inject_lora(base, job.plan, seed=job.training.seed)
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self._open_rows()
+        self.optimizer = self._build_optimizer()
+        self._capture = build_capture(self.model, job.plan)
+        self._sums: dict[str, LayerSums] | None = None
+        """What the present step's observation has seen, until the optimizer takes it in."""
+        scaling = job.precision == "float16" and self.device.type != "cpu"
+        self.scaler = torch.amp.GradScaler(self.device.type) if scaling else None
+        self.model.train()
+
+    def _open_rows(self) -> None:
+        job, training = self.job, self.job.training
+        encoder = ChatEncoder(load_processor(job.model))
+        file = RowFile(job.dataset)
+        self.train_rows = self._encoded(file, encoder)
+        if job.eval_dataset is not None:
+            self.eval_rows = self._encoded(RowFile(job.eval_dataset), encoder)
+            indices, self.eval_indices = (
+                list(range(len(file))),
+                list(range(len(self.eval_rows.file))),
+            )
+        else:
+            self.eval_rows = self.train_rows
+            indices, self.eval_indices = split_rows(
+                len(file), eval_fraction=job.eval_fraction, seed=training.seed
+            )
+        self.batch_size = int(training.batch_size)
+        self.sampler = Sampler(
+            rows=tuple(indices),
+            rows_per_step=self.batch_size * training.gradient_accumulation_steps,
+            seed=training.seed,
+        )
+        self.total_steps = total_steps(training, num_rows=len(indices))
+        self.stream = StepStream(self.train_rows, self.sampler, batch_size=self.batch_size)
+
+    def _encoded(self, file: RowFile, encoder: ChatEncoder) -> EncodedRows:
+        training = self.job.training
+        return EncodedRows(
+            file,
+            encoder,
+            max_length=training.max_length,
+            on_long_rows=training.on_long_rows,
+        )
+
+    def forward_backward(self, rows: StepRows) -> float:
+        """Leave the gradient of the step's mean loss over all its label tokens; return that loss.
+
+        With a gradient scaler the gradients are scaled until `unscaled_grad_norm`.
+        """
+        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        total = torch.zeros((), device=self.device)
+        with self._observing(gradient_scale=rows.num_label_tokens / scale):
+            for batch in rows.batches:
+                with self.autocast():
+                    loss = label_loss_sum(self.model, to_device(batch, self.device))
+                # One division for the whole step, so that micro-batches of unequal length add up.
+                mean = loss / rows.num_label_tokens
+                torch.autograd.backward(mean if self.scaler is None else self.scaler.scale(mean))
+                total += loss.detach()
+        return float(total) / rows.num_label_tokens
+
+    def unscaled_grad_norm(self) -> float:
+        """Unscale and clip the gradients; return their norm before clipping."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        limit = self.job.training.max_grad_norm or math.inf
+        return float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+
+    def overflowed(self, grad_norm: float) -> bool:
+        """With float16, drop a step whose gradient overflowed and lower the loss scale."""
+        if self.scaler is None or math.isfinite(grad_norm) or self.scaler.get_scale() < 1:
+            return False
+        self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def optimizer_step(self, learning_rate: float) -> None:
+        """Apply the gradients and clear them; an observation of theirs is taken in first."""
+        if self._sums is not None and isinstance(self.optimizer, GRITOptimizer):
+            self.optimizer.observe(self._sums)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def curvature_events(self) -> Iterator[TrainingEvent]:
+        """Tell what the last step's observation has shown, if it was observed."""
+        sums, self._sums = self._sums, None
+        if sums is None or not isinstance(self.optimizer, GRITOptimizer):
+            return
+        curvature = self.optimizer.curvature()
+        if not curvature:
+            return
+        names = {name: self.optimizer.modality_of(name) for name in curvature}
+        yield CurvatureObserved(
+            step=self.progress.step,
+            layers={
+                name: asdict(layer) | {"spectrum": list(layer.spectrum)}
+                for name, layer in curvature.items()
+            },
+            modalities=summarise_by_modality(curvature, names),
+        )
+
+    @contextmanager
+    def _observing(self, *, gradient_scale: float) -> Iterator[None]:
+        """Let the optimizer see z and h of this step, when one is due."""
+        if not isinstance(self.optimizer, GRITOptimizer) or not self.optimizer.observation_due():
+            yield
+            return
+        with self._capture.observing(gradient_scale=gradient_scale) as sums:
+            yield
+        self._sums = sums
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        training = self.job.training
+        options: dict[str, Any] = {
+            "lr": training.learning_rate,
+            "weight_decay": training.weight_decay,
+        }
+        if training.optimizer == "adamw":
+            return torch.optim.AdamW(self.parameters.values(), **options)
+        return build_optimizer(self.model, self.job.plan, self.job.config, **options)
+
+    def close(self) -> None:
+        """End the thread that reads rows."""
+        self.stream.close()
+
+    def release_model(self) -> None:
+        """Let go of model and optimizer, so that another copy finds room."""
+        del self.model, self.optimizer, self.parameters, self._capture
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the job's precision."""
+        if self.job.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.job.precision])
+
+    def checkpoint(self) -> Checkpoint:
+        """The whole state of the run, as a value."""
+        optimizer_tensors, optimizer_values = flatten_state(self.optimizer.state_dict())
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        return Checkpoint(
+            step=self.progress.step,
+            tensors={
+                "adapter": {name: p.detach() for name, p in self.parameters.items()},
+                "optimizer": optimizer_tensors,
+                "random": random_tensors(self.device),
+            },
+            values={
+                "identity": self.identity(),
+                "num_threads": self.num_threads,
+                "progress": asdict(self.progress),
+                "optimizer": optimizer_values,
+                "scaler": scaler,
+                "random": random_values(),
+            },
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of the same job.
+
+        Raises:
+            CheckpointCorrupt: It belongs to another job.
+        """
+        saved, own = checkpoint.values["identity"], self.identity()
+        differing = sorted(key for key in own if saved.get(key) != own[key])
+        if differing:
+            raise CheckpointCorrupt(
+                f"The checkpoint of step {checkpoint.step} belongs to another job: its"
+                f" {', '.join(differing)} differ."
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(checkpoint.tensors["adapter"][name])
+        values = checkpoint.values
+        self.optimizer.load_state_dict(
+            join_state(checkpoint.tensors["optimizer"], values["optimizer"])
+        )
+        if self.scaler is not None:
+            self.scaler.load_state_dict(values["scaler"])
+        self.progress = Progress(**values["progress"])
+        restore_random(checkpoint.tensors["random"], values["random"], device=self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be continued exactly."""
+        return {
+            "plan_hash": self.job.plan.plan_hash,
+            "training": asdict(self.job.training),
+            "dataset_sha256": self.train_rows.file.sha256,
+            "precision": self.job.precision,
+            "total_steps": self.total_steps,
+        }
+
+
+def torch_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        DeviceUnavailable: It is not.
+    """
+    device = torch.device(name)
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        usable = ", ".join(kind for kind, there in present.items() if there)
+        raise DeviceUnavailable(f"This machine has no {name}; it has {usable}.")
+    return device
