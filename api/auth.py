@@ -56,8 +56,8 @@ def access_of(endpoint: Callable[..., Any]) -> Scope | str:
 class Doorkeeper:
     """Turns a request's key into its caller, and remembers keys for a few seconds.
 
-    So a revoked key still works for at most `_CACHE_SECONDS`; in return a caller who polls costs the
-    database one look-up in that time and not one for every request.
+    So a revoked key still works for at most `_CACHE_SECONDS`; in return a caller who polls costs
+    the database one look-up in that time and not one for every request.
     """
 
     def __init__(self, services: Services) -> None:

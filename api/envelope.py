@@ -64,7 +64,7 @@ class _Exchange:
             await self.envelope.app(self.scope, self.receive, self.send)
         except ClientDisconnect:
             self.status = self.status or 499
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the last catch; it is logged and answered
             await self._fail(error)
         finally:
             self._finish()
@@ -96,7 +96,9 @@ class _Exchange:
     async def _fail(self, error: Exception) -> None:
         problem = problem_of(error)
         if problem.code == "internal_error":
-            log.exception("request_broke", request_id=self.request_id, path=self._path())
+            log.error(
+                "request_broke", request_id=self.request_id, path=self._path(), exc_info=error
+            )
         if self.status is not None:
             # The answer has begun: all that is left is to cut it short.
             raise error
@@ -122,6 +124,3 @@ class _Exchange:
     def _path(self) -> str:
         # Never the query: it is the caller's, and may hold what does not belong in a log.
         return str(self.scope["path"])[:200]
-
-
-

@@ -1,7 +1,7 @@
 """What goes wrong, as answers: one table from domain errors to statuses and codes, one shape.
 
-The domain errors know nothing of HTTP (`grit_core.errors`, `store.errors`); this module is the only
-place where they meet. A rejected value is echoed as `input` only when it is a short printable scalar
+The domain errors know nothing of HTTP (`grit_core.errors`, `store.errors`); this module is the
+only place where they meet. A rejected value is echoed as `input` only when it is a short printable scalar
 that does not look like a secret (`api.schemas.problems.safe_input`).
 """
 
@@ -92,6 +92,7 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("inference_broken", 500, "The inference worker failed"),
     Kind("queue_unavailable", 503, "The broker does not answer", 5),
     Kind("storage_unavailable", 503, "The storage does not answer", 5),
+    Kind("no_inference_worker", 503, "No inference worker is live", 10),
     Kind("inference_timeout", 503, "No worker answered in time", 10),
     Kind("storage_full", 507, "No space is left"),
 )
@@ -158,9 +159,7 @@ class Problem(Exception):
 
 def item_of(fault: core.Fault) -> Item:
     """Return a domain fault as an item of a problem."""
-    return Item(
-        code=fault.code, detail=fault.detail, pointer=fault.pointer, input=fault.input
-    )
+    return Item(code=fault.code, detail=fault.detail, pointer=fault.pointer, input=fault.input)
 
 
 def invalid(errors: Sequence[Item]) -> Problem:
@@ -268,7 +267,9 @@ _CODES: Final = {
     "finite_number": "number_not_finite",
 }
 _RANGE: Final = re.compile(r"greater_than|less_than|too_short|too_long|multiple_of")
-_TYPE: Final = re.compile(r"_type$|_parsing|_from_float|is_instance|int_|float_|bool_|datetime_|date_")
+_TYPE: Final = re.compile(
+    r"_type$|_parsing|_from_float|is_instance|int_|float_|bool_|datetime_|date_"
+)
 
 
 def _item_of_validation(error: Mapping[str, Any]) -> Item:
@@ -300,4 +301,4 @@ def _detail_of(error: Mapping[str, Any], kind: str) -> str:
     if kind == "extra_forbidden":
         return f"`{name}` is not a field here; remove it, or check its spelling."
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"`{name}`: {message}."if not message.endswith(".") else f"`{name}`: {message}"
+    return f"`{name}`: {message}." if not message.endswith(".") else f"`{name}`: {message}"

@@ -1,4 +1,4 @@
-"""A route of this service: who may ask comes first, then the body as strict JSON, then the endpoint."""
+"""A route of this service: who may ask, then the body as strict JSON, then the endpoint."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from api.auth import PUBLIC, Doorkeeper, access_of
-from api.services import Services
 from api.strict_json import read_json
 
 
@@ -27,11 +26,10 @@ class ServiceRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
-            services: Services = request.app.state.services
             doorkeeper: Doorkeeper = request.app.state.doorkeeper
             request.state.caller = await doorkeeper.admit(request, self.access)
             if self.body_field is not None:
-                max_bytes = services.settings.max_body_bytes
+                max_bytes = request.app.state.services.settings.max_body_bytes
                 request = await read_json(request, max_bytes=max_bytes)
             return await handle(request)
 

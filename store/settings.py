@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     allowed_models: list[str] = []
     """Globs over hub ids (`org/name`) and over absolute folders that jobs may name as `model`."""
 
+    allowed_hosts: list[str] = []
+    """Globs of the Host names that the API answers to (without ports). Empty: any."""
+
     # --- rows
     pool_size: PositiveInt = 10
     """Connections kept per process (PostgreSQL)."""

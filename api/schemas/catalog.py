@@ -9,6 +9,8 @@ class PresetRead(Answer):
     """A named configuration."""
 
     name: str
+    family: str
+    model_types: list[str]
     description: str
     config: dict[str, Any]
 
@@ -34,7 +36,8 @@ class StrategyRead(Answer):
     """A way to choose a device, and what it chooses now."""
 
     name: str
-    device: str
+    device: str | None
+    """None: nothing that it would take is live."""
     reason: str
 
 

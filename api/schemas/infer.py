@@ -54,19 +54,17 @@ Content = Annotated[
     list[ContentPart],
     Field(min_length=1, max_length=64),
     WrapValidator(_text_or_parts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "maxLength": MAX_TEXT},
-                {
-                    "type": "array",
-                    "items": {"$ref": "#/components/schemas/ContentPart"},
-                    "minItems": 1,
-                    "maxItems": 64,
-                },
-            ]
-        }
-    ),
+    WithJsonSchema({
+        "anyOf": [
+            {"type": "string", "maxLength": MAX_TEXT},
+            {
+                "type": "array",
+                "items": {"$ref": "#/components/schemas/ContentPart"},
+                "minItems": 1,
+                "maxItems": 64,
+            },
+        ]
+    }),
 ]
 
 

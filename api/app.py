@@ -1,0 +1,87 @@
+"""The front door: `uvicorn api.app:create_app --factory`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from api import errors
+from api.auth import Doorkeeper
+from api.documents import document
+from api.embedded import write_key
+from api.envelope import Envelope
+from api.logs import configure_logs
+from api.measures import Measures
+from api.routes import (
+    adapters,
+    catalog,
+    datasets,
+    infer,
+    job_events,
+    job_results,
+    jobs,
+    keys,
+    models,
+    service,
+)
+from api.services import open_services
+from store.settings import Settings
+
+ROUTES = (
+    jobs,
+    job_events,
+    job_results,
+    datasets,
+    models,
+    catalog,
+    adapters,
+    infer,
+    keys,
+    service,
+)
+_DESCRIPTION = "Fine-tunes vision-language models with GRIT: LoRA adapters trained with curvature."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the service's app; settings come from the environment unless they are given."""
+    settings = settings or Settings()
+    configure_logs()
+    services = open_services(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(write_key, services)
+        yield
+        await services.close()
+
+    app = FastAPI(
+        title="GRIT service",
+        version=version("grit-service"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    measures = Measures()
+    app.state.services = services
+    app.state.doorkeeper = Doorkeeper(services)
+    app.state.measures = measures
+    for module in ROUTES:
+        app.include_router(module.router)
+    errors.install(app)
+    _document(app)
+    app.add_middleware(Envelope, measures=measures, allowed_hosts=settings.allowed_hosts)
+    return app
+
+
+def _document(app: FastAPI) -> None:
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = document(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend the document

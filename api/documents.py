@@ -1,0 +1,112 @@
+"""The OpenAPI document: every error of every route, with its code, beside the answers."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from api.errors import KINDS
+from api.schemas.problems import PROBLEM_MEDIA_TYPE, ProblemDocument, problem_type
+
+_EVERYWHERE: Final = ("bad_request", "headers_too_large", "internal_error")
+_WITH_KEY: Final = ("auth_missing", "auth_invalid", "scope_missing", "storage_unavailable")
+_WITH_JSON: Final = (
+    "body_missing",
+    "json_invalid",
+    "json_too_deep",
+    "json_duplicate_key",
+    "number_not_finite",
+    "encoding_invalid",
+    "body_too_large",
+    "unsupported_media_type",
+    "request_invalid",
+)
+_METHODS: Final = ("get", "post", "put", "patch", "delete")
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may answer with these problems.
+
+    Raises:
+        LookupError: If a code is not in the table of kinds.
+    """
+    unknown = [code for code in codes if code not in KINDS]
+    if unknown:
+        raise LookupError(f"unknown problem codes: {', '.join(unknown)}")
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in dict.fromkeys(codes):
+        found.setdefault(KINDS[code].status, {"codes": []})["codes"].append(code)
+    return {status: _response(entry["codes"]) for status, entry in found.items()}
+
+
+def _response(codes: Sequence[str]) -> dict[str, Any]:
+    words = "; ".join(f"`{code}`: {KINDS[code].title}" for code in codes)
+    media = {
+        "schema": {"$ref": "#/components/schemas/ProblemDocument"},
+        "examples": {code: {"value": _example(code)} for code in codes},
+    }
+    return {"description": words, "content": {PROBLEM_MEDIA_TYPE: media}, "x-codes": list(codes)}
+
+
+def _example(code: str) -> dict[str, Any]:
+    kind = KINDS[code]
+    return {
+        "type": problem_type(code),
+        "title": kind.title,
+        "status": kind.status,
+        "detail": f"{kind.title}.",
+        "code": code,
+        "request_id": "req_0123456789abcdef01234567",
+        "errors": [],
+    }
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the app's OpenAPI document; what every route may answer is filled in here."""
+    schema = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    components = schema.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs", {}))
+    schemas["ProblemDocument"] = problem
+    components["securitySchemes"] = {
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "grit_<prefix>_<secret>",
+            "description": "An API key of a team, with the scopes read, write, infer or admin.",
+        }
+    }
+    for path in schema["paths"].values():
+        for method in _METHODS:
+            if method in path:
+                _complete(path[method])
+    return schema
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    """Add what follows from a route's shape: its key, its body, its parameters."""
+    responses = operation.setdefault("responses", {})
+    codes = list(_EVERYWHERE)
+    if "security" in operation:
+        codes += _WITH_KEY
+    body = operation.get("requestBody", {}).get("content", {})
+    if "application/json" in body:
+        codes += _WITH_JSON
+    validates = "422" in responses and "x-codes" not in responses["422"]
+    if validates:
+        del responses["422"]
+        codes.append("request_invalid")
+    elif operation.get("parameters"):
+        codes.append("request_invalid")
+    for response in responses.values():
+        codes += response.pop("x-codes", [])
+    for status, response in problems(*codes).items():
+        response.pop("x-codes")
+        responses[str(status)] = response
+    operation["responses"] = dict(sorted(responses.items()))

@@ -1,0 +1,256 @@
+"""From an inference request to the worker's answer: what to ask, whom to ask, how long to wait."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from anyio import to_thread
+from fastapi import Request
+from sqlalchemy.orm import Session
+
+from api.errors import Item, Problem, invalid
+from api.intake.images import fault_of
+from api.schemas.infer import MAX_IMAGES, InferAnswer, InferRequest
+from api.services import Services
+from api.submission import DEVICE_SEEN_SECONDS
+from api.waiting import PLACES
+from grit_core.config.devices import DeviceStrategy, choose_device
+from grit_core.records import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
+from store import adapters, base_models, jobs, workers
+from store.database import transaction
+from store.errors import NotFound
+from store.ids import new_id
+from store.models import Adapter, ModelStatus
+from store.queue import INFERENCE_QUEUES
+
+_SLICE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What goes into the mailbox, and for which device."""
+
+    id: str
+    device: str
+    model: str
+    adapter: str | None
+    payload: dict[str, Any]
+
+
+async def prepare(services: Services, team: str, body: InferRequest) -> Question:
+    """Check everything that a request names or holds.
+
+    Raises:
+        Problem: If something is wrong, missing or not ready.
+    """
+    if body.stream:
+        detail = "Streaming answers are not available yet; send `stream: false`."
+        item = Item(code="streaming_unavailable", detail=detail, pointer="/stream", input=True)
+        raise Problem("streaming_unavailable", detail, errors=[item])
+    return await to_thread.run_sync(_prepare, services, team, body)
+
+
+def _prepare(services: Services, team: str, body: InferRequest) -> Question:
+    messages = _messages(body)
+    with transaction(services.engine, read_only=True) as session:
+        adapter = _adapter(session, team, body)
+        model_id = adapter.model if adapter is not None else body.model or ""
+        model = _model(session, model_id)
+        device = _device(session)
+    if body.model is not None and body.model != model.id:
+        detail = f"The adapter belongs to {model.id!r}; leave `model` out."
+        item = Item(code="adapter_mismatch", detail=detail, pointer="/model", input=body.model)
+        raise invalid([item])
+    request_id = new_id("inf")
+    payload = {
+        "id": request_id,
+        "model": {"id": model.id, "source": model.source},
+        "adapter": None if adapter is None else {"id": adapter.id, "prefix": adapter.prefix},
+        "messages": messages,
+        "max_new_tokens": body.max_new_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "seed": body.seed,
+        "stop": body.stop,
+        "stream": False,
+        "submitted_at": time.time(),
+    }
+    return Question(
+        id=request_id,
+        device=device,
+        model=model.id,
+        adapter=None if adapter is None else adapter.id,
+        payload=payload,
+    )
+
+
+def _adapter(session: Session, team: str, body: InferRequest) -> Adapter | None:
+    if body.adapter is not None:
+        return adapters.get_adapter(session, body.adapter, team=team)
+    if body.job is None:
+        return None
+    job = jobs.get_job(session, body.job, team=team)
+    found = adapters.adapter_of_job(session, job.id, team=team)
+    if found is None:
+        detail = f"The job is {job.status} and has no adapter yet."
+        item = Item(code="adapter_not_ready", detail=detail, pointer="/job", input=job.id)
+        raise Problem("adapter_not_ready", detail, errors=[item])
+    return found
+
+
+def _model(session: Session, model_id: str) -> Any:
+    try:
+        row = base_models.get(session, model_id)
+    except NotFound:
+        known = ", ".join(row.id for row in base_models.list_models(session)[:20]) or "none"
+        detail = f"The model is not registered; registered: {known}. See POST /models."
+        item = Item(code="model_not_found", detail=detail, pointer="/model", input=model_id)
+        raise invalid([item]) from None
+    if row.status != ModelStatus.READY:
+        raise Problem("model_not_ready", f"The model {model_id!r} is {row.status}.")
+    return row
+
+
+def _device(session: Session) -> str:
+    seen = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
+    served = {queue for worker in seen for queue in worker.queues}
+    live = tuple(queue.removeprefix("infer.") for queue in INFERENCE_QUEUES if queue in served)
+    if not live:
+        raise Problem("no_inference_worker", "No inference worker is live; start one, or wait.")
+    return choose_device(DeviceStrategy.AUTO_INFERENCE, live).device
+
+
+# --- the conversation
+
+
+def _messages(body: InferRequest) -> list[dict[str, Any]]:
+    """Return the conversation in its canonical form: list content, images as data URLs.
+
+    Raises:
+        Problem: With every image that is wrong, or parts and images that do not fit together.
+    """
+    faults: list[Item] = []
+    images = [_image(url, f"/images/{index}", faults) for index, url in enumerate(body.images)]
+    if body.prompt is not None:
+        parts = [_image_part(url) for url in images]
+        parts.append({"type": "text", "text": body.prompt})
+        messages = [{"role": "user", "content": parts}]
+    else:
+        messages = _conversation(body, images, faults)
+    shown = [part for turn in messages for part in turn["content"] if part["type"] == "image_url"]
+    if len(shown) > MAX_IMAGES:
+        detail = f"The conversation shows {len(shown)} images; at most {MAX_IMAGES}."
+        faults.append(Item(code="request_too_large", detail=detail, pointer="/messages"))
+    if faults:
+        raise invalid(faults)
+    return messages
+
+
+def _conversation(
+    body: InferRequest, images: list[str], faults: list[Item]
+) -> list[dict[str, Any]]:
+    waiting = list(images)
+    messages: list[dict[str, Any]] = []
+    for turn, message in enumerate(body.messages or []):
+        parts: list[dict[str, Any]] = []
+        for index, part in enumerate(message.content):
+            pointer = f"/messages/{turn}/content/{index}"
+            if part.type == "text":
+                parts.append({"type": "text", "text": part.text})
+            elif part.type == "image_url" and part.image_url is not None:
+                parts.append(_image_part(_image(part.image_url.url, pointer, faults)))
+            elif waiting:
+                parts.append(_image_part(waiting.pop(0)))
+            else:
+                detail = "There are more `image` parts than `images`."
+                faults.append(Item(code="image_count_mismatch", detail=detail, pointer=pointer))
+        messages.append({"role": message.role, "content": parts})
+    if waiting:
+        detail = f"{len(waiting)} of the `images` have no `image` part in `messages`."
+        faults.append(Item(code="image_count_mismatch", detail=detail, pointer="/images"))
+    if messages[-1]["role"] != "user":
+        detail = "The last message is the user's."
+        where = f"/messages/{len(messages) - 1}/role"
+        faults.append(Item(code="value_invalid", detail=detail, pointer=where))
+    return messages
+
+
+def _image_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _image(url: str, pointer: str, faults: list[Item]) -> str:
+    """Return an image's canonical data URL, or note what is wrong with it."""
+    if not url.startswith("data:"):
+        detail = "Images come as data URLs (data:image/png;base64,...); nothing is fetched."
+        faults.append(Item(code="image_url_not_allowed", detail=detail, pointer=pointer))
+        return ""
+    try:
+        data = decode_data_url(url)
+    except ValueError as error:
+        faults.append(Item(code="image_corrupt", detail=str(error), pointer=pointer))
+        return ""
+    if len(data) > MAX_IMAGE_BYTES:
+        found: tuple[str, str] | None = (
+            "image_too_large",
+            f"The image has {len(data)} bytes; at most {MAX_IMAGE_BYTES}.",
+        )
+    elif media_type(data) is None:
+        found = "image_format_not_allowed", "The image is no PNG, JPEG or WebP by its first bytes."
+    else:
+        found = fault_of(data)
+    if found is not None:
+        faults.append(Item(code=found[0], detail=found[1], pointer=pointer))
+        return ""
+    return data_url(data)
+
+
+# --- the mailbox
+
+
+async def ask(services: Services, request: Request, question: Question) -> dict[str, Any]:
+    """Put a question into the mailbox and wait for its answer.
+
+    Raises:
+        Problem: If no answer comes in time, or the caller went away.
+    """
+    mailbox = services.mailbox
+    seconds = services.settings.infer_timeout_seconds
+    with PLACES.one():
+        await to_thread.run_sync(
+            lambda: mailbox.submit(question.id, device=question.device, payload=question.payload)
+        )
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            wait = min(_SLICE_SECONDS, left)
+            reply = await mailbox.wait_async(question.id, timeout_seconds=wait)
+            if reply is not None:
+                return reply
+            if await request.is_disconnected():
+                break
+        await to_thread.run_sync(mailbox.cancel, question.id)
+    detail = f"No inference worker answered within {seconds:g} seconds."
+    raise Problem("inference_timeout", detail)
+
+
+def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
+    """Return a worker's reply as an answer.
+
+    Raises:
+        Problem: If the worker could not answer.
+    """
+    error = reply.get("error")
+    if error is not None:
+        code = "inference_failed" if error.get("category") == "user" else "inference_broken"
+        detail = str(error.get("message", "The worker gave no reason."))
+        item = Item(code=str(error.get("code", code)), detail=detail)
+        raise Problem(code, detail, errors=[item])
+    return InferAnswer.model_validate({
+        "id": question.id,
+        "model": question.model,
+        "adapter": question.adapter,
+        "output": reply["output"],
+        "finish_reason": reply["finish_reason"],
+        "usage": reply["usage"],
+        "timing": reply.get("timing") or {},
+    })

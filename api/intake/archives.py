@@ -1,0 +1,215 @@
+"""Zip and tar files that strangers made: listed and judged first, never unpacked by their names."""
+
+import bz2
+import gzip
+import lzma
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol, cast
+
+from api.errors import Problem
+from grit_core.records import is_safe_path
+
+MAX_MEMBERS: Final = 200_000
+MAX_TOTAL_BYTES: Final = 50 * 1024**3
+MAX_RATIO: Final = 200
+_RATIO_FROM_BYTES: Final = 16 * 1024**2
+_CHUNK_BYTES: Final = 1024**2
+_NESTED: Final = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+_IGNORED: Final = ("__MACOSX/", ".DS_Store", "Thumbs.db")
+_DECOMPRESSORS: Final = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+
+class Archive(Protocol):
+    """The files of an archive, by their safe relative names."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the files."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading."""
+
+    def read(self, name: str, *, max_bytes: int) -> bytes:
+        """Return at most `max_bytes` and one of a file's bytes, whatever its header says."""
+
+    def close(self) -> None:
+        """Close the archive."""
+
+
+class ZipArchive:
+    """A zip file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and judge it.
+
+        Raises:
+            Problem: If it is broken, or a member is unsafe or beyond the limits.
+        """
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+            raise Problem("dataset_invalid", "The zip file is broken.") from None
+        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        for info in infos:
+            _refuse_zip_member(info)
+        _refuse_overlap(infos)
+        self.names = judge((info.filename, info.file_size) for info in infos)
+        _refuse_ratio(sum(info.file_size for info in infos), path.stat().st_size)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading."""
+        return cast("BinaryIO", self._zip.open(name))
+
+    def read(self, name: str, *, max_bytes: int) -> bytes:
+        """Return at most `max_bytes` and one of a file's bytes."""
+        with self._zip.open(name) as file:
+            return file.read(max_bytes + 1)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._zip.close()
+
+
+class TarArchive:
+    """A tar file, not compressed (`inflate` comes first)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and judge it.
+
+        Raises:
+            Problem: If it is broken, or a member is unsafe or beyond the limits.
+        """
+        try:
+            self._tar = tarfile.open(path, mode="r:")  # noqa: SIM115 - closed by `close`
+            members = self._list()
+        except (tarfile.TarError, ValueError, OSError, EOFError):
+            raise Problem("dataset_invalid", "The tar file is broken.") from None
+        for member in members:
+            if not member.isreg() or member.issparse():
+                raise _unsafe(member.name, "is a link, a device or another special file")
+        self._members = {_plain(member.name): member for member in members}
+        self.names = judge((member.name, member.size) for member in members)
+
+    def _list(self) -> list[tarfile.TarInfo]:
+        members = []
+        for count, member in enumerate(self._tar):
+            if count > MAX_MEMBERS:
+                break
+            if not member.isdir():
+                members.append(member)
+        return members
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises:
+            OSError: If the archive is broken there.
+        """
+        file = self._tar.extractfile(self._members[name])
+        if file is None:
+            raise OSError(f"{name} cannot be read")
+        return cast("BinaryIO", file)
+
+    def read(self, name: str, *, max_bytes: int) -> bytes:
+        """Return at most `max_bytes` and one of a file's bytes."""
+        with self.open(name) as file:
+            return file.read(max_bytes + 1)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._tar.close()
+
+
+def judge(members: Iterable[tuple[str, int]]) -> frozenset[str]:
+    """Return the names of an archive's files, or refuse the archive.
+
+    Raises:
+        Problem: If a name is unsafe or comes twice, or a limit is passed.
+    """
+    names: dict[str, str] = {}
+    total = 0
+    for count, (raw, size) in enumerate(members):
+        name = _plain(raw)
+        if not is_safe_path(name) or raw.startswith("/"):
+            raise _unsafe(raw, "does not stay inside the archive's folder")
+        if any(part in name for part in _IGNORED):
+            continue
+        if name.lower().endswith(_NESTED):
+            raise Problem("archive_limits", f"{_shown(name)} is an archive inside the archive.")
+        if name.casefold() in names:
+            raise Problem("archive_limits", f"{_shown(name)} comes twice (case does not count).")
+        total += size
+        if count >= MAX_MEMBERS or total > MAX_TOTAL_BYTES:
+            detail = f"An archive holds at most {MAX_MEMBERS} files and {MAX_TOTAL_BYTES} bytes."
+            raise Problem("archive_limits", detail)
+        names[name.casefold()] = name
+    return frozenset(names.values())
+
+
+def inflate(path: Path, target: Path) -> bool:
+    """Decompress a gzip, bzip2 or xz file; false if it is none of them.
+
+    Raises:
+        Problem: If it is broken, or inflates beyond the limits.
+    """
+    with path.open("rb") as file:
+        head = file.read(6)
+    opener = next(
+        (found for magic, found in _DECOMPRESSORS.items() if head.startswith(magic)), None
+    )
+    if opener is None:
+        return False
+    packed = path.stat().st_size
+    size = 0
+    try:
+        with opener(path, "rb") as source, target.open("wb") as sink:
+            while chunk := source.read(_CHUNK_BYTES):
+                size += len(chunk)
+                _refuse_ratio(size, packed)
+                sink.write(chunk)
+    except (OSError, EOFError, lzma.LZMAError, ValueError):
+        raise Problem("dataset_invalid", "The compressed file is broken.") from None
+    return True
+
+
+def _refuse_ratio(size: int, packed: int) -> None:
+    bomb = size > _RATIO_FROM_BYTES and size > MAX_RATIO * packed
+    if bomb or size > MAX_TOTAL_BYTES:
+        detail = (
+            f"The archive unpacks to more than {MAX_RATIO} times its size"
+            f" or beyond {MAX_TOTAL_BYTES} bytes."
+        )
+        raise Problem("archive_limits", detail)
+
+
+def _refuse_zip_member(info: zipfile.ZipInfo) -> None:
+    mode = info.external_attr >> 16
+    if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
+        raise _unsafe(info.filename, "is a link, a device or another special file")
+    if info.flag_bits & 1:
+        raise Problem("archive_limits", f"{_shown(info.filename)} is encrypted.")
+    if "\x00" in info.orig_filename:
+        raise _unsafe(info.orig_filename, "has a NUL in its name")
+
+
+def _refuse_overlap(infos: list[zipfile.ZipInfo]) -> None:
+    ordered = sorted(infos, key=lambda info: info.header_offset)
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        if before.header_offset + before.compress_size > after.header_offset:
+            raise Problem("archive_limits", f"{_shown(after.filename)} overlaps another member.")
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _unsafe(name: str, why: str) -> Problem:
+    return Problem("archive_unsafe_member", f"The member {_shown(name)} {why}.")
+
+
+def _shown(name: str) -> str:
+    return repr(name[:120].encode("ascii", "backslashreplace").decode())

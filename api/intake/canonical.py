@@ -1,0 +1,117 @@
+"""Write the one stored form of a dataset, and the report of what could not be used."""
+
+import hashlib
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from api.errors import Problem
+from api.intake.images import ImageJudge
+from api.intake.sources import Row, open_source
+from grit_core.records import ChatRecord, InvalidRecord, RowFault
+
+MAX_REPORTED: Final = 10_000
+
+
+@dataclass
+class Intake:
+    """What an upload came to."""
+
+    format: str
+    sha256: str = ""
+    size_bytes: int = 0
+    num_rows: int = 0
+    num_bad_rows: int = 0
+    num_images: int = 0
+    num_faults: int = 0
+    faults: list[RowFault] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the report lists every fault."""
+        return self.num_faults == len(self.faults)
+
+    def report(self) -> list[dict[str, Any]]:
+        """Return the report's rows as JSON."""
+        return [
+            {
+                "line": fault.line,
+                "pointer": fault.pointer,
+                "code": fault.code,
+                "detail": fault.detail,
+                "image": fault.image,
+            }
+            for fault in self.faults
+        ]
+
+
+def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
+    """Check an uploaded file row by row and write its good rows in canonical form.
+
+    Args:
+        path: The uploaded file.
+        target: Where the canonical JSONL is written; named by its hash in the end.
+        scratch: A folder for what has to be decompressed.
+
+    Raises:
+        Problem: If the file as a whole cannot be read, or has no rows at all.
+    """
+    with ExitStack() as stack:
+        source = open_source(path, scratch, stack)
+        intake = Intake(format=source.format)
+        ignored: Counter[str] = Counter()
+        digest = hashlib.sha256()
+        judge = ImageJudge()
+        with target.open("wb") as sink:
+            for row in source.rows():
+                record = _judged(row, judge, intake)
+                if record is None:
+                    continue
+                data = record.to_line()
+                digest.update(data)
+                sink.write(data)
+                intake.num_rows += 1
+                intake.num_images += len(record.images)
+                intake.size_bytes += len(data)
+                ignored.update(record.ignored_columns)
+        intake.sha256 = digest.hexdigest()
+        intake.details = {"format": source.format, "complete_report": intake.complete}
+        if ignored:
+            intake.details["ignored_columns"] = sorted(ignored)
+        intake.details.update(source.details())
+    if intake.num_rows == 0 and intake.num_bad_rows == 0:
+        raise Problem("empty_dataset", "The file has no rows; a dataset has at least one.")
+    return intake
+
+
+def _judged(row: Row, judge: ImageJudge, intake: Intake) -> ChatRecord | None:
+    faults = row.row_faults if isinstance(row, InvalidRecord) else _image_faults(row, judge)
+    if not faults:
+        return row if isinstance(row, ChatRecord) else None
+    intake.num_bad_rows += 1
+    intake.num_faults += len(faults)
+    intake.faults.extend(faults[: max(0, MAX_REPORTED - len(intake.faults))])
+    return None
+
+
+def _image_faults(record: ChatRecord, judge: ImageJudge) -> tuple[RowFault, ...]:
+    faults = []
+    for index, image in enumerate(record.images):
+        found = judge.fault(image)
+        if found is not None:
+            code, detail = found
+            where = _place_of(record, index)
+            faults.append(RowFault(record.line, where, code, detail, index))
+    return tuple(faults)
+
+
+def _place_of(record: ChatRecord, index: int) -> str:
+    """Return the pointer of the part that shows an image."""
+    for turn, message in enumerate(record.messages):
+        for position, part in enumerate(message.content):
+            if getattr(part, "index", None) == index:
+                return f"/messages/{turn}/content/{position}"
+    return "/images"

@@ -1,0 +1,207 @@
+"""Receive an upload on disk, and turn it into a stored dataset."""
+
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+from api.errors import Item, Problem, invalid
+from api.intake.canonical import Intake, take_in
+from api.schemas.datasets import OnBadRows
+from api.schemas.problems import safe_input
+from api.services import Services
+from api.strict_json import refuse_long, too_large
+from store import datasets
+from store.database import run_in_transaction
+from store.models import Dataset, DatasetStatus
+
+MAX_ERRORS_SHOWN: Final = 100
+_FIELDS: Final = ("file", "name", "on_bad_rows")
+_CHUNK_BYTES: Final = 1024**2
+_FORM_BYTES: Final = 64 * 1024
+"""What the form around the file may add to its size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A received file and what was said about it."""
+
+    file: IO[bytes]
+    name: str | None
+    on_bad_rows: OnBadRows
+
+
+@asynccontextmanager
+async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
+    """Read a multipart form, its file spooled to disk.
+
+    Raises:
+        Problem: If it is too large, cut short, no form, or has other fields than it should.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
+    refuse_long(request, max_bytes=max_bytes + _FORM_BYTES, code="upload_too_large")
+    bounded = Request(request.scope, _bounded(request.receive, max_bytes + _FORM_BYTES))
+    try:
+        form = await bounded.form(max_files=1, max_fields=8, max_part_size=4096)
+    except HTTPException as error:
+        raise Problem("upload_incomplete", f"The form cannot be read: {error.detail}") from None
+    try:
+        yield _upload_of(form)
+    finally:
+        await form.close()
+
+
+def _bounded(receive_next: Callable[[], object], max_bytes: int) -> Callable[[], object]:
+    received = 0
+
+    async def read() -> Message:
+        nonlocal received
+        message: Message = await receive_next()  # type: ignore[misc] # ASGI's receive is awaitable
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise too_large("upload_too_large", max_bytes)
+        return message
+
+    return read
+
+
+def _upload_of(form: FormData) -> Upload:
+    faults = [
+        Item(code="field_unknown", detail=f"The form has {', '.join(_FIELDS)}.", pointer="/" + key)
+        for key in form
+        if key not in _FIELDS
+    ]
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        detail = "The form has no complete part `file` with a file in it."
+        faults.append(Item(code="field_missing", detail=detail, pointer="/file"))
+    name, on_bad_rows = _text(form, "name", faults), _text(form, "on_bad_rows", faults)
+    if name is not None and (len(name) > 200 or not name.isprintable()):
+        detail = "`name` has at most 200 printable characters."
+        faults.append(Item(code="string_invalid", detail=detail, pointer="/name"))
+    if on_bad_rows is not None and on_bad_rows not in set(OnBadRows):
+        detail = f"`on_bad_rows` is one of {', '.join(OnBadRows)}."
+        faults.append(
+            Item(code="value_unknown", detail=detail, pointer="/on_bad_rows", input=on_bad_rows)
+        )
+    if faults or not isinstance(file, UploadFile):
+        raise invalid(faults)
+    _refuse_filename(file.filename or "")
+    return Upload(
+        file=file.file, name=name or None, on_bad_rows=OnBadRows(on_bad_rows or OnBadRows.REJECT)
+    )
+
+
+def _text(form: FormData, field: str, faults: list[Item]) -> str | None:
+    values = form.getlist(field)
+    if len(values) > 1 or any(not isinstance(value, str) for value in values):
+        detail = f"`{field}` is one text."
+        faults.append(Item(code="type_invalid", detail=detail, pointer=f"/{field}"))
+        return None
+    return str(values[0]) if values else None
+
+
+def _refuse_filename(name: str) -> None:
+    """Refuse names that try to be paths, though no file is ever stored under its name.
+
+    Raises:
+        Problem: If the name is one.
+    """
+    bad = any(mark in name for mark in ("/", "\\", "\x00")) or name in {".", ".."}
+    if bad or len(name.encode(errors="replace")) > 255 or not name.isprintable():
+        detail = "The file name is a plain name of at most 255 bytes, without folders."
+        raise Problem(
+            "filename_invalid",
+            detail,
+            errors=[
+                Item(
+                    code="filename_invalid", detail=detail, pointer="/file", input=safe_input(name)
+                )
+            ],
+        )
+
+
+def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
+    """Check an upload, store its rows by their content, and record it.
+
+    Raises:
+        Problem: If rows are bad and the upload does not skip them; the report stays readable.
+    """
+    with tempfile.TemporaryDirectory(prefix="grit-upload-") as folder:
+        scratch = Path(folder)
+        path = scratch / "upload"
+        _copy(upload.file, path)
+        target = scratch / "rows.jsonl"
+        intake = take_in(path, target, scratch=scratch)
+        rejected = intake.num_rows == 0 or (
+            intake.num_bad_rows > 0 and upload.on_bad_rows is OnBadRows.REJECT
+        )
+        if rejected:
+            dataset = _record(services, team, upload, intake, key=None)
+            raise _rejection(dataset, intake)
+        key = f"datasets/{intake.sha256}.jsonl"
+        if not services.objects.exists(key):
+            services.objects.put_file(key, target)
+        dataset = _record(services, team, upload, intake, key=key)
+        if not services.objects.exists(key):
+            # Another team deleted the same content between our look and our row.
+            services.objects.put_file(key, target)
+        return dataset
+
+
+def _copy(source: IO[bytes], target: Path) -> None:
+    source.seek(0)
+    with target.open("wb") as sink:
+        while chunk := source.read(_CHUNK_BYTES):
+            sink.write(chunk)
+
+
+def _record(
+    services: Services, team: str, upload: Upload, intake: Intake, *, key: str | None
+) -> Dataset:
+    status = DatasetStatus.REJECTED if key is None else DatasetStatus.READY
+    details = {**intake.details, "on_bad_rows": upload.on_bad_rows.value}
+    return run_in_transaction(
+        services.engine,
+        lambda session: datasets.create_dataset(
+            session,
+            team=team,
+            status=status,
+            name=upload.name,
+            object_key=key,
+            sha256=None if key is None else intake.sha256,
+            size_bytes=None if key is None else intake.size_bytes,
+            num_rows=intake.num_rows,
+            num_bad_rows=intake.num_bad_rows,
+            num_images=intake.num_images,
+            details=details,
+            report=intake.report(),
+        ),
+    )
+
+
+def _rejection(dataset: Dataset, intake: Intake) -> Problem:
+    items = [
+        Item(
+            code=fault.code,
+            detail=fault.detail,
+            pointer=fault.pointer,
+            line=fault.line,
+            image=fault.image,
+        )
+        for fault in intake.faults[:MAX_ERRORS_SHOWN]
+    ]
+    detail = (
+        f"{intake.num_bad_rows} of {intake.num_rows + intake.num_bad_rows} rows cannot be used."
+        " Mend them, or upload with on_bad_rows=skip to leave them out."
+    )
+    links = {"dataset": dataset.id, "report": f"/datasets/{dataset.id}/report"}
+    return Problem("dataset_rejected", detail, errors=items, extra=links)

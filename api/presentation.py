@@ -1,0 +1,152 @@
+"""Rows as answers: what a caller sees of what is stored."""
+
+import math
+from typing import Any
+
+from api.schemas.adapters import AdapterRead
+from api.schemas.datasets import DatasetRead
+from api.schemas.jobs import (
+    AttemptRead,
+    EventRead,
+    JobError,
+    JobPlan,
+    JobProgress,
+    JobQueue,
+    JobRead,
+    JobResult,
+)
+from api.schemas.keys import KeyRead
+from api.schemas.models import ModelRead
+from store.models import Adapter, ApiKey, Attempt, BaseModelRow, Dataset, Event, Job, JobStatus
+
+
+def present_job(job: Job, *, position: int | None = None, reason: str | None = None) -> JobRead:
+    """Return a job as it stands; `position` and `reason` say why it waits."""
+    path = f"/jobs/{job.id}"
+    links = {name: f"{path}/{name}" for name in ("events", "metrics", "layers", "checkpoints")}
+    return JobRead(
+        id=job.id,
+        status=JobStatus(job.status),
+        phase=job.phase,
+        status_reason=job.status_reason,
+        model=job.model,
+        dataset=job.dataset_id,
+        eval_dataset=job.eval_dataset_id,
+        preset=job.preset,
+        config=job.config,
+        training=job.training,
+        device=job.device,
+        device_reason=job.device_reason,
+        name=job.name,
+        metadata=job.user_metadata,
+        priority=job.priority,
+        team=job.team,
+        attempt=job.attempt,
+        max_attempts=job.max_attempts,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        progress=_progress(job.progress),
+        queue=JobQueue(name=job.queue, position=position, reason=reason),
+        plan=JobPlan(
+            plan_hash=job.plan_hash,
+            layers=len(job.plan.get("layers", ())),
+            trainable_parameters=job.plan.get("trainable_parameters", 0),
+        ),
+        result=_result(job.result),
+        error=None if job.error is None else JobError.model_validate(_known(JobError, job.error)),
+        links={"self": path, "manifest": f"{path}/manifest", **links},
+    )
+
+
+def _progress(stored: dict[str, Any] | None) -> JobProgress | None:
+    if stored is None:
+        return None
+    return JobProgress.model_validate({
+        key: finite(value) for key, value in _known(JobProgress, stored).items()
+    })
+
+
+def _result(stored: dict[str, Any] | None) -> JobResult | None:
+    if stored is None:
+        return None
+    known = _known(JobResult, stored)
+    known.setdefault("adapter", stored.get("adapter_id"))
+    known.setdefault("final_loss", stored.get("train_loss"))
+    return JobResult.model_validate(known)
+
+
+def _known(kind: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stored.items() if key in kind.model_fields}
+
+
+def finite(value: Any) -> Any:
+    """Return a value that JSON can hold: a number that is not finite becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def present_event(event: Event) -> EventRead:
+    """Return a fact about a job."""
+    return EventRead(
+        sequence=event.sequence,
+        type=event.type,
+        attempt=event.attempt,
+        created_at=event.created_at,
+        payload=event.payload,
+    )
+
+
+def present_attempt(attempt: Attempt) -> AttemptRead:
+    """Return an execution of a job."""
+    return AttemptRead(
+        id=attempt.id,
+        number=attempt.number,
+        worker=attempt.worker_id,
+        outcome=attempt.outcome,
+        failure=attempt.failure,
+        resumed_from_step=attempt.resumed_from_step,
+        last_step=attempt.last_step,
+        started_at=attempt.started_at,
+        ended_at=attempt.ended_at,
+    )
+
+
+def present_dataset(dataset: Dataset) -> DatasetRead:
+    """Return a dataset."""
+    path = f"/datasets/{dataset.id}"
+    return DatasetRead.model_validate({
+        **_columns(dataset, DatasetRead),
+        "links": {"self": path, "report": f"{path}/report"},
+    })
+
+
+def present_adapter(adapter: Adapter) -> AdapterRead:
+    """Return an adapter."""
+    path = f"/adapters/{adapter.id}"
+    links = {"self": path, "download": f"{path}/download"}
+    if adapter.job_id is not None:
+        links["job"] = f"/jobs/{adapter.job_id}"
+    columns = _columns(adapter, AdapterRead)
+    return AdapterRead.model_validate({**columns, "job": adapter.job_id, "links": links})
+
+
+def present_model(row: BaseModelRow) -> ModelRead:
+    """Return a base model."""
+    inventory = row.inventory or {}
+    layers = inventory.get("layers")
+    return ModelRead.model_validate({
+        **_columns(row, ModelRead),
+        "model_type": inventory.get("model_type"),
+        "total_parameters": inventory.get("total_parameters"),
+        "num_layers": None if layers is None else len(layers),
+        "links": {"self": f"/models/{row.id}", "layers": f"/models/{row.id}/layers"},
+    })
+
+
+def present_key(key: ApiKey) -> KeyRead:
+    """Return a key without its secret."""
+    return KeyRead.model_validate(_columns(key, KeyRead))
+
+
+def _columns(row: Any, kind: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in kind.model_fields if hasattr(row, name)}

@@ -1,0 +1,83 @@
+"""Adapters: list, look, download, delete."""
+
+from typing import Annotated
+
+from fastapi import Query
+from fastapi.responses import StreamingResponse
+
+from api.auth import requires
+from api.dependencies import CallerDep, ServicesDep
+from api.documents import problems
+from api.downloads import stream_tar
+from api.pagination import Cursor, Limit
+from api.presentation import present_adapter
+from api.routing import service_router
+from api.schemas.adapters import AdapterPage, AdapterRead
+from store import adapters
+from store.database import run_in_transaction, transaction
+from store.keys import Scope
+
+router = service_router("adapters")
+
+
+@router.get("/adapters", responses=problems("cursor_invalid"))
+@requires(Scope.READ)
+def list_adapters(
+    caller: CallerDep,
+    services: ServicesDep,
+    model: Annotated[str | None, Query(max_length=512, pattern=r"^[^\x00-\x1f]*$")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> AdapterPage:
+    """List your team's adapters, newest first."""
+    with transaction(services.engine, read_only=True) as session:
+        page = adapters.list_adapters(
+            session, team=caller.team, model=model, cursor=cursor, limit=limit
+        )
+        return AdapterPage(data=[present_adapter(row) for row in page.rows], next=page.next)
+
+
+@router.get("/adapters/{adapter_id}", responses=problems("not_found"))
+@requires(Scope.READ)
+def read_adapter(adapter_id: str, caller: CallerDep, services: ServicesDep) -> AdapterRead:
+    """Return an adapter."""
+    with transaction(services.engine, read_only=True) as session:
+        return present_adapter(adapters.get_adapter(session, adapter_id, team=caller.team))
+
+
+@router.get(
+    "/adapters/{adapter_id}/download",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "A tar of the PEFT folder; `PeftModel.from_pretrained` loads what it holds.",
+            "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **problems("not_found", "object_missing", "object_corrupt"),
+    },
+)
+@requires(Scope.READ)
+def download_adapter(
+    adapter_id: str, caller: CallerDep, services: ServicesDep
+) -> StreamingResponse:
+    """Download an adapter's folder as an uncompressed tar, streamed from the object store."""
+    with transaction(services.engine, read_only=True) as session:
+        adapter = adapters.get_adapter(session, adapter_id, team=caller.team)
+    manifest = services.objects.read_manifest(adapter.prefix)
+    name = f'attachment; filename="{adapter.id}.tar"'
+    return StreamingResponse(
+        stream_tar(services.objects, adapter.prefix, manifest, root=adapter.id),
+        media_type="application/x-tar",
+        headers={"Content-Disposition": name},
+    )
+
+
+@router.delete("/adapters/{adapter_id}", status_code=204, responses=problems("not_found"))
+@requires(Scope.WRITE)
+def delete_adapter(adapter_id: str, caller: CallerDep, services: ServicesDep) -> None:
+    """Delete an adapter and its files."""
+    prefix = run_in_transaction(
+        services.engine,
+        lambda session: adapters.delete_adapter(session, adapter_id, team=caller.team),
+    )
+    services.objects.delete_prefix(prefix)

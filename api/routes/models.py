@@ -1,0 +1,82 @@
+"""Base models: list, register, look at their layers."""
+
+from typing import Any
+
+from fastapi import Response
+
+from api.auth import requires
+from api.dependencies import CallerDep, ServicesDep
+from api.documents import problems
+from api.errors import Problem, invalid
+from api.presentation import present_model
+from api.routing import service_router
+from api.schemas.models import ModelCreate, ModelLayers, ModelList, ModelRead
+from api.submission import refuse_source
+from store import base_models
+from store.database import run_in_transaction, transaction
+from store.keys import Scope
+from store.models import ModelStatus
+
+router = service_router("models")
+
+
+@router.get("/models")
+@requires(Scope.READ)
+def list_models(caller: CallerDep, services: ServicesDep) -> ModelList:  # noqa: ARG001 - asks for a key
+    """List the base models that this deployment knows, and what else it allows."""
+    with transaction(services.engine, read_only=True) as session:
+        rows = base_models.list_models(session)
+    return ModelList(
+        data=[present_model(row) for row in rows], allowed=services.settings.allowed_models
+    )
+
+
+@router.post("/models", status_code=202, responses=problems("model_conflict", "request_invalid"))
+@requires(Scope.WRITE)
+def register_model(
+    body: ModelCreate,
+    response: Response,
+    caller: CallerDep,
+    services: ServicesDep,  # noqa: ARG001 - asks for a key
+) -> ModelRead:
+    """Register a base model; a worker reads its layers, and `status` becomes `ready`."""
+    source = body.source or body.id
+    pointer = "/source" if body.source else "/id"
+    with transaction(services.engine, read_only=True) as session:
+        known = [row.id for row in base_models.list_models(session)]
+    refused = refuse_source(services, source, known=known, pointer=pointer)
+    if refused is not None:
+        raise invalid([refused])
+    try:
+        row = run_in_transaction(
+            services.engine,
+            lambda session: base_models.register(session, id=body.id, source=source),
+        )
+    except ValueError as error:
+        raise Problem("model_conflict", f"{error}.".replace("..", ".")) from None
+    services.doorbell.ring_models()
+    response.headers["Location"] = f"/models/{row.id}"
+    return present_model(row)
+
+
+# Ids hold slashes (`org/name`, `/folder`), so the longer path is declared first.
+@router.get("/models/{model_id:path}/layers", responses=problems("not_found", "model_not_ready"))
+@requires(Scope.READ)
+def read_model_layers(model_id: str, caller: CallerDep, services: ServicesDep) -> ModelLayers:  # noqa: ARG001 - asks for a key
+    """Return the adaptable layers of a base model, by modality."""
+    with transaction(services.engine, read_only=True) as session:
+        row = base_models.get(session, model_id)
+    if row.status != ModelStatus.READY or row.inventory is None:
+        raise Problem("model_not_ready", f"The model {model_id!r} is {row.status}.")
+    modalities: dict[str, list[dict[str, Any]]] = {}
+    for layer in row.inventory.get("layers", ()):
+        modalities.setdefault(layer.get("modality") or "other", []).append(layer)
+    return ModelLayers(model=row.id, inventory_hash=row.inventory_hash or "", modalities=modalities)
+
+
+@router.get("/models/{model_id:path}", responses=problems("not_found"))
+@requires(Scope.READ)
+def read_model(model_id: str, caller: CallerDep, services: ServicesDep) -> ModelRead:  # noqa: ARG001 - asks for a key
+    """Return a base model."""
+    with transaction(services.engine, read_only=True) as session:
+        return present_model(base_models.get(session, model_id))

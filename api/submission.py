@@ -1,0 +1,246 @@
+"""From a request to a job that can be created: model, dataset, device, configuration, plan.
+
+Everything is looked at before anything is refused, so that one answer names all that is wrong.
+"""
+
+import difflib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from anyio import sleep, to_thread
+
+from api.errors import Item, Problem, invalid, item_of
+from api.schemas.jobs import JobCreate
+from api.services import Services
+from grit_core.config.devices import KINDS, DeviceChoice, DeviceStrategy, choose_device, kind_of
+from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
+from grit_core.inventory import ModelInventory
+from api.resolution import ResolvedJob, resolve_job
+from store import base_models, datasets, workers
+from store.database import run_in_transaction, transaction
+from store.errors import NotFound
+from store.jobs import NewJob
+from store.models import BaseModelRow, Dataset, DatasetStatus, ModelStatus, Worker
+from store.queue import TRAINING_QUEUES
+
+_MODEL_POLL_SECONDS: Final = 0.1
+DEVICE_SEEN_SECONDS: Final = 600.0
+"""A device whose worker was seen so lately still counts: workers restart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A request, found good."""
+
+    body: JobCreate
+    team: str
+    model: BaseModelRow
+    dataset: Dataset
+    resolved: ResolvedJob
+    choice: DeviceChoice
+    reason: str
+    """Why this device."""
+
+    def new_job(self, *, max_attempts: int) -> NewJob:
+        """Return the row's columns."""
+        resolved = self.resolved
+        return NewJob(
+            model=self.model.id,
+            dataset_id=self.dataset.id,
+            eval_dataset_id=self.body.eval_dataset,
+            request=self.body.spec(),
+            config=resolved.config_json(),
+            training=resolved.training_json(),
+            plan=resolved.plan.to_json(),
+            plan_hash=resolved.plan.plan_hash,
+            device=self.choice.device,
+            device_reason=self.reason,
+            queue=kind_of(self.choice.device),
+            preset=self.body.preset,
+            name=self.body.name,
+            metadata=dict(self.body.metadata),
+            priority=self.body.priority,
+            max_attempts=max_attempts,
+            auto_start=self.body.auto_start,
+        )
+
+
+async def consider(services: Services, team: str, body: JobCreate) -> Submission:
+    """Look at everything that a request names, and plan it.
+
+    Raises:
+        Problem: With every fault, or with the state of things that stands in the way.
+    """
+    looked_up = await _find_model(services, body.model)
+    return await to_thread.run_sync(_weigh, services, team, body, looked_up)
+
+
+# --- the model
+
+
+async def _find_model(services: Services, name: str) -> BaseModelRow | Item:
+    """Return a model's row with its inventory, or what is wrong with its name.
+
+    Raises:
+        Problem: If its layers are still being read.
+    """
+    found = await to_thread.run_sync(find_or_register, services, name, name)
+    deadline = time.monotonic() + services.settings.inventory_wait_seconds
+    while isinstance(found, BaseModelRow) and found.status == ModelStatus.REGISTERING:
+        if time.monotonic() > deadline:
+            detail = (
+                f"The layers of the model {name!r} are still being read; an inference worker does"
+                " that. Try again soon, and look at GET /models."
+            )
+            item = Item(code="model_not_ready", detail=detail, pointer="/model")
+            raise Problem("model_not_ready", detail, errors=[item])
+        await sleep(_MODEL_POLL_SECONDS)
+        found = await to_thread.run_sync(_reload, services, found.id)
+    if isinstance(found, BaseModelRow) and found.status == ModelStatus.FAILED:
+        why = (found.failure or {}).get("message", "its layers could not be read")
+        detail = f"The model {name!r} cannot be used: {why}"
+        return Item(code="model_unavailable", detail=detail, pointer="/model", input=name)
+    return found
+
+
+def find_or_register(services: Services, name: str, source: str) -> BaseModelRow | Item:
+    """Return a model's row, made now for an allowed source; or what is wrong with the name."""
+    with transaction(services.engine, read_only=True) as session:
+        rows = {row.id: row for row in base_models.list_models(session)}
+    known = rows.get(name)
+    if known is not None and known.status != ModelStatus.FAILED:
+        return known
+    refused = None if known is not None else refuse_source(services, source, known=list(rows))
+    if refused is not None:
+        return refused
+    source = known.source if known is not None else source
+    row = run_in_transaction(
+        services.engine, lambda session: base_models.register(session, id=name, source=source)
+    )
+    services.doorbell.ring_models()
+    return row
+
+
+def refuse_source(
+    services: Services, source: str, *, known: list[str], pointer: str = "/model"
+) -> Item | None:
+    """Return what is wrong with a folder or hub id, if anything is."""
+    allowed = services.settings.allowed_models
+    if not base_models.allowed(services.settings, source):
+        nearest = difflib.get_close_matches(source, known, n=3)
+        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
+        detail = (
+            f"The model is neither registered nor allowed here.{hint}"
+            f" Registered: {', '.join(known[:20]) or 'none'}."
+            f" Allowed: {', '.join(allowed[:20]) or 'none'}."
+        )
+        return Item(code="model_not_allowed", detail=detail, pointer=pointer, input=source)
+    if base_models.is_folder(source) and not (Path(source) / "config.json").is_file():
+        detail = "The folder is not there, or holds no config.json; name a model's folder."
+        return Item(code="model_not_found", detail=detail, pointer=pointer, input=source)
+    return None
+
+
+def _reload(services: Services, model_id: str) -> BaseModelRow:
+    with transaction(services.engine, read_only=True) as session:
+        return base_models.get(session, model_id)
+
+
+# --- the rest
+
+
+def _weigh(
+    services: Services, team: str, body: JobCreate, model: BaseModelRow | Item
+) -> Submission:
+    faults: list[Item] = [] if isinstance(model, BaseModelRow) else [model]
+    waiting: list[Item] = []
+    with transaction(services.engine, read_only=True) as session:
+        dataset = _dataset(session, team, body.dataset, "/dataset", faults, waiting)
+        if body.eval_dataset is not None:
+            _dataset(session, team, body.eval_dataset, "/eval_dataset", faults, waiting)
+        seen = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
+    choice, reason = _device(body.device, seen, faults)
+    resolved = _plan(body, model, dataset, choice, faults)
+    if faults:
+        raise invalid(faults + waiting)
+    if waiting:
+        raise Problem("dataset_not_ready", waiting[0].detail, errors=waiting)
+    if not isinstance(model, BaseModelRow) or dataset is None or resolved is None or choice is None:
+        raise LookupError("a part of the request is missing and no fault says so")
+    return Submission(
+        body=body,
+        team=team,
+        model=model,
+        dataset=dataset,
+        resolved=resolved,
+        choice=choice,
+        reason=reason,
+    )
+
+
+def _dataset(
+    session: Any, team: str, dataset_id: str, pointer: str, faults: list[Item], waiting: list[Item]
+) -> Dataset | None:
+    try:
+        found = datasets.get_dataset(session, dataset_id, team=team)
+    except NotFound:
+        detail = f"There is no dataset {dataset_id!r}; see GET /datasets."
+        faults.append(
+            Item(code="dataset_not_found", detail=detail, pointer=pointer, input=dataset_id)
+        )
+        return None
+    if found.status != DatasetStatus.READY:
+        detail = f"The dataset {dataset_id} is {found.status}; see its report."
+        waiting.append(Item(code="dataset_not_ready", detail=detail, pointer=pointer))
+    return found
+
+
+def training_devices(seen: list[Worker]) -> tuple[str, ...]:
+    """Return the devices that some worker trains on."""
+    served = {queue for worker in seen for queue in worker.queues}
+    return tuple(device for device in TRAINING_QUEUES if device in served)
+
+
+def _device(wanted: str, seen: list[Worker], faults: list[Item]) -> tuple[DeviceChoice | None, str]:
+    """Choose among the devices of the live workers; with none live, the CPU is assumed."""
+    live = training_devices(seen)
+    named = wanted in KINDS and not live
+    available = live or (("cpu", wanted) if named else ("cpu",))
+    try:
+        choice = choose_device(wanted, available)
+    except InvalidConfig as error:
+        faults.extend(item_of(fault) for fault in error.faults)
+        return None, ""
+    except DeviceUnavailable as error:
+        known = f"{error} Strategies: {', '.join(DeviceStrategy)}."
+        fault = Fault(pointer="/device", code="device_unavailable", detail=known, input=wanted)
+        faults.append(item_of(fault))
+        return None, ""
+    if live:
+        return choice, choice.reason
+    return choice, f"{choice.reason} (no training worker is live yet: {choice.device} is assumed)"
+
+
+def _plan(
+    body: JobCreate,
+    model: BaseModelRow | Item,
+    dataset: Dataset | None,
+    choice: DeviceChoice | None,
+    faults: list[Item],
+) -> ResolvedJob | None:
+    """Plan as far as what was found allows, so that its faults come in the same answer."""
+    inventory = None
+    if isinstance(model, BaseModelRow) and model.inventory is not None:
+        inventory = ModelInventory.from_json(model.inventory)
+    try:
+        return resolve_job(
+            body.spec(),
+            inventory,
+            num_rows=None if dataset is None else dataset.num_rows,
+            device="cpu" if choice is None else choice.device,
+        )
+    except InvalidConfig as error:
+        faults.extend(item_of(fault) for fault in error.faults)
+        return None
