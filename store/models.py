@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     DateTime,
     Dialect,
@@ -126,6 +127,7 @@ class Base(DeclarativeBase):
         list[str]: Json,
         list[JsonObject]: Json,
         str: Text(),
+        int: BigInteger(),
     }
 
 

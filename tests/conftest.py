@@ -1,0 +1,157 @@
+"""Real servers once a session; a fresh database, object prefix and queue prefix for every test."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from store import migrate
+from store.database import create_engine_from
+from store.objects import Objects
+from store.settings import Settings
+from tests.services import S3, Postgres, running_postgres, running_s3, running_valkey
+
+_TEMPLATE = "grit_template"
+_numbers = count(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("GRIT_", "AWS_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL whose template database holds our tables."""
+    with running_postgres() as server:
+        url = server.create(_TEMPLATE)
+        engine = create_engine_from(Settings(database_url=url))
+        migrate.upgrade(engine)
+        engine.dispose()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file that holds our tables."""
+    file = tmp_path_factory.mktemp("template") / "grit.db"
+    engine = create_engine_from(Settings(database_url=f"sqlite:///{file}"))
+    migrate.upgrade(engine)
+    engine.dispose()
+    return file
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[str]:
+    """The URL of a Valkey."""
+    with running_valkey() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 server with one bucket."""
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """A fresh SQLite database."""
+    file = tmp_path / "grit.db"
+    shutil.copyfile(sqlite_template, file)
+    return f"sqlite:///{file}"
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A fresh PostgreSQL database."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    yield postgres.create(name, template=_TEMPLATE)
+    postgres.drop(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh database of each kind, so that a test runs on both."""
+    return str(
+        request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    )
+
+
+@pytest.fixture
+def engine(database_url: str, tmp_path: Path) -> Iterator[Engine]:
+    """An engine for a fresh database of each kind."""
+    settings = Settings(home=tmp_path, database_url=database_url, pool_size=20)
+    made = create_engine_from(settings)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def sqlite_engine(embedded_settings: Settings) -> Iterator[Engine]:
+    """An engine for the embedded settings."""
+    made = create_engine_from(embedded_settings)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def queue_prefix() -> str:
+    """A part of the broker of this test's own."""
+    return f"test-{os.getpid()}-{next(_numbers)}:"
+
+
+@pytest.fixture
+def embedded_settings(sqlite_url: str, valkey: str, queue_prefix: str, tmp_path: Path) -> Settings:
+    """One machine: a SQLite file, a folder of objects, a Valkey."""
+    return Settings(
+        home=tmp_path,
+        database_url=sqlite_url,
+        broker_url=valkey,
+        queue_prefix=queue_prefix,
+        allowed_models=["*"],
+    )
+
+
+@pytest.fixture
+def production_settings(
+    postgres_url: str, valkey: str, s3: S3, queue_prefix: str, tmp_path: Path
+) -> Settings:
+    """Several machines: PostgreSQL, S3, a Valkey."""
+    return Settings(
+        home=tmp_path,
+        database_url=postgres_url,
+        objects_url=f"s3://{s3.bucket}/{queue_prefix.rstrip(':')}",
+        s3_endpoint=s3.endpoint,
+        s3_access_key_id=s3.access_key_id,
+        s3_secret_access_key=s3.secret_access_key,
+        broker_url=valkey,
+        queue_prefix=queue_prefix,
+        allowed_models=["*"],
+    )
+
+
+@pytest.fixture(params=["file", "s3"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    """A fresh object store of each kind."""
+    if request.param == "file":
+        return Objects(Settings(home=tmp_path))
+    server: S3 = request.getfixturevalue("s3")
+    return Objects(
+        Settings(
+            home=tmp_path,
+            objects_url=f"s3://{server.bucket}/test-{os.getpid()}-{next(_numbers)}",
+            s3_endpoint=server.endpoint,
+            s3_access_key_id=server.access_key_id,
+            s3_secret_access_key=server.secret_access_key,
+            objects_retry_seconds=5,
+        )
+    )
