@@ -75,9 +75,9 @@ class Event(TypedDict, total=False):
 
     sequence: int
     type: str
-    at: str
     attempt: int | None
-    data: dict[str, Any]
+    created_at: str
+    payload: dict[str, Any]
 
 
 class Dataset(TypedDict, total=False):
@@ -86,11 +86,14 @@ class Dataset(TypedDict, total=False):
     id: str
     name: str | None
     status: str
-    num_rows: int
-    num_bad_rows: int
-    size_bytes: int
-    sha256: str
+    sha256: str | None
+    size_bytes: int | None
+    num_rows: int | None
+    num_bad_rows: int | None
+    num_images: int | None
+    details: dict[str, Any] | None
     created_at: str
+    links: dict[str, str]
 
 
 class BaseModel(TypedDict, total=False):
@@ -99,20 +102,30 @@ class BaseModel(TypedDict, total=False):
     id: str
     source: str
     status: Literal["registering", "ready", "failed"]
-    reason: str | None
-    model_type: str | None
     inventory_hash: str | None
+    model_type: str | None
+    total_parameters: int | None
+    num_layers: int | None
+    failure: dict[str, Any] | None
+    created_at: str
+    ready_at: str | None
+    links: dict[str, str]
 
 
 class Adapter(TypedDict, total=False):
     """The result of a job: a PEFT folder."""
 
     id: str
-    job: str | None
+    name: str | None
     model: str
-    size_bytes: int
-    sha256: str
+    job: str | None
+    origin: str
+    sha256: str | None
+    size_bytes: int | None
+    trainable_parameters: int | None
+    details: dict[str, Any] | None
     created_at: str
+    links: dict[str, str]
 
 
 class Generation(TypedDict, total=False):
@@ -137,5 +150,6 @@ class ApiKey(TypedDict, total=False):
     prefix: str
     key: str
     created_at: str
+    expires_at: str | None
     last_used_at: str | None
     revoked_at: str | None

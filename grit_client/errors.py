@@ -38,16 +38,8 @@ class Problem:
     def from_document(cls, status: int, document: Mapping[str, Any]) -> "Problem":
         """Read a problem document; what is missing or malformed is left out."""
         errors = document.get("errors")
-        faults = [
-            Fault(
-                pointer=str(error.get("pointer", "")),
-                code=str(error.get("code", "")),
-                detail=str(error.get("detail", "")),
-                input=error.get("input"),
-            )
-            for error in (errors if isinstance(errors, list) else [])
-            if isinstance(error, dict)
-        ]
+        found = errors if isinstance(errors, list) else []
+        faults = [_fault_of(error) for error in found if isinstance(error, dict)]
         request_id = document.get("request_id")
         return cls(
             status=status,
@@ -64,6 +56,19 @@ class Problem:
         lines = [self.detail or self.title]
         lines += [describe(fault) for fault in self.faults]
         return "\n".join(lines)
+
+
+def _fault_of(error: Mapping[str, Any]) -> Fault:
+    # A fault outside of the body names a parameter; one of a dataset, a line.
+    where = str(error.get("pointer") or error.get("parameter") or "")
+    if error.get("line") is not None:
+        where = f"line {error['line']} {where}".rstrip()
+    return Fault(
+        pointer=where,
+        code=str(error.get("code", "")),
+        detail=str(error.get("detail", "")),
+        input=error.get("input"),
+    )
 
 
 def describe(fault: Fault) -> str:

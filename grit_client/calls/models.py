@@ -60,7 +60,8 @@ class ModelCalls(Calls):
             time.sleep(0.1)
             model = self.get_model(model["id"])
         if model["status"] == "failed":
-            raise InvalidInput(f"Model {model['id']!r} cannot be used: {model.get('reason')}")
+            reason = (model.get("failure") or {}).get("message", "no reason was recorded")
+            raise InvalidInput(f"Model {model['id']!r} cannot be used: {reason}")
         return model
 
     def model_layers(self, model: str) -> dict[str, Any]:

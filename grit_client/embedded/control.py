@@ -40,9 +40,9 @@ def running(home: Home) -> Record | None:
     return record if record is not None and record.alive else None
 
 
-def run_here(home: Home, options: Options, *, say: Say) -> None:
+def run_here(home: Home, options: Options, *, say: Say, on_ready: Say | None = None) -> None:
     """Be the supervisor, until a signal."""
-    Supervisor(home, options, say=say).run()
+    Supervisor(home, options, say=say, on_ready=on_ready).run()
 
 
 def start_detached(home: Home, options: Options) -> Running:

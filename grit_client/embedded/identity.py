@@ -7,7 +7,6 @@ unless the start time agrees too.
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,8 +78,11 @@ class Identity:
 
 
 def _start_time(pid: int) -> str | None:
-    if sys.platform == "linux":
-        return _start_time_linux(pid)
+    on_linux = Path("/proc/self/stat").exists()
+    return _start_time_linux(pid) if on_linux else _start_time_elsewhere(pid)
+
+
+def _start_time_elsewhere(pid: int) -> str | None:
     answer = subprocess.run(  # noqa: S603 - a fixed program and a number
         ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)],
         capture_output=True,

@@ -61,12 +61,16 @@ class Supervisor:
         home: Where it lives.
         options: The caller's choices.
         say: Called with one line for every step, for a person to read.
+        on_ready: Called with the address once the service answers.
     """
 
-    def __init__(self, home: Home, options: Options, *, say: Say) -> None:
+    def __init__(
+        self, home: Home, options: Options, *, say: Say, on_ready: Say | None = None
+    ) -> None:
         self._home = home
         self._options = options
         self._say = say
+        self._on_ready = on_ready or (lambda url: say(f"ready: {url}"))
         self._children: list[Child] = []
         self._stop = threading.Event()
         self._hurry = False
@@ -89,6 +93,7 @@ class Supervisor:
             try:
                 self._start()
                 self._write("ready")
+                self._on_ready(self._record.url or "")
                 self._watch()
             except Stopped:
                 self._say("Stopped while starting.")

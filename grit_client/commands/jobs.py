@@ -1,0 +1,228 @@
+"""`grit plan, submit, watch, jobs, job, cancel, pause, resume, retry, start`."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grit_client.commands.session import Session, with_session
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from grit_client.answers import Job
+    from grit_client.client import GritClient
+
+SpecFile = Annotated[Path, typer.Argument(help="File with the JSON of a job.", show_default=False)]
+DatasetOption = Annotated[
+    str | None, typer.Option(help="A dataset's id, or a file to upload first.", show_default=False)
+]
+ModelOption = Annotated[
+    str | None, typer.Option(help="In place of the file's `model`.", show_default=False)
+]
+JobId = Annotated[str, typer.Argument(help="A job's id.", show_default=False)]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (plan, submit, watch, jobs, job):
+        app.command(rich_help_panel="Jobs")(command)
+    for verb, text in (
+        ("cancel", "Stop a job for good."),
+        ("pause", "Stop a job at a checkpoint, to be resumed."),
+        ("resume", "Go on with a paused job."),
+        ("retry", "Run a failed or cancelled job again."),
+        ("start", "Queue a job that was created with auto_start: false."),
+    ):
+        app.command(verb, help=text, rich_help_panel="Jobs")(_move(verb))
+
+
+@with_session
+def plan(
+    session: Session, spec: SpecFile, dataset: DatasetOption = None, model: ModelOption = None
+) -> None:
+    """Show which layers a job would adapt, its parameters, memory and steps; nothing is created."""
+    from grit_client.commands.plans import render_plan  # noqa: PLC0415 - not for `grit --help`
+
+    with session.client() as client:
+        answer = client.plan(_spec(session, client, spec, dataset, model))
+    session.emit(answer, lambda: render_plan(answer))
+
+
+@with_session
+def submit(
+    session: Session,
+    spec: SpecFile,
+    dataset: DatasetOption = None,
+    model: ModelOption = None,
+    name: Annotated[str | None, typer.Option(help="The job's name.", show_default=False)] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key never creates two jobs.", show_default=False)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Create a job from a JSON file."""
+    with session.client() as client:
+        body = _spec(session, client, spec, dataset, model)
+        if name is not None:
+            body["name"] = name
+        created = client.create_job(body, idempotency_key=idempotency_key)
+        if not watch:
+            session.emit(created, lambda: _render_job(created))
+            return
+        session.note(f"Created {created['id']}.")
+        _follow(session, client, created["id"])
+
+
+@with_session
+def watch(session: Session, job: JobId) -> None:
+    """Follow a job: step, loss, speed, time left; then its result."""
+    with session.client() as client:
+        _follow(session, client, job)
+
+
+@with_session
+def jobs(
+    session: Session,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only this status; repeatable.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Only this device.", show_default=False)
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="Only this label, as key=value.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
+) -> None:
+    """List jobs."""
+    labels = _labels(metadata or [])
+    with session.client() as client:
+        found = list(
+            islice(
+                client.list_jobs(status=status or (), model=model, device=device, metadata=labels),
+                limit,
+            )
+        )
+    session.emit(found, lambda: _render_jobs(found))
+
+
+@with_session
+def job(session: Session, job: JobId) -> None:
+    """Show a job."""
+    with session.client() as client:
+        answer = client.get_job(job)
+    session.emit(answer, lambda: _render_job(answer))
+
+
+def _move(verb: str) -> Any:
+    @with_session
+    def move(session: Session, job: JobId) -> None:
+        with session.client() as client:
+            answer: Job = getattr(client, verb)(job)
+        session.emit(answer, lambda: _render_job(answer))
+
+    return move
+
+
+def _spec(
+    session: Session, client: "GritClient", path: Path, dataset: str | None, model: str | None
+) -> dict[str, Any]:
+    from grit_client.job_spec import read_spec  # noqa: PLC0415 - not for `grit --help`
+
+    body = read_spec(path)
+    if model is not None:
+        folder = Path(model).expanduser()
+        body["model"] = str(folder.absolute()) if folder.is_dir() else model
+    if dataset is not None:
+        body["dataset"] = _dataset_id(session, client, dataset)
+    return body
+
+
+def _dataset_id(session: Session, client: "GritClient", dataset: str) -> str:
+    from grit_client.commands.datasets import upload_with_bar  # noqa: PLC0415 - no cycle at import
+    from grit_client.errors import InvalidInput  # noqa: PLC0415 - not for `grit --help`
+
+    file = Path(dataset).expanduser()
+    if file.is_file():
+        uploaded = upload_with_bar(session, client, file, name=None, on_bad_rows="reject")
+        return uploaded["id"]
+    if not dataset.startswith("ds_"):
+        raise InvalidInput(f"--dataset {dataset!r} is neither a file nor a dataset's id (ds_...).")
+    return dataset
+
+
+def _follow(session: Session, client: "GritClient", job: str) -> None:
+    from grit_client.commands.watching import follow  # noqa: PLC0415 - not for `grit --help`
+    from grit_client.errors import JobFailed  # noqa: PLC0415 - not for `grit --help`
+
+    try:
+        last = follow(client, job, console=session.err, quiet=session.as_json)
+    except KeyboardInterrupt:
+        session.note(f"The job goes on. Again: grit watch {job}   End it: grit cancel {job}")
+        raise
+    session.emit(last, lambda: _render_job(last))
+    if last["status"] != "succeeded":
+        raise JobFailed(last)
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    from grit_client.errors import InvalidInput  # noqa: PLC0415 - not for `grit --help`
+
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InvalidInput(f"--metadata {pair!r} is not key=value.")
+        labels[key] = value
+    return labels
+
+
+def _render_jobs(found: "list[Job]") -> "RenderableType":
+    from grit_client.commands.tables import table, when  # noqa: PLC0415 - not for `grit --help`
+
+    rows = []
+    for item in found:
+        progress = item.get("progress") or {}
+        total = progress.get("total_steps")
+        steps = f"{progress.get('step', 0)}/{total}" if total else None
+        rows.append([
+            item["id"], item.get("name"), item["status"], item.get("model"), item.get("device"),
+            steps, progress.get("train_loss"), when(item.get("created_at")),
+        ])  # fmt: skip
+    columns = ["job", "name", "status", "model", "device", "steps", "loss", "created (UTC)"]
+    return table(columns, rows)
+
+
+def _render_job(job: "Job") -> "RenderableType":
+    from grit_client.commands.tables import duration, facts, when  # noqa: PLC0415 - see above
+    from grit_client.commands.watching import describe, numbers  # noqa: PLC0415 - see above
+
+    progress, result = job.get("progress") or {}, job.get("result") or {}
+    error, planned = job.get("error") or {}, job.get("plan") or {}
+    total = progress.get("total_steps")
+    reason = job.get("device_reason")
+    return facts({
+        "job": job["id"],
+        "name": job.get("name"),
+        "status": describe(job) if job["status"] == "queued" else job["status"],
+        "reason": job.get("status_reason"),
+        "model": job.get("model"),
+        "dataset": job.get("dataset"),
+        "preset": job.get("preset"),
+        "device": f"{job.get('device')} ({reason})" if reason else job.get("device"),
+        "layers": planned.get("layers"),
+        "parameters": planned.get("trainable_parameters"),
+        "attempt": f"{job.get('attempt')} of {job.get('max_attempts')}",
+        "created (UTC)": when(job.get("created_at")),
+        "finished (UTC)": when(job.get("finished_at")),
+        "steps": f"{progress.get('step', 0)} of {total}" if total else None,
+        "progress": numbers(progress) or None,
+        "time": duration(progress.get("elapsed_seconds")),
+        "adapter": result.get("adapter"),
+        "final loss": result.get("final_loss"),
+        "error": f"{error.get('code')}: {error.get('message')}" if error else None,
+        "hint": error.get("hint"),
+    })

@@ -1,0 +1,63 @@
+"""`grit keys create, list, revoke`."""
+
+from typing import Annotated
+
+import typer
+
+from grit_client.commands.session import Session, with_session
+
+app = typer.Typer(no_args_is_help=True, help="API keys.")
+
+
+@app.command()
+@with_session
+def create(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="What it is for.", show_default=False)],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, write, infer or admin; repeatable.")
+    ] = None,
+    team: Annotated[
+        str | None, typer.Option(help="Whose it is; by default yours.", show_default=False)
+    ] = None,
+) -> None:
+    """Create a key; its text is shown this once."""
+    from grit_client.commands.tables import facts  # noqa: PLC0415 - for --help's sake
+
+    with session.client() as client:
+        key = client.create_key(name, scopes=scope or ["read", "write", "infer"], team=team)
+    scopes = " ".join(key["scopes"])
+    pairs = {"id": key["id"], "team": key["team"], "scopes": scopes, "key": key["key"]}
+    session.emit(key, lambda: facts(pairs))
+    session.note("The key's text is kept nowhere; copy it now.")
+
+
+@app.command("list")
+@with_session
+def list_(session: Session) -> None:
+    """List the keys."""
+    from grit_client.commands.tables import table, when  # noqa: PLC0415 - for --help's sake
+
+    with session.client() as client:
+        found = list(client.list_keys())
+    columns = ["key", "name", "team", "scopes", "starts with", "last used (UTC)", "revoked (UTC)"]
+    rows = [
+        [
+            item["id"], item["name"], item["team"], " ".join(item["scopes"]), item.get("prefix"),
+            when(item.get("last_used_at")), when(item.get("revoked_at")),
+        ]
+        for item in found
+    ]  # fmt: skip
+    session.emit(found, lambda: table(columns, rows))
+
+
+@app.command()
+@with_session
+def revoke(
+    session: Session,
+    key_id: Annotated[str, typer.Argument(help="A key's id.", show_default=False)],
+) -> None:
+    """Refuse a key from now on."""
+    with session.client() as client:
+        client.revoke_key(key_id)
+    session.emit({"revoked": key_id}, lambda: f"Revoked {key_id}.")

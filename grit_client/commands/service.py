@@ -1,0 +1,153 @@
+"""`grit up, down, status, presets, devices`."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grit_client.commands.session import Session, with_session
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from grit_client.embedded.record import Record
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (up, down, status):
+        app.command(rich_help_panel="Service")(command)
+    for command in (presets, devices):
+        app.command(rich_help_panel="Catalog")(command)
+
+
+@with_session
+def up(
+    session: Session,
+    port: Annotated[
+        int | None,
+        typer.Option(help="By default the first free one from 8000.", min=1, max=65535),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Run in the background.")] = False,  # noqa: FBT002 - a flag
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            envvar=["GRIT_BROKER_URL", "REDIS_URL"],
+            help="A Redis or Valkey that runs already; by default one of our own.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Start the whole service on this machine: broker, API and workers, nothing to install."""
+    from grit_client.embedded import control  # noqa: PLC0415 - for --help's sake
+    from grit_client.embedded.supervisor import Options  # noqa: PLC0415 - for --help's sake
+
+    options = Options(port=port, broker_url=broker)
+    if detach or control.running(session.home) is not None:
+        found = control.start_detached(session.home, options)
+        session.emit(found.to_json(), lambda: _render_up(session, found.url, already=found.already))
+        return
+
+    def on_ready(url: str) -> None:
+        answer = {"url": url, "key_file": str(session.home.key_file), "already_running": False}
+        session.emit(answer, lambda: _render_up(session, url, already=False))
+
+    control.run_here(session.home, options, say=session.note, on_ready=on_ready)
+
+
+@with_session
+def down(session: Session) -> None:
+    """End the embedded service, with everything it started."""
+    from grit_client.embedded import control  # noqa: PLC0415 - for --help's sake
+
+    session.note("Stopping; a running job saves a checkpoint first.")
+    ended = control.stop(session.home)
+    text = f"Ended: {', '.join(ended)}." if ended else "Nothing was running."
+    session.emit({"ended": ended}, lambda: text)
+
+
+@with_session
+def status(session: Session) -> None:
+    """Tell whether the service works, part by part; exit code 3 when it does not."""
+    from grit_client.embedded import control  # noqa: PLC0415 - for --help's sake
+
+    record = control.running(session.home) if session.url is None else None
+    with session.client() as client:
+        answer: dict[str, Any] = {"url": client.base_url, **client.health()}
+    if record is not None:
+        answer["home"] = str(session.home.folder)
+        answer["processes"] = {
+            name: {"pid": item.pid, "restarts": record.restarts.get(name, 0)}
+            for name, item in record.processes.items()
+        }
+    session.emit(answer, lambda: _render_status(answer, record))
+    if answer.get("status") not in {"ready", "ok"}:
+        session.leave(3)
+
+
+@with_session
+def presets(
+    session: Session,
+    name: Annotated[
+        str | None, typer.Argument(help="One preset in full.", show_default=False)
+    ] = None,
+) -> None:
+    """List the presets, or show one in full."""
+    import json  # noqa: PLC0415 - for --help's sake
+
+    from grit_client.commands.tables import table  # noqa: PLC0415 - for --help's sake
+
+    with session.client() as client:
+        if name is not None:
+            one = client.preset(name)
+            session.emit(one, lambda: json.dumps(one, indent=2))
+            return
+        found = client.presets()
+    rows = [[item["name"], item.get("description")] for item in found]
+    session.emit(found, lambda: table(["preset", "what it adapts"], rows))
+
+
+@with_session
+def devices(session: Session) -> None:
+    """List the devices that workers serve."""
+    from grit_client.commands.tables import table  # noqa: PLC0415 - for --help's sake
+
+    with session.client() as client:
+        found = client.devices()
+    rows = [
+        [item["name"], item.get("training_workers"), item.get("inference_workers")]
+        for item in found
+    ]
+    columns = ["device", "training workers", "inference workers"]
+    session.emit(found, lambda: table(columns, rows))
+
+
+def _render_up(session: Session, url: str, *, already: bool) -> "RenderableType":
+    from rich.console import Group  # noqa: PLC0415 - for --help's sake
+    from rich.text import Text  # noqa: PLC0415 - for --help's sake
+
+    from grit_client.commands.tables import facts  # noqa: PLC0415 - for --help's sake
+
+    title = "The service already runs." if already else "The service is ready."
+    home = session.home
+    pairs = {"url": url, "key": str(home.key_file), "logs": str(home.logs), "stop": "grit down"}
+    return Group(Text(title, style="green"), facts(pairs))
+
+
+def _render_status(answer: dict[str, Any], record: "Record | None") -> "RenderableType":
+    from rich.console import Group  # noqa: PLC0415 - for --help's sake
+
+    from grit_client.commands.tables import facts, table  # noqa: PLC0415 - for --help's sake
+
+    parts: list[RenderableType] = [
+        facts({
+            "url": answer["url"],
+            "status": answer.get("status"),
+            **(answer.get("checks") or {}),
+        })
+    ]
+    if record is not None:
+        rows = [
+            [name, str(item["pid"]), item["restarts"]] for name, item in answer["processes"].items()
+        ]
+        parts.append(table(["process", "pid", "restarts"], rows))
+    return Group(*parts)
