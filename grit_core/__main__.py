@@ -1,0 +1,270 @@
+"""The library's own command line, for runs without the service.
+
+    python -m grit_core train job.json --dataset rows.jsonl --output DIR [--resume]
+    python -m grit_core plan job.json [--dataset rows.jsonl]
+    python -m grit_core inventory MODEL
+
+`job.json` is the body of `POST /jobs`; its `model` may be a folder, its datasets are those of the
+options. Exit status: 0 done, 1 failed, 2 refused input, 130 interrupted (a checkpoint is saved).
+"""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from grit_core.config.devices import (
+    DEFAULT_STRATEGY,
+    DeviceChoice,
+    available_devices,
+    choose_device,
+)
+from grit_core.errors import (
+    DeviceUnavailable,
+    Fault,
+    GritError,
+    InvalidConfig,
+    InvalidDataset,
+    ModelUnavailable,
+    PlanMismatch,
+)
+from grit_core.events import (
+    AdapterSaved,
+    CheckpointSaved,
+    Evaluated,
+    StepCompleted,
+    StepSkipped,
+    TrainingEvent,
+    TrainingFinished,
+    TrainingStarted,
+    TrainingStopped,
+    Warned,
+    event_to_json,
+)
+from grit_core.inventory import ModelInventory
+from grit_core.job_spec import ResolvedJob, resolve_job
+from grit_core.json_text import InvalidJson, decode
+from grit_core.models.inventory import build_inventory
+from grit_core.row_file import RowFile
+from grit_core.training_job import TrainingJob
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+ASSUMED_ROWS = 1000
+"""Rows for which `plan` counts steps when no dataset is given."""
+
+LINES: dict[type[TrainingEvent], str] = {
+    TrainingStarted: "Training on {device} in {precision}: {num_rows} rows, {num_eval_rows} to"
+    " evaluate on; {start_step} of {total_steps} steps are done.",
+    StepCompleted: "step {step}/{total_steps}  loss {train_loss:.4f}  rate {learning_rate:.2e}"
+    "  {tokens_per_second:.0f} tokens/s",
+    Evaluated: "step {step}  evaluation loss {eval_loss:.4f}",
+    CheckpointSaved: "step {step}  checkpoint {folder}",
+    StepSkipped: "step {step}  skipped: {reason}",
+    Warned: "warning ({code}): {message}",
+    AdapterSaved: "Adapter in {folder} (sha256 {sha256}).",
+    TrainingStopped: "Stopped after step {step}: {reason} Continue with --resume.",
+    TrainingFinished: "Finished after step {step}.",
+}
+"""What people read of an event."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (InvalidConfig, InvalidDataset, ModelUnavailable, DeviceUnavailable) as error:
+        _complain(str(error))
+        return REFUSED
+    except GritError as error:
+        _complain(f"{type(error).__name__}: {error}")
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m grit_core", description="GRIT without a service."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    train = commands.add_parser("train", help="fine-tune, and write an adapter folder")
+    train.add_argument("job", type=Path, help="the body of POST /jobs as a JSON file")
+    train.add_argument("--dataset", type=Path, required=True, help="chat rows (JSONL)")
+    train.add_argument("--eval-dataset", type=Path, help="chat rows to evaluate on")
+    train.add_argument("--output", type=Path, required=True, help="for checkpoints/ and adapter/")
+    train.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    train.add_argument("--threads", type=int, help="CPU threads (default: torch's own number)")
+    train.add_argument("--json", action="store_true", help="one JSON event a line")
+    train.set_defaults(run=_train)
+    plan = commands.add_parser("plan", help="print which layers would adapt, as JSON")
+    plan.add_argument("job", type=Path, help="the body of POST /jobs as a JSON file")
+    plan.add_argument("--dataset", type=Path, help="chat rows (JSONL), to count the steps")
+    plan.set_defaults(run=_plan)
+    inventory = commands.add_parser("inventory", help="print a model's layers, as JSON")
+    inventory.add_argument("model", help="a folder or hub id")
+    inventory.set_defaults(run=_inventory)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    # Loaded here, so that bad input is refused at once.
+    from transformers.utils import logging
+
+    from grit_core.checkpoints import latest_checkpoint  # noqa: PLC0415 - as above
+    from grit_core.training import train  # noqa: PLC0415 - as above
+
+    logging.disable_progress_bar()
+    job = _training_job(options)
+    nothing: tuple[Path | None, list[str]] = (None, [])
+    found = latest_checkpoint(options.output / "checkpoints") if options.resume else nothing
+    resume_from, passed_over = found
+    for reason in passed_over:
+        _complain(f"A checkpoint is passed over: {reason}")
+    stop = _Stop()
+    for event in train(job, should_stop=stop.asked, resume_from=resume_from):
+        line = json.dumps(event_to_json(event)) if options.json else _line(event)
+        if line:
+            _say(line)
+    return INTERRUPTED if stop.asked() else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    spec = _read_spec(options.job)
+    num_rows = ASSUMED_ROWS if options.dataset is None else len(RowFile(options.dataset))
+    choice, resolved = _resolve(spec, _inventory_of(spec), num_rows=num_rows)
+    answer = {
+        **resolved.plan.to_json(),
+        "config": resolved.config_json(),
+        "training": resolved.training_json(),
+        "device": choice.device,
+        "device_reason": choice.reason,
+        "num_rows": resolved.num_rows,
+        "estimate": resolved.estimate_json(),
+    }
+    _say(json.dumps(answer, indent=2))
+    return 0
+
+
+def _inventory(options: argparse.Namespace) -> int:
+    _say(json.dumps(build_inventory(options.model).to_json(), indent=2))
+    return 0
+
+
+def _training_job(options: argparse.Namespace) -> TrainingJob:
+    spec = _read_spec(options.job)
+    # The datasets that the body names are those of a service; here the options name them.
+    spec = {**spec, "eval_dataset": None if options.eval_dataset is None else "given"}
+    inventory = _inventory_of(spec)
+    choice, resolved = _resolve(spec, inventory, num_rows=len(RowFile(options.dataset)))
+    expected = spec.get("plan_hash")
+    if expected not in {None, resolved.plan.plan_hash}:
+        detail = (
+            f"plan_hash is {expected!r} and the plan's is {resolved.plan.plan_hash}; plan again."
+        )
+        raise PlanMismatch([_fault("/plan_hash", detail)])
+    return TrainingJob(
+        model=spec["model"],
+        plan=resolved.plan,
+        config=resolved.config,
+        training=resolved.training,
+        dataset=options.dataset,
+        eval_dataset=options.eval_dataset,
+        eval_fraction=resolved.eval_fraction,
+        device=choice.device,
+        precision=resolved.training.precision,
+        work_dir=options.output,
+        num_threads=options.threads,
+    )
+
+
+def _resolve(
+    spec: Mapping[str, Any], inventory: ModelInventory, *, num_rows: int
+) -> tuple[DeviceChoice, ResolvedJob]:
+    choice = choose_device(spec.get("device", DEFAULT_STRATEGY), available_devices())
+    resolved = resolve_job(spec, inventory, num_rows=num_rows, device=choice.device)
+    if resolved is None:
+        raise AssertionError("Model and dataset are known, so there is a plan or an error.")
+    return choice, resolved
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    """Return the request that a file holds.
+
+    Raises:
+        InvalidConfig: It cannot be read, or is no JSON object.
+    """
+    try:
+        spec = decode(path.read_bytes())
+    except OSError as error:
+        raise InvalidConfig([_fault("", f"{path} cannot be read: {error.strerror}.")]) from error
+    except InvalidJson as error:
+        detail = f"{path} is not strict JSON: {error.detail}"
+        raise InvalidConfig([_fault(error.pointer, detail)]) from error
+    if not isinstance(spec, dict):
+        raise InvalidConfig([_fault("", f"{path} holds no JSON object.")])
+    return spec
+
+
+def _inventory_of(spec: Mapping[str, Any]) -> ModelInventory:
+    """Read the layers of the request's model.
+
+    Raises:
+        InvalidConfig: There is no such model; what else is wrong with the request is said too.
+    """
+    model = spec.get("model")
+    if isinstance(model, str) and model:
+        try:
+            return build_inventory(model)
+        except ModelUnavailable as error:
+            faults = [_fault("/model", str(error))]
+    else:
+        faults = [_fault("/model", "model is missing; give a folder or a hub id.")]
+    try:
+        resolve_job(spec, None, num_rows=None, device="cpu")
+    except InvalidConfig as error:
+        faults.extend(error.faults)
+    raise InvalidConfig(faults)
+
+
+def _fault(pointer: str, detail: str) -> Fault:
+    return Fault(pointer=pointer, code="invalid", detail=detail)
+
+
+class _Stop:
+    """Turns the first interrupt into a stop at the next step boundary; the second ends at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def asked(self) -> bool:
+        """Tell whether an interrupt has come."""
+        return self._asked
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _line(event: TrainingEvent) -> str | None:
+    """One line of progress for people, or nothing."""
+    template = LINES.get(type(event))
+    return None if template is None else template.format(**dataclasses.asdict(event))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
