@@ -1,0 +1,166 @@
+"""Hooks that observe z and h of every adapted layer during chosen steps.
+
+Which positions count: those with a gradient. Padding gets none, and neither does a position that
+no label depends on; both are recognised by h being exactly zero, which needs no mask in any
+layer's own coordinates (text tokens, image patches). While B is still zero, as right after
+initialisation, h is zero everywhere and there is nothing to observe.
+
+Scale: the trainer's loss is a mean over N label tokens, perhaps multiplied by a loss scale S. h
+is multiplied by N / S, which makes it the gradient of the summed token losses, and the sums run
+over all micro-batches of the step. So neither batch split nor accumulation nor loss scale changes
+a factor.
+
+Gradient checkpointing: the re-entrant kind runs its first forward without grad, where nothing is
+hooked; the other kind recomputes a z that no gradient reaches. Either way each position is
+counted once.
+
+Shape suffixes: T token positions, R rank.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from grit_core.errors import GritError
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+class CurvatureBypassed(GritError):
+    """A layer trained without calling its `lora_A` module, so that its curvature cannot be seen."""
+
+
+@dataclass
+class LayerSums:
+    """What one layer has shown during one step."""
+
+    zz_RR: Tensor
+    """Sum of z z' over the counted positions, float32."""
+    hh_RR: Tensor
+    """Sum of h h' over the same positions, float32, per-token scale."""
+    num_positions: Tensor
+    """How many positions were counted; a float32 scalar, so that it can be reduced with the sums.
+    """
+    num_calls: int = 0
+    """Forward passes that were hooked."""
+
+    @classmethod
+    def empty(cls, rank: int, device: torch.device) -> "LayerSums":
+        """Nothing seen yet."""
+        return cls(
+            zz_RR=torch.zeros(rank, rank, device=device),
+            hh_RR=torch.zeros(rank, rank, device=device),
+            num_positions=torch.zeros((), device=device),
+        )
+
+    def add(self, z_TR: Tensor, h_TR: Tensor) -> None:
+        """Count the positions that have a gradient."""
+        z_TR, h_TR = z_TR.float(), h_TR.float()
+        counts_T1 = (h_TR != 0).any(-1, keepdim=True).to(z_TR.dtype)
+        z_TR = z_TR * counts_T1
+        self.zz_RR += z_TR.mT @ z_TR
+        self.hh_RR += h_TR.mT @ h_TR
+        self.num_positions += counts_T1.sum()
+
+
+class CurvatureCapture:
+    """Observes adapted layers of one model; while not observing a call costs an early return."""
+
+    def __init__(self, lora_A: Mapping[str, nn.Module], lora_B: Mapping[str, nn.Module]) -> None:
+        """Hook the layers.
+
+        Args:
+            lora_A: By layer name, PEFT's `lora_A` module, whose output is z of shape [..., R].
+            lora_B: By layer name, PEFT's `lora_B` module; its gradient betrays a bypassed `lora_A`.
+        """
+        self._lora_A = dict(lora_A)
+        self._lora_B = dict(lora_B)
+        self._sums: dict[str, LayerSums] | None = None
+        self._scale = 1.0
+        self._handles: list[RemovableHandle] = [
+            module.register_forward_hook(self._hook_of(name))
+            for name, module in self._lora_A.items()
+        ]
+
+    @contextmanager
+    def observing(self, *, gradient_scale: float) -> Iterator[dict[str, LayerSums]]:
+        """Observe the forward and backward passes of one optimizer step, all micro-batches of it.
+
+        Args:
+            gradient_scale: N / S: label tokens that the loss was averaged over, by the loss scale.
+
+        Yields:
+            The sums by layer name; complete once the block ends (reduced over processes).
+
+        A layer that got a gradient although its `lora_A` module was never called raises
+        `CurvatureBypassed` when the block ends.
+        """
+        self._scale = gradient_scale
+        self._sums = {
+            name: LayerSums.empty(*_rank_and_device(module))
+            for name, module in self._lora_A.items()
+        }
+        sums = self._sums
+        try:
+            yield sums
+        finally:
+            self._sums = None
+        self._refuse_bypass(sums)
+        _all_reduce(sums)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook_of(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def on_forward(_module: nn.Module, _inputs: object, z: Tensor) -> None:
+            if self._sums is None or not z.requires_grad:
+                return
+            layer = self._sums[name]
+            layer.num_calls += 1
+            scale = self._scale
+            seen_z = z.detach()
+
+            def on_gradient(h: Tensor) -> None:
+                rank = h.shape[-1]
+                layer.add(seen_z.reshape(-1, rank), h.detach().float().reshape(-1, rank) * scale)
+
+            z.register_hook(on_gradient)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+        return on_forward
+
+    def _refuse_bypass(self, sums: Mapping[str, LayerSums]) -> None:
+        for name, layer in sums.items():
+            gradient = self._lora_B[name].weight.grad
+            if layer.num_calls == 0 and isinstance(gradient, Tensor) and bool(gradient.any()):
+                raise CurvatureBypassed(
+                    f"{name} got a gradient without a call of its lora_A module: a fused kernel "
+                    "stands in for PEFT's forward. Turn that kernel off, or set "
+                    "enable_natural_gradient to false for this modality."
+                )
+
+
+def _rank_and_device(module: nn.Module) -> tuple[int, torch.device]:
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"lora_A is a {type(module).__name__}; a linear module is needed.")
+    return weight.shape[0], weight.device
+
+
+def _all_reduce(sums: Mapping[str, LayerSums]) -> None:
+    """Add the sums of all processes, in one message."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    parts = [t for s in sums.values() for t in (s.zz_RR, s.hh_RR, s.num_positions)]
+    flat = torch.cat([part.reshape(-1) for part in parts])
+    torch.distributed.all_reduce(flat)
+    totals = torch.split(flat, [part.numel() for part in parts])
+    for part, total in zip(parts, totals, strict=True):
+        part.copy_(total.view_as(part))
