@@ -7,10 +7,19 @@ TORCH ?= torch==2.13.0
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test lock clean
+.PHONY: help demo serve stop setup check format test lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+demo: setup ## Fine-tune a small VLM through the service, watch it, compare its answers
+	$(BIN)/python examples/demo.py
+
+serve: setup ## Start the service on this machine, in the background
+	$(BIN)/grit up --detach
+
+stop: ## End the service, with every process it started
+	@if [ -x $(BIN)/grit ]; then $(BIN)/grit down; fi
 
 setup: $(VENV)/.ready ## Create the environment (torch first, then the hashed lock)
 

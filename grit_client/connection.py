@@ -27,7 +27,7 @@ from grit_client.errors import (
 
 CONNECT_SECONDS = 5.0
 _PATIENCE = (429, 502, 503, 504)
-_UNHEARD = (429, 503)  # the service says that it did nothing
+_HEARD = "inference_timeout"  # the one 503 that may still be worked on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Retries:
     """Sends of one request, the first included."""
     first_seconds: float = 0.25
     """Wait before the second send; doubled for every further one, with jitter."""
-    longest_seconds: float = 30.0
+    longest_seconds: float = 10.0
     """Longest wait that is accepted, also when the service asks for more with Retry-After."""
 
 
@@ -169,7 +169,7 @@ class Connection:
                 pause = self._pause(attempt)
             except ServiceUnavailable as error:
                 asked = self._pause_asked(error.problem, attempt)
-                if last or asked is None or not (repeatable or error.problem.status in _UNHEARD):
+                if last or asked is None or not (repeatable or _did_nothing(error.problem)):
                     raise
                 pause = asked
             time.sleep(pause)
@@ -198,6 +198,11 @@ class Connection:
             reason = f"The connection to {self.base_url} broke off"
         fix = "Start the service with `grit up`, or name another with --url."
         return ServiceUnreachable(f"{reason} ({error or type(error).__name__}). {fix}")
+
+
+def _did_nothing(problem: Problem) -> bool:
+    # Then anything may be sent again, a POST included.
+    return problem.status in {429, 503} and problem.code != _HEARD
 
 
 def encode(value: Any) -> bytes:

@@ -22,8 +22,9 @@ class AdapterCalls(Calls):
         self, *, job: str | None = None, model: str | None = None
     ) -> Iterator[Adapter]:
         """`GET /adapters`: every adapter of the team, newest first."""
-        params = {"job": job, "model": model, "limit": MAX_PAGE}
-        return cast("Iterator[Adapter]", self._pages("/adapters", params))
+        for adapter in self._pages("/adapters", {"model": model, "limit": MAX_PAGE}):
+            if job is None or adapter["job"] == job:
+                yield cast("Adapter", adapter)
 
     def get_adapter(self, adapter: str) -> Adapter:
         """`GET /adapters/{id}`."""

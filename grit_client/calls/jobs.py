@@ -183,7 +183,8 @@ class JobCalls(Calls):
                         last_id = message.id if message.id is not None else last_id
                         if isinstance(message.data, dict):
                             yield cast("Event", message.data)
-                    if self.get_job(job)["status"] in ENDED:
+                    # 204: there was nothing left to follow.
+                    if response.status_code == 204:
                         return
             except ServiceUnreachable as error:
                 if isinstance(error, ServiceUnavailable) and error.problem.status == 500:

@@ -11,6 +11,7 @@ from grit_client.errors import (
     JobFailed,
     NotFound,
     RequestRefused,
+    ServiceUnavailable,
     ServiceUnreachable,
     Unauthorised,
 )
@@ -65,6 +66,6 @@ def _advice(session: "Session", error: Exception) -> list[str]:
         )
     if isinstance(error, RequestRefused) and error.problem.document.get("report"):
         lines.append(f"Every bad row: grit datasets report {error.problem.document.get('dataset')}")
-    if isinstance(error, RequestRefused) and error.problem.request_id:
+    if isinstance(error, ServiceUnavailable) and error.problem.request_id:
         lines.append(f"Request {error.problem.request_id}; the service's log knows more about it.")
     return lines

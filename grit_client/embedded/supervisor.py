@@ -222,7 +222,7 @@ class Supervisor:
         except (OSError, http.client.HTTPException):
             return False
         else:
-            return answer.status == 200
+            return answer.status == 200 and _all_ok(self._not_ready)
         finally:
             connection.close()
 
@@ -337,6 +337,16 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 def _python(module: str, *arguments: str) -> list[str]:
     # -P: a file of the working folder must not stand in for one of our modules.
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def _all_ok(answer: str) -> bool:
+    # The service calls itself ready without broker and workers, since jobs can wait; a start is
+    # over when all of it works.
+    try:
+        checks = json.loads(answer).get("checks", {})
+    except (ValueError, AttributeError):
+        return False
+    return all(value == "ok" for value in checks.values())
 
 
 def _short(answer: str) -> str:
