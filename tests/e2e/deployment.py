@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from store import attempts, base_models, datasets, events, jobs
 from store.database import create_engine_from, run_in_transaction, transaction
 from store.ids import new_id
 from store.lifecycle import ENDED
-from store.models import DatasetStatus, Event, Job, JobStatus, Team
+from store.models import Base, DatasetStatus, Event, Job, JobStatus, Team
 from store.objects import Objects
 from store.queue import Doorbell
 from store.settings import Settings
+from tests.services import free_port, running_valkey
 from worker.scratch import file_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +62,11 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended with an error of its own."""
+        return (self._process.poll() or 0) > 0
+
     def children(self) -> list[psutil.Process]:
         """The training processes, the oldest first."""
         children = psutil.Process(self.pid).children()
@@ -89,6 +95,22 @@ class WorkerProcess:
         return self.log.read_text(errors="replace")
 
 
+class Broker:
+    """A Valkey that can be stopped and started again with its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self._running = ExitStack()
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        self._running.enter_context(running_valkey(port=self._port, folder=self._folder))
+
+    def stop(self) -> None:
+        self._running.close()
+
+
 class Deployment:
     """Rows, objects, a broker and any number of workers in one home folder."""
 
@@ -104,7 +126,6 @@ class Deployment:
 
     def prepare(self, *, model: Path, rows: Path) -> None:
         """Register the model and upload the rows, as the API and its workers would."""
-        inventory = self._inventory = build_inventory(str(model))
         self.num_rows = len(rows.read_text().splitlines())
         sha256 = file_sha256(rows)
         key = f"datasets/{sha256}.jsonl"
@@ -112,10 +133,6 @@ class Deployment:
         with transaction(self.engine) as session:
             session.add(Team(name=TEAM))
             session.flush()
-            base_models.register(session, id=MODEL, source=str(model))
-            base_models.save_inventory(
-                session, id=MODEL, inventory=inventory.to_json(), inventory_hash=inventory.hash
-            )
             self.dataset_id = datasets.create_dataset(
                 session,
                 team=TEAM,
@@ -125,6 +142,17 @@ class Deployment:
                 size_bytes=rows.stat().st_size,
                 num_rows=self.num_rows,
             ).id
+
+        self.register(MODEL, model)
+
+    def register(self, name: str, folder: Path) -> None:
+        """Register a model; all of them have the same layers."""
+        inventory = self._inventory = build_inventory(str(folder))
+        with transaction(self.engine) as session:
+            base_models.register(session, id=name, source=str(folder))
+            base_models.save_inventory(
+                session, id=name, inventory=inventory.to_json(), inventory_hash=inventory.hash
+            )
 
     def start_worker(self, queue: str = "cpu") -> WorkerProcess:
         name = f"worker-{len(self.workers)}"
@@ -141,21 +169,34 @@ class Deployment:
 
     # --- asking
 
-    def submit(self, *, ring: bool = True, max_attempts: int = 3, **training: Any) -> str:
+    def submit(
+        self,
+        *,
+        model: str = MODEL,
+        ring: bool = True,
+        max_attempts: int = 3,
+        plan_changes: Mapping[str, Any] | None = None,
+        **training: Any,
+    ) -> str:
         """Create a job and ring; returns its id."""
         if self._inventory is None:
             raise RuntimeError("prepare() comes first")
         config = tiny_config()
         plan = plan_adaptation(config, self._inventory)
-        asked = TrainingConfig(**{"batch_size": 2, "precision": "float32", **training})
+        asked = TrainingConfig(**{
+            "batch_size": 2,
+            "epochs": 10_000,
+            "precision": "float32",
+            **training,
+        })
         resolved = resolve_training(asked, num_rows=self.num_rows, device="cpu")
         spec = jobs.NewJob(
-            model=MODEL,
+            model=model,
             dataset_id=self.dataset_id,
-            request={"model": MODEL, "eval_fraction": 0.0},
+            request={"model": model, "eval_fraction": 0.0},
             config=config_to_dict(config),
             training=dataclasses.asdict(resolved),
-            plan=plan.to_json(),
+            plan={**plan.to_json(), **(plan_changes or {})},
             plan_hash=plan.plan_hash,
             device="cpu",
             queue="cpu",
@@ -219,7 +260,8 @@ class Deployment:
             job = self.job(job_id)
             if what(job):
                 return job
-            if time.monotonic() > deadline:
+            crashed = any(worker.crashed for worker in self.workers)
+            if crashed or time.monotonic() > deadline:
                 logs = "\n".join(worker.text()[-3000:] for worker in self.workers)
                 state = (job.status, job.phase, job.status_reason, job.progress, job.error)
                 raise TimeoutError(f"{state}\n{self.outcomes(job_id)}\n{logs}")
@@ -259,16 +301,11 @@ def tiny_config() -> ModelGRITConfig:
 
 
 @contextmanager
-def deployed(settings: Settings, environment: Mapping[str, str]) -> Iterator[Deployment]:
-    """Yield a migrated deployment, and stop its workers at the end."""
-    subprocess.run(
-        [sys.executable, "-m", "store", "migrate"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+def deployed(**values: str | Path) -> Iterator[Deployment]:
+    """Yield a migrated deployment with these settings, and stop its workers at the end."""
+    settings = Settings(**{**FAST, **values})  # type: ignore[arg-type] # pydantic reads the texts
+    environment = {f"GRIT_{name.upper()}": str(value) for name, value in {**FAST, **values}.items()}
+    Base.metadata.create_all(create_engine_from(settings))  # TEMPORARY
     deployment = Deployment(settings, environment)
     try:
         yield deployment
