@@ -142,6 +142,8 @@ def _matched(draft: ModalityDraft, inventory: ModelInventory) -> tuple[LayerReco
             return ()
     match = match_layers(patterns, inventory)
     draft.pattern_of = match.pattern_of
+    if draft.by_default:
+        return tuple(layer for layer in match.layers if inventory.uses(layer))
     if match.unmatched and (draft.named or not match.layers):
         draft.faults += unmatched_faults(
             match.unmatched, inventory, modality=draft.modality, pointer=draft.named_at
@@ -210,19 +212,11 @@ def _warnings(draft: ModalityDraft, inventory: ModelInventory) -> list[str]:
 
 def _layer_warnings(selection: Selection, inventory: ModelInventory) -> list[str]:
     found = []
-    last = inventory.last_used_vision_block
-    unused = [
-        layer
-        for layer in selection.kept
-        if last is not None
-        and layer.modality == Modality.VISION
-        and layer.block is not None
-        and layer.block > last
-    ]
+    unused = [layer for layer in selection.kept if not inventory.uses(layer)]
     if unused:
         found.append(
-            f"{len(unused)} vision layers come after block {last}, the last whose output this model"
-            f" uses; they get no gradient, such as {unused[0].name}."
+            f"{len(unused)} vision layers come after block {inventory.last_used_vision_block}, the"
+            f" last whose output this model uses; they get no gradient, such as {unused[0].name}."
         )
     if any(layer.name.rpartition(".")[2] == "lm_head" for layer in selection.kept):
         found.append("lm_head adapts; merging breaks a weight that it shares with the embeddings.")

@@ -75,6 +75,13 @@ class ModelInventory:
         """The layers of one modality."""
         return tuple(layer for layer in self.layers if layer.modality == modality)
 
+    def uses(self, layer: LayerRecord) -> bool:
+        """Tell whether a layer's output reaches the loss, as far as the config tells."""
+        last = self.last_used_vision_block
+        if last is None or layer.modality != Modality.VISION or layer.block is None:
+            return True
+        return layer.block <= last
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, its hash included."""
         return {

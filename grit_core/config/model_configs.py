@@ -67,7 +67,7 @@ class ModalityConfig:
 
     layer_patterns: list[str] = field(default_factory=list)
     """Full dotted names in which `*` stands for any characters but a dot. Empty: the patterns that
-    the model's family has for this modality."""
+    the model's family has for this modality, and of these the layers that reach the loss."""
     strategy: LayerSelectionStrategy = LayerSelectionStrategy.ALL
     """Chooses among the blocks that hold a matched layer, in depth order."""
     n_layers: int | None = None

@@ -1,0 +1,97 @@
+"""Real transformers classes of every known family, built small or on the meta device."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from grit_core.inventory import ModelInventory
+from grit_core.models.inventory import inventory_of
+
+VISION_BLOCKS = 6
+TEXT_BLOCKS = 10
+
+_DEPTH_FIELDS = ("num_hidden_layers", "depth")
+
+
+def config_of(model_type: str) -> Any:
+    """A family's own config with its own sizes, only the depths cut."""
+    config = AutoConfig.for_model(model_type)
+    _cut(getattr(config, "vision_config", None), VISION_BLOCKS)
+    _cut(config.get_text_config(), TEXT_BLOCKS)
+    if model_type == "qwen3_vl":
+        config.vision_config.deepstack_visual_indexes = [1, 3, 5]
+    if model_type == "mllama":
+        config.text_config.cross_attention_layers = [3, 8]
+    return config
+
+
+def smolvlm_256m_config() -> Any:
+    """The true shape of HuggingFaceTB/SmolVLM-256M-Instruct."""
+    return smolvlm_config("idefics3", text_hidden_size=576, text_blocks=30, heads=9, kv_heads=3)
+
+
+def smolvlm_config(
+    model_type: str,
+    *,
+    text_hidden_size: int,
+    text_blocks: int,
+    heads: int,
+    kv_heads: int,
+    vision_hidden_size: int = 768,
+    vision_blocks: int = 12,
+    intermediate_size: int = 1536,
+) -> Any:
+    """A member of the SmolVLM family by its sizes."""
+    return AutoConfig.for_model(
+        model_type,
+        scale_factor=4,
+        tie_word_embeddings=False,
+        vision_config={
+            "hidden_size": vision_hidden_size,
+            "num_hidden_layers": vision_blocks,
+            "num_attention_heads": vision_hidden_size // 64,
+            "intermediate_size": 4 * vision_hidden_size,
+            "patch_size": 16,
+            "image_size": 512,
+        },
+        text_config={
+            "model_type": "llama",
+            "hidden_size": text_hidden_size,
+            "num_hidden_layers": text_blocks,
+            "intermediate_size": intermediate_size,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": 49280,
+        },
+    )
+
+
+def on_meta(config: Any) -> Any:
+    """The model of a config without memory for its weights."""
+    seeing = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    auto = AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
+@cache
+def smolvlm_256m() -> ModelInventory:
+    """The layers of SmolVLM-256M under their true names."""
+    return inventory_of(on_meta(smolvlm_256m_config()))
+
+
+@cache
+def inventory_of_family(model_type: str) -> ModelInventory:
+    """The layers of a family's own class."""
+    return inventory_of(on_meta(config_of(model_type)))
+
+
+def _cut(part: Any, blocks: int) -> None:
+    for name in _DEPTH_FIELDS:
+        if hasattr(part, name):
+            setattr(part, name, blocks)
+    if getattr(part, "layer_types", None):
+        part.layer_types = part.layer_types[:blocks]
