@@ -1,7 +1,7 @@
 """The whole service in one go: start it, teach a small VLM a new task, and compare the answers.
 
-Run by `make demo`. Every step is a call of the HTTP API, printed before it is made, so that you could
-make it with curl. Ends with exit code 0 only if the adapter has learned the task.
+Run by `make demo`. Every step is a call of the HTTP API, printed before it is made, so that you
+could make it with curl. Ends with exit code 0 only if the adapter has learned the task.
 """
 
 import argparse
@@ -246,7 +246,7 @@ def picture(url: str, *, side: int = 16) -> Text:
     data = base64.b64decode(url.partition(",")[2])
     with Image.open(BytesIO(data)) as image:
         grey = image.convert("L").resize((side, side), Image.Resampling.BOX)
-        pixels = list(grey.getdata())
+        pixels = grey.tobytes()
     text = Text()
     for top in range(0, side, 2):
         for column in range(side):
