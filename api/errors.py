@@ -1,13 +1,13 @@
 """What goes wrong, as answers: one table from domain errors to statuses and codes, one shape.
 
 The domain errors know nothing of HTTP (`grit_core.errors`, `store.errors`); this module is the
-only place where they meet. A rejected value is echoed as `input` only when it is a short printable scalar
-that does not look like a secret (`api.schemas.problems.safe_input`).
+only place where they meet. A rejected value is echoed as `input` only when it is a short printable
+scalar that does not look like a secret (`api.schemas.problems.safe_input`).
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.schemas.problems import PROBLEM_MEDIA_TYPE, problem_type, safe_input
 from grit_core import errors as core
@@ -157,15 +158,26 @@ class Problem(Exception):
         super().__init__(self.detail)
 
 
+_WIRE_CODES: Final = {
+    "wrong_type": "type_invalid",
+    "unknown_field": "field_unknown",
+    "unknown_value": "value_unknown",
+}
+
+
 def item_of(fault: core.Fault) -> Item:
-    """Return a domain fault as an item of a problem."""
-    return Item(code=fault.code, detail=fault.detail, pointer=fault.pointer, input=fault.input)
+    """Return a domain fault as an item of a problem, under the code that the wire has for it."""
+    code = _WIRE_CODES.get(fault.code, fault.code)
+    return Item(code=code, detail=fault.detail, pointer=fault.pointer, input=fault.input)
 
 
-def invalid(errors: Sequence[Item]) -> Problem:
-    """Return the problem of a request with faults; one fault's code becomes the problem's."""
-    detail = errors[0].detail if len(errors) == 1 else f"The request has {len(errors)} faults."
-    return Problem("request_invalid", detail, errors=errors)
+class InvalidRequest(Problem):
+    """The problem of a request with faults: all of them."""
+
+    def __init__(self, errors: Sequence[Item]) -> None:
+        alone = errors[0].detail if len(errors) == 1 else None
+        detail = alone or f"The request has {len(errors)} faults."
+        super().__init__("request_invalid", detail, errors=errors)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -181,7 +193,7 @@ def problem_of(error: Exception) -> Problem:
 
 def _describe(error: Exception, code: str) -> Problem:
     if isinstance(error, core.InvalidConfig):
-        return invalid([item_of(fault) for fault in error.faults])
+        return InvalidRequest([item_of(fault) for fault in error.faults])
     if isinstance(error, stored.IllegalTransition):
         return Problem(code, str(error), extra={"allowed": list(error.allowed)})
     if isinstance(error, stored.InvalidKey):
@@ -231,16 +243,30 @@ def install(app: FastAPI) -> None:
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
-        problem = invalid([_item_of_validation(each) for each in errors])
+        problem = InvalidRequest([_item_of_validation(each) for each in errors])
         return respond(problem, request_id=request_id_of(request))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
-        return respond(_problem_of_http(error), request_id=request_id_of(request))
+        problem = _problem_of_http(error)
+        if problem.code == "method_not_allowed":
+            problem = replace(problem, headers={"Allow": _methods_at(request)})
+        return respond(problem, request_id=request_id_of(request))
 
-    for kind in (Problem, *DOMAIN):
+    kinds: tuple[type[Exception], ...] = (Problem, *DOMAIN)
+    for kind in kinds:
         app.add_exception_handler(kind, domain)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
+
+
+def _methods_at(request: Request) -> str:
+    """Return all methods of the request's path; the router names those of its first route alone."""
+    found: set[str] = set()
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes):
+            found.add(method)
+    return ", ".join(sorted(found))
 
 
 def _problem_of_http(error: Exception) -> Problem:
@@ -276,12 +302,15 @@ def _item_of_validation(error: Mapping[str, Any]) -> Item:
     place = tuple(error["loc"])
     kind = str(error["type"])
     code = _code_of(kind)
-    if place and place[0] == "body":
-        where: dict[str, str | None] = {"pointer": pointer_of(place[1:])}
-    else:
-        where = {"parameter": ".".join(str(step) for step in place)}
+    in_body = bool(place) and place[0] == "body"
     shown = None if code in {"field_unknown", "field_missing"} else error.get("input")
-    return Item(code=code, detail=_detail_of(error, kind), input=shown, **where)
+    return Item(
+        code=code,
+        detail=_detail_of(error, kind),
+        input=shown,
+        pointer=pointer_of(place[1:]) if in_body else None,
+        parameter=None if in_body else ".".join(str(step) for step in place),
+    )
 
 
 def _code_of(kind: str) -> str:

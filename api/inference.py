@@ -8,7 +8,7 @@ from anyio import to_thread
 from fastapi import Request
 from sqlalchemy.orm import Session
 
-from api.errors import Item, Problem, invalid
+from api.errors import InvalidRequest, Item, Problem
 from api.intake.images import fault_of
 from api.schemas.infer import MAX_IMAGES, InferAnswer, InferRequest
 from api.services import Services
@@ -60,7 +60,7 @@ def _prepare(services: Services, team: str, body: InferRequest) -> Question:
     if body.model is not None and body.model != model.id:
         detail = f"The adapter belongs to {model.id!r}; leave `model` out."
         item = Item(code="adapter_mismatch", detail=detail, pointer="/model", input=body.model)
-        raise invalid([item])
+        raise InvalidRequest([item])
     request_id = new_id("inf")
     payload = {
         "id": request_id,
@@ -105,7 +105,7 @@ def _model(session: Session, model_id: str) -> Any:
         known = ", ".join(row.id for row in base_models.list_models(session)[:20]) or "none"
         detail = f"The model is not registered; registered: {known}. See POST /models."
         item = Item(code="model_not_found", detail=detail, pointer="/model", input=model_id)
-        raise invalid([item]) from None
+        raise InvalidRequest([item]) from None
     if row.status != ModelStatus.READY:
         raise Problem("model_not_ready", f"The model {model_id!r} is {row.status}.")
     return row
@@ -127,14 +127,14 @@ def _messages(body: InferRequest) -> list[dict[str, Any]]:
     """Return the conversation in its canonical form: list content, images as data URLs.
 
     Raises:
-        Problem: With every image that is wrong, or parts and images that do not fit together.
+        InvalidRequest: With every image that is wrong, or does not fit its part.
     """
     faults: list[Item] = []
     images = [_image(url, f"/images/{index}", faults) for index, url in enumerate(body.images)]
+    messages: list[dict[str, Any]]
     if body.prompt is not None:
-        parts = [_image_part(url) for url in images]
-        parts.append({"type": "text", "text": body.prompt})
-        messages = [{"role": "user", "content": parts}]
+        prompt = {"type": "text", "text": body.prompt}
+        messages = [{"role": "user", "content": [*map(_image_part, images), prompt]}]
     else:
         messages = _conversation(body, images, faults)
     shown = [part for turn in messages for part in turn["content"] if part["type"] == "image_url"]
@@ -142,7 +142,7 @@ def _messages(body: InferRequest) -> list[dict[str, Any]]:
         detail = f"The conversation shows {len(shown)} images; at most {MAX_IMAGES}."
         faults.append(Item(code="request_too_large", detail=detail, pointer="/messages"))
     if faults:
-        raise invalid(faults)
+        raise InvalidRequest(faults)
     return messages
 
 

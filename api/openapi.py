@@ -1,4 +1,4 @@
-"""Write the service's OpenAPI document: `python -m api.openapi [FILE]`, by default docs/openapi.json."""
+"""Write the OpenAPI document: `python -m api.openapi [FILE]`, by default `docs/openapi.json`."""
 
 import json
 import sys

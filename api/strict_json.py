@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import Request
 
-from api.errors import KINDS, Item, Problem, invalid
+from api.errors import KINDS, InvalidRequest, Item, Problem
 from grit_core.json_text import InvalidJson, decode
 
 
@@ -31,6 +31,7 @@ async def read_json(request: Request, *, max_bytes: int) -> ReadRequest:
 
     Raises:
         Problem: If it is too large, empty, of another media type, or not strict JSON.
+        InvalidRequest: If an integer in it is beyond 64 bits.
     """
     refuse_long(request, max_bytes=max_bytes)
     data = await _read(request, max_bytes=max_bytes)
@@ -43,7 +44,7 @@ async def read_json(request: Request, *, max_bytes: int) -> ReadRequest:
         item = Item(code=error.code, detail=error.detail, pointer=error.pointer)
         if error.code in KINDS:
             raise Problem(error.code, error.detail, errors=[item]) from None
-        raise invalid([item]) from None
+        raise InvalidRequest([item]) from None
     return ReadRequest(request, data=data, value=value)
 
 
@@ -51,7 +52,8 @@ def refuse_long(request: Request, *, max_bytes: int, code: str = "body_too_large
     """Refuse a body by its declared length, before a byte of it is read.
 
     Raises:
-        Problem: If the length is beyond the bound or is not a number.
+        Problem: If the length is not a number.
+        TooLarge: If it is beyond the bound.
     """
     declared = request.headers.get("content-length")
     if declared is None:
@@ -59,13 +61,15 @@ def refuse_long(request: Request, *, max_bytes: int, code: str = "body_too_large
     if not declared.isdecimal():
         raise Problem("bad_request", "Content-Length is not a number.")
     if int(declared[:20]) > max_bytes:
-        raise too_large(code, max_bytes)
+        raise TooLarge(code, max_bytes)
 
 
-def too_large(code: str, max_bytes: int) -> Problem:
-    """Return the problem of a body beyond its bound; the rest of it is not read."""
-    detail = f"The body is larger than {max_bytes} bytes."
-    return Problem(code, detail, headers={"Connection": "close"})
+class TooLarge(Problem):
+    """A body beyond its bound; the rest of it is not read."""
+
+    def __init__(self, code: str, max_bytes: int) -> None:
+        detail = f"The body is larger than {max_bytes} bytes."
+        super().__init__(code, detail, headers={"Connection": "close"})
 
 
 async def _read(request: Request, *, max_bytes: int) -> bytes:
@@ -74,7 +78,7 @@ async def _read(request: Request, *, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > max_bytes:
-            raise too_large("body_too_large", max_bytes)
+            raise TooLarge("body_too_large", max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from anyio import sleep, to_thread
 
-from api.errors import Item, Problem, invalid, item_of
+from api.errors import InvalidRequest, Item, Problem, item_of
 from api.schemas.jobs import JobCreate
 from api.services import Services
 from grit_core.config.devices import KINDS, DeviceChoice, DeviceStrategy, choose_device, kind_of
 from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
 from grit_core.inventory import ModelInventory
-from api.resolution import ResolvedJob, resolve_job
+from grit_core.job_spec import ResolvedJob, resolve_job
 from store import base_models, datasets, workers
 from store.database import run_in_transaction, transaction
 from store.errors import NotFound
@@ -68,11 +68,7 @@ class Submission:
 
 
 async def consider(services: Services, team: str, body: JobCreate) -> Submission:
-    """Look at everything that a request names, and plan it.
-
-    Raises:
-        Problem: With every fault, or with the state of things that stands in the way.
-    """
+    """Look at everything that a request names, and plan it; what is wrong is raised at once."""
     looked_up = await _find_model(services, body.model)
     return await to_thread.run_sync(_weigh, services, team, body, looked_up)
 
@@ -164,7 +160,7 @@ def _weigh(
     choice, reason = _device(body.device, seen, faults)
     resolved = _plan(body, model, dataset, choice, faults)
     if faults:
-        raise invalid(faults + waiting)
+        raise InvalidRequest(faults + waiting)
     if waiting:
         raise Problem("dataset_not_ready", waiting[0].detail, errors=waiting)
     if not isinstance(model, BaseModelRow) or dataset is None or resolved is None or choice is None:
@@ -194,6 +190,7 @@ def _dataset(
     if found.status != DatasetStatus.READY:
         detail = f"The dataset {dataset_id} is {found.status}; see its report."
         waiting.append(Item(code="dataset_not_ready", detail=detail, pointer=pointer))
+        return None
     return found
 
 

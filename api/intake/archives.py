@@ -6,9 +6,10 @@ import lzma
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 from api.errors import Problem
 from grit_core.records import is_safe_path
@@ -20,7 +21,18 @@ _RATIO_FROM_BYTES: Final = 16 * 1024**2
 _CHUNK_BYTES: Final = 1024**2
 _NESTED: Final = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _IGNORED: Final = ("__MACOSX/", ".DS_Store", "Thumbs.db")
-_DECOMPRESSORS: Final = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_DECOMPRESSORS: Final[dict[bytes, Callable[..., Any]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+
+
+class UnsafeMember(Problem):
+    """A member that would reach beyond the archive's folder, or is no plain file."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__("archive_unsafe_member", f"The member {_shown(name)} {why}.")
 
 
 class Archive(Protocol):
@@ -47,7 +59,7 @@ class ZipArchive:
         """Open and judge it.
 
         Raises:
-            Problem: If it is broken, or a member is unsafe or beyond the limits.
+            Problem: If it is broken or beyond the limits.
         """
         try:
             self._zip = zipfile.ZipFile(path)
@@ -81,7 +93,8 @@ class TarArchive:
         """Open and judge it.
 
         Raises:
-            Problem: If it is broken, or a member is unsafe or beyond the limits.
+            Problem: If it is broken or beyond the limits.
+        UnsafeMember: If a member is unsafe.
         """
         try:
             self._tar = tarfile.open(path, mode="r:")  # noqa: SIM115 - closed by `close`
@@ -90,7 +103,7 @@ class TarArchive:
             raise Problem("dataset_invalid", "The tar file is broken.") from None
         for member in members:
             if not member.isreg() or member.issparse():
-                raise _unsafe(member.name, "is a link, a device or another special file")
+                raise UnsafeMember(member.name, "is a link, a device or another special file")
         self._members = {_plain(member.name): member for member in members}
         self.names = judge((member.name, member.size) for member in members)
 
@@ -128,14 +141,15 @@ def judge(members: Iterable[tuple[str, int]]) -> frozenset[str]:
     """Return the names of an archive's files, or refuse the archive.
 
     Raises:
-        Problem: If a name is unsafe or comes twice, or a limit is passed.
+        Problem: If a name comes twice, or a limit is passed.
+        UnsafeMember: If a name leads out of the archive's folder.
     """
     names: dict[str, str] = {}
     total = 0
     for count, (raw, size) in enumerate(members):
         name = _plain(raw)
         if not is_safe_path(name) or raw.startswith("/"):
-            raise _unsafe(raw, "does not stay inside the archive's folder")
+            raise UnsafeMember(raw, "does not stay inside the archive's folder")
         if any(part in name for part in _IGNORED):
             continue
         if name.lower().endswith(_NESTED):
@@ -189,26 +203,22 @@ def _refuse_ratio(size: int, packed: int) -> None:
 def _refuse_zip_member(info: zipfile.ZipInfo) -> None:
     mode = info.external_attr >> 16
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
-        raise _unsafe(info.filename, "is a link, a device or another special file")
+        raise UnsafeMember(info.filename, "is a link, a device or another special file")
     if info.flag_bits & 1:
         raise Problem("archive_limits", f"{_shown(info.filename)} is encrypted.")
     if "\x00" in info.orig_filename:
-        raise _unsafe(info.orig_filename, "has a NUL in its name")
+        raise UnsafeMember(info.orig_filename, "has a NUL in its name")
 
 
 def _refuse_overlap(infos: list[zipfile.ZipInfo]) -> None:
     ordered = sorted(infos, key=lambda info: info.header_offset)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         if before.header_offset + before.compress_size > after.header_offset:
             raise Problem("archive_limits", f"{_shown(after.filename)} overlaps another member.")
 
 
 def _plain(name: str) -> str:
     return name.removeprefix("./")
-
-
-def _unsafe(name: str, why: str) -> Problem:
-    return Problem("archive_unsafe_member", f"The member {_shown(name)} {why}.")
 
 
 def _shown(name: str) -> str:

@@ -39,7 +39,7 @@ class Source(Protocol):
 
 
 def open_source(path: Path, scratch: Path, stack: ExitStack) -> Source:
-    """Open an upload by what its first bytes say it is; other formats and bad archives are refused."""
+    """Open an upload by what its first bytes say it is; what we cannot read is refused."""
     head = _head(path)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         zipped = ZipArchive(path)
@@ -164,7 +164,7 @@ class ParquetSource:
         metadata = self._file.metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         if any(group.total_byte_size > _MAX_ROW_GROUP_BYTES for group in groups):
-            detail = f"A row group unpacks to more than {_MAX_ROW_GROUP_BYTES} bytes; write smaller ones."
+            detail = f"A row group has more than {_MAX_ROW_GROUP_BYTES} bytes; write smaller ones."
             raise Problem("archive_limits", detail)
         self._columns = [name for name in ("messages", "images") if name in columns]
         self._ignored = [name for name in columns if name not in self._columns]

@@ -1,7 +1,7 @@
 """Receive an upload on disk, and turn it into a stored dataset."""
 
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from typing import IO, Final
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.types import Message
+from starlette.types import Message, Receive
 
-from api.errors import Item, Problem, invalid
+from api.errors import InvalidRequest, Item, Problem
 from api.intake.canonical import Intake, take_in
 from api.schemas.datasets import OnBadRows
 from api.schemas.problems import safe_input
 from api.services import Services
-from api.strict_json import refuse_long, too_large
+from api.strict_json import TooLarge, refuse_long
 from store import datasets
 from store.database import run_in_transaction
 from store.models import Dataset, DatasetStatus
@@ -47,7 +47,7 @@ async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
-    refuse_long(request, max_bytes=max_bytes + _FORM_BYTES, code="upload_too_large")
+    refuse_long(request, max_bytes=max_bytes + _FORM_BYTES, code="upload_TooLarge")
     bounded = Request(request.scope, _bounded(request.receive, max_bytes + _FORM_BYTES))
     try:
         form = await bounded.form(max_files=1, max_fields=8, max_part_size=4096)
@@ -59,15 +59,15 @@ async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
         await form.close()
 
 
-def _bounded(receive_next: Callable[[], object], max_bytes: int) -> Callable[[], object]:
+def _bounded(receive_next: Receive, max_bytes: int) -> Receive:
     received = 0
 
     async def read() -> Message:
         nonlocal received
-        message: Message = await receive_next()  # type: ignore[misc] # ASGI's receive is awaitable
+        message: Message = await receive_next()
         received += len(message.get("body", b""))
         if received > max_bytes:
-            raise too_large("upload_too_large", max_bytes)
+            raise TooLarge("upload_TooLarge", max_bytes)
         return message
 
     return read
@@ -93,7 +93,7 @@ def _upload_of(form: FormData) -> Upload:
             Item(code="value_unknown", detail=detail, pointer="/on_bad_rows", input=on_bad_rows)
         )
     if faults or not isinstance(file, UploadFile):
-        raise invalid(faults)
+        raise InvalidRequest(faults)
     _refuse_filename(file.filename or "")
     return Upload(
         file=file.file, name=name or None, on_bad_rows=OnBadRows(on_bad_rows or OnBadRows.REJECT)
@@ -110,11 +110,7 @@ def _text(form: FormData, field: str, faults: list[Item]) -> str | None:
 
 
 def _refuse_filename(name: str) -> None:
-    """Refuse names that try to be paths, though no file is ever stored under its name.
-
-    Raises:
-        Problem: If the name is one.
-    """
+    # No file is ever stored under its name; one that tries to be a path is refused all the same.
     bad = any(mark in name for mark in ("/", "\\", "\x00")) or name in {".", ".."}
     if bad or len(name.encode(errors="replace")) > 255 or not name.isprintable():
         detail = "The file name is a plain name of at most 255 bytes, without folders."
@@ -132,8 +128,7 @@ def _refuse_filename(name: str) -> None:
 def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
     """Check an upload, store its rows by their content, and record it.
 
-    Raises:
-        Problem: If rows are bad and the upload does not skip them; the report stays readable.
+    Bad rows are raised as a problem unless the upload skips them; their report stays readable.
     """
     with tempfile.TemporaryDirectory(prefix="grit-upload-") as folder:
         scratch = Path(folder)
@@ -146,7 +141,8 @@ def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
         )
         if rejected:
             dataset = _record(services, team, upload, intake, key=None)
-            raise _rejection(dataset, intake)
+            problem = _rejection(dataset, intake)
+            raise problem
         key = f"datasets/{intake.sha256}.jsonl"
         if not services.objects.exists(key):
             services.objects.put_file(key, target)

@@ -50,7 +50,7 @@ def read_adapter(adapter_id: str, caller: CallerDep, services: ServicesDep) -> A
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "A tar of the PEFT folder; `PeftModel.from_pretrained` loads what it holds.",
+            "description": "A tar of the PEFT folder, for `PeftModel.from_pretrained`.",
             "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
         },
         **problems("not_found", "object_missing", "object_corrupt"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from api.auth import requires
-from api.dependencies import CallerDep, ServicesDep
+from api.dependencies import ServicesDep
 from api.documents import problems
 from api.errors import Problem
 from api.routing import service_router
@@ -24,14 +24,14 @@ router = service_router("catalog")
 
 @router.get("/presets")
 @requires(Scope.READ)
-def list_presets(caller: CallerDep) -> PresetList:  # noqa: ARG001 - asks for a key
+def list_presets() -> PresetList:
     """List the named configurations."""
     return PresetList(data=[_preset(name) for name in preset_names()])
 
 
 @router.get("/presets/{name}", responses=problems("not_found"))
 @requires(Scope.READ)
-def read_preset(name: str, caller: CallerDep) -> PresetRead:  # noqa: ARG001 - asks for a key
+def read_preset(name: str) -> PresetRead:
     """Return a named configuration."""
     if name not in preset_names():
         detail = f"There is no preset {name[:100]!r}; there are {', '.join(preset_names())}."
@@ -45,7 +45,7 @@ def _preset(name: str) -> PresetRead:
 
 @router.get("/devices")
 @requires(Scope.READ)
-def list_devices(caller: CallerDep, services: ServicesDep) -> DeviceList:  # noqa: ARG001 - asks for a key
+def list_devices(services: ServicesDep) -> DeviceList:
     """List the devices that live workers serve, and what each strategy chooses among them."""
     seconds = services.settings.worker_seen_seconds
     with transaction(services.engine, read_only=True) as session:
@@ -81,7 +81,7 @@ def _strategy(strategy: DeviceStrategy, live: tuple[str, ...]) -> StrategyRead:
 
 @router.get("/schema/job")
 @requires(Scope.READ)
-def read_job_schema(caller: CallerDep) -> dict[str, Any]:  # noqa: ARG001 - asks for a key
+def read_job_schema() -> dict[str, Any]:
     """Return the JSON Schema of the body of `POST /jobs`."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

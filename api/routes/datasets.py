@@ -32,8 +32,8 @@ _UPLOAD: Final[dict[str, Any]] = {
                         "file": {
                             "type": "string",
                             "format": "binary",
-                            "description": "JSONL; a zip or tar (also .gz, .bz2, .xz) of one JSONL file"
-                            " and its images; or Parquet with `messages` and `images` columns.",
+                            "description": "JSONL; a zip or tar (also .gz, .bz2, .xz) of one JSONL"
+                            " and its images; or Parquet with `messages` and `images`.",
                         },
                         "name": {"type": "string", "maxLength": 200},
                         "on_bad_rows": {

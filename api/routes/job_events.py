@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
-from api.errors import Item, invalid
+from api.errors import InvalidRequest, Item
 from api.presentation import present_event
 from api.routing import service_router
 from api.schemas.jobs import EventPage, EventRead
@@ -29,8 +29,9 @@ HEARTBEAT_SECONDS: Final = 15.0
 _BATCH: Final = 200
 _STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "description": "A page; or, with `Accept: text/event-stream`, Server-Sent Events: `id` is the"
-        " sequence number, `event` the type, `data` the event. The stream ends after the final event.",
+        "description": "A page; or, with `Accept: text/event-stream`, Server-Sent Events: `id` is"
+        " the sequence number, `event` the type, `data` the event. The stream ends after the"
+        " final event.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     204: {"description": "A stream after the final event: there is nothing left to follow."},
@@ -43,7 +44,7 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
     responses={**_STREAM, **problems("not_found", "too_many_waiting")},
 )
 @requires(Scope.READ)
-async def read_events(  # noqa: PLR0913 - each is a parameter of the query
+async def read_events(
     request: Request,
     job_id: str,
     caller: CallerDep,
@@ -121,4 +122,4 @@ def _sequence(text: str) -> int:
         return int(text)
     detail = "Last-Event-ID is the number of an event."
     item = Item(code="type_invalid", detail=detail, parameter="header.last-event-id", input=text)
-    raise invalid([item])
+    raise InvalidRequest([item])

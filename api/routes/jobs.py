@@ -117,11 +117,13 @@ async def create_job(
 
 @router.get("/jobs", responses=problems("cursor_invalid", "request_invalid"))
 @requires(Scope.READ)
-def list_jobs(  # noqa: PLR0913 - each is a parameter of the query
+def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     request: Request,
     caller: CallerDep,
     services: ServicesDep,
-    status: Annotated[list[JobStatus], Query(description="May be repeated.")] = [],  # noqa: B006 - FastAPI copies it
+    status: Annotated[
+        list[JobStatus], Query(default_factory=list, description="May be repeated.")
+    ],
     model: Annotated[str | None, Query(max_length=512)] = None,
     device: Annotated[str | None, Query(max_length=32)] = None,
     created_after: datetime | None = None,

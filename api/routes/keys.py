@@ -5,7 +5,7 @@ from fastapi import Request, Response
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
-from api.errors import Item, invalid
+from api.errors import InvalidRequest, Item
 from api.presentation import present_key
 from api.routing import service_router
 from api.schemas.keys import KeyCreate, KeyCreated, KeyList
@@ -24,7 +24,7 @@ def create_key(
     """Make a key; its text is in this answer and nowhere else."""
     if body.expires_at is not None and body.expires_at.tzinfo is None:
         detail = "`expires_at` has no time zone; write 2027-01-31T12:00:00Z."
-        raise invalid([Item(code="value_invalid", detail=detail, pointer="/expires_at")])
+        raise InvalidRequest([Item(code="value_invalid", detail=detail, pointer="/expires_at")])
     row, text = run_in_transaction(
         services.engine,
         lambda session: keys.create_key(
@@ -41,7 +41,7 @@ def create_key(
 
 @router.get("/keys")
 @requires(Scope.ADMIN)
-def list_keys(caller: CallerDep, services: ServicesDep) -> KeyList:  # noqa: ARG001 - asks for a key
+def list_keys(services: ServicesDep) -> KeyList:
     """List the keys of all teams, without their secrets."""
     with transaction(services.engine, read_only=True) as session:
         return KeyList(data=[present_key(row) for row in keys.list_keys(session)])
@@ -49,7 +49,7 @@ def list_keys(caller: CallerDep, services: ServicesDep) -> KeyList:  # noqa: ARG
 
 @router.delete("/keys/{key_id}", status_code=204, responses=problems("not_found"))
 @requires(Scope.ADMIN)
-def revoke_key(key_id: str, request: Request, caller: CallerDep, services: ServicesDep) -> None:  # noqa: ARG001 - asks for a key
+def revoke_key(key_id: str, request: Request, services: ServicesDep) -> None:
     """Revoke a key; other API processes notice within seconds."""
     run_in_transaction(services.engine, lambda session: keys.revoke_key(session, key_id))
     request.app.state.doorkeeper.forget()

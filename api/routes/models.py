@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import Response
 
 from api.auth import requires
-from api.dependencies import CallerDep, ServicesDep
+from api.dependencies import ServicesDep
 from api.documents import problems
-from api.errors import Problem, invalid
+from api.errors import InvalidRequest, Problem
 from api.presentation import present_model
 from api.routing import service_router
 from api.schemas.models import ModelCreate, ModelLayers, ModelList, ModelRead
@@ -22,7 +22,7 @@ router = service_router("models")
 
 @router.get("/models")
 @requires(Scope.READ)
-def list_models(caller: CallerDep, services: ServicesDep) -> ModelList:  # noqa: ARG001 - asks for a key
+def list_models(services: ServicesDep) -> ModelList:
     """List the base models that this deployment knows, and what else it allows."""
     with transaction(services.engine, read_only=True) as session:
         rows = base_models.list_models(session)
@@ -36,8 +36,7 @@ def list_models(caller: CallerDep, services: ServicesDep) -> ModelList:  # noqa:
 def register_model(
     body: ModelCreate,
     response: Response,
-    caller: CallerDep,
-    services: ServicesDep,  # noqa: ARG001 - asks for a key
+    services: ServicesDep,
 ) -> ModelRead:
     """Register a base model; a worker reads its layers, and `status` becomes `ready`."""
     source = body.source or body.id
@@ -46,7 +45,7 @@ def register_model(
         known = [row.id for row in base_models.list_models(session)]
     refused = refuse_source(services, source, known=known, pointer=pointer)
     if refused is not None:
-        raise invalid([refused])
+        raise InvalidRequest([refused])
     try:
         row = run_in_transaction(
             services.engine,
@@ -62,7 +61,7 @@ def register_model(
 # Ids hold slashes (`org/name`, `/folder`), so the longer path is declared first.
 @router.get("/models/{model_id:path}/layers", responses=problems("not_found", "model_not_ready"))
 @requires(Scope.READ)
-def read_model_layers(model_id: str, caller: CallerDep, services: ServicesDep) -> ModelLayers:  # noqa: ARG001 - asks for a key
+def read_model_layers(model_id: str, services: ServicesDep) -> ModelLayers:
     """Return the adaptable layers of a base model, by modality."""
     with transaction(services.engine, read_only=True) as session:
         row = base_models.get(session, model_id)
@@ -76,7 +75,7 @@ def read_model_layers(model_id: str, caller: CallerDep, services: ServicesDep) -
 
 @router.get("/models/{model_id:path}", responses=problems("not_found"))
 @requires(Scope.READ)
-def read_model(model_id: str, caller: CallerDep, services: ServicesDep) -> ModelRead:  # noqa: ARG001 - asks for a key
+def read_model(model_id: str, services: ServicesDep) -> ModelRead:
     """Return a base model."""
     with transaction(services.engine, read_only=True) as session:
         return present_model(base_models.get(session, model_id))

@@ -1,4 +1,4 @@
-"""The process itself: does it answer, is all that it needs there, what does it count, what is it."""
+"""The process itself: whether it answers, whether its parts do, what it counts, what it is."""
 
 import platform
 from collections import Counter

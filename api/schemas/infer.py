@@ -88,7 +88,7 @@ class InferRequest(Body):
     """A conversation whose last turn is the user's."""
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)] | None = None
     """A single user turn, in place of `messages`."""
-    images: Annotated[list[ImageText], Field(max_length=MAX_IMAGES)] = []
+    images: Annotated[list[ImageText], Field(default_factory=list, max_length=MAX_IMAGES)]
     """Data URLs: shown before `prompt`, or taken by the `image` parts of `messages` in order."""
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=2048)] = 64
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = 0
@@ -96,8 +96,9 @@ class InferRequest(Body):
     top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
     seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
     stop: Annotated[
-        list[Annotated[Text, Field(min_length=1, max_length=100)]], Field(max_length=8)
-    ] = []
+        list[Annotated[Text, Field(min_length=1, max_length=100)]],
+        Field(default_factory=list, max_length=8),
+    ]
     """Texts that end the answer, and are not part of it."""
     stream: Annotated[bool, Field(strict=True)] = False
     """Not available yet: true is refused."""

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from api.schemas.config import ModelGRITConfig, TrainingConfig
 from api.schemas.fields import Answer, Body, Id, Line, ModelName, Name
+from grit_core.job_spec import DEFAULT_EVAL_FRACTION
 from store.models import JobStatus
 
 LayerNames = Annotated[
@@ -25,7 +26,7 @@ class JobCreate(Body):
     """An uploaded dataset (`POST /datasets`)."""
     eval_dataset: Id | None = None
     """Another dataset to evaluate on; `eval_fraction` then takes nothing away."""
-    eval_fraction: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.05
+    eval_fraction: Annotated[float, Field(strict=True, ge=0, le=0.5)] = DEFAULT_EVAL_FRACTION
     """Share of the dataset held out for evaluation."""
     preset: Annotated[Line, Field(min_length=1, max_length=100)] | None = None
     """A named configuration (`GET /presets`); `config` is laid over it field by field."""
@@ -44,7 +45,9 @@ class JobCreate(Body):
     `cuda`, `mps`, `cpu`."""
     name: Name | None = None
     """What you call the job."""
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=32)] = {}
+    metadata: Annotated[
+        dict[MetadataKey, MetadataValue], Field(default_factory=dict, max_length=32)
+    ]
     """Your own labels; lists can be filtered by them."""
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     """Higher is claimed first, within your team's turn."""

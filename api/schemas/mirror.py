@@ -97,13 +97,13 @@ def _text_of(statement: ast.stmt) -> str | None:
 def _wire_type(hint: Any, check: Check | None, nested: Nested) -> Any:
     """Return the strict type for a field's type."""
     if isinstance(check, Choice):
-        return Literal[check.values]  # type: ignore[valid-type] # built at run time
+        return Literal[check.values]
     origin = get_origin(hint)
     if origin in {Union, types.UnionType}:
         return _union(get_args(hint), check, nested)
     if origin is list:
         inner = _wire_type(get_args(hint)[0], None, nested)
-        return Annotated[list[inner], Field(max_length=MAX_LIST)]  # type: ignore[valid-type] # built at run time
+        return Annotated[list[inner], Field(max_length=MAX_LIST)]  # type: ignore[valid-type] # at run time
     if hint in nested or (isinstance(hint, type) and issubclass(hint, Enum)):
         return nested.get(hint, hint)
     if hint is str:
