@@ -102,6 +102,7 @@ def _plan(
     layers, dropped, warnings = [], [], []
     general = family_warning(config, inventory)
     warnings += [] if general is None else [general]
+    warnings += _without_effect(config)
     for draft in drafts:
         warnings += draft.warnings
         if draft.selection is None:
@@ -133,6 +134,21 @@ def _plan(
             settings=settings,
         ),
     )
+
+
+def _without_effect(config: ModelGRITConfig) -> list[str]:
+    """A word on settings that were changed and that training does not use yet."""
+    default = ModelGRITConfig()
+    names = [
+        name
+        for name in SETTINGS
+        if name.startswith("projection_") and getattr(config, name) != getattr(default, name)
+    ]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: recorded and without effect, for this version does not reproject."
+    ]
 
 
 def _planned(layer: LayerRecord, draft: ModalityDraft, config: ModelGRITConfig) -> PlannedLayer:
