@@ -136,6 +136,7 @@ def tiny_vlm_folder(tmp: Path, *, seed: int = 0, text_layers: int = 2) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Idefics3ForConditionalGeneration(config)
+    _sharpen(model.lm_head)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -164,9 +165,16 @@ def tiny_causal_folder(tmp: Path, *, seed: int = 0, chat_template: bool = True) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    _sharpen(model.lm_head)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _sharpen(head: torch.nn.Linear) -> None:
+    """Give a fresh head logits of a trained model's size, or no adapter could lower the loss."""
+    with torch.no_grad():
+        head.weight.mul_(20)
 
 
 def png_data_url(index: int, *, side_pixels: int = IMAGE_SIDE_PIXELS) -> str:

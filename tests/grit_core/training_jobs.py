@@ -26,7 +26,9 @@ VLM_CONFIG = ModelGRITConfig(
         rank=2,
         alpha=4,
     ),
-    text=ModalityConfig(layer_patterns=["model.text_model.layers.*.self_attn.*_proj"], rank=4, alpha=8),
+    text=ModalityConfig(
+        layer_patterns=["model.text_model.layers.*.self_attn.*_proj"], rank=4, alpha=8
+    ),
     fisher_update_freq=2,
 )
 CAUSAL_CONFIG = ModelGRITConfig(
