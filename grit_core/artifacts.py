@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
@@ -106,7 +107,7 @@ def verify_adapter(
             # PEFT 0.21 asks transformers 5.23 by a name that is on its way out.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             model = PeftModel.from_pretrained(base, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterInvalid(f"PEFT cannot load the adapter: {error}") from error
     found = probe(model, expected.inputs)
     difference = float((found.logits - expected.logits).abs().max())

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,6 +25,12 @@ DTYPES: Final = {
 }
 """The precisions of a job, by their wire names."""
 
+_UNREADABLE: Final = (
+    *(OSError, ValueError, KeyError, ImportError, RuntimeError),
+    SafetensorError,
+)
+"""What transformers raises for folders that are torn, unknown or incomplete."""
+
 
 def load_base_model(
     source: str | Path, *, device: str | torch.device = "cpu", dtype: str = "float32"
@@ -43,11 +50,22 @@ def load_base_model(
     try:
         config = AutoConfig.from_pretrained(source, **options)
         auto = _auto_model_for(config)
-        model = auto.from_pretrained(
-            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, **options
+        model, report = auto.from_pretrained(
+            source,
+            config=config,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _UNREADABLE as error:
         raise ModelUnavailable(f"The model {source} cannot be loaded: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelUnavailable(
+            f"The weights of {source} lack {len(missing)} tensors of its architecture, such as"
+            f" {', '.join(missing[:3])}; they would be random."
+        )
     loaded: nn.Module = model.to(device).eval().requires_grad_(requires_grad=False)
     return loaded
 
@@ -67,7 +85,7 @@ def load_processor(source: str | Path) -> Any:
             processor = AutoProcessor.from_pretrained(source, backend="pil", **options)
         else:
             processor = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _UNREADABLE as error:
         raise ModelUnavailable(f"The processor of {source} cannot be loaded: {error}") from error
     tokenizer = getattr(processor, "tokenizer", processor)
     if not getattr(processor, "chat_template", None):
