@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from grit_core.config.model_configs import config_from_dict
 from grit_core.config.training import TrainingConfig
 from grit_core.events import Warned
+from grit_core.job_spec import eval_fraction_of
 from grit_core.plan import AdaptationPlan
 from grit_core.training_job import TrainingJob
 from store import attempts, base_models
@@ -63,7 +64,7 @@ def fetch_inputs(bench: Workbench, claim: Claim, *, work_dir: Path) -> Inputs:
         training=training,
         dataset=_fetch_dataset(bench, rows.dataset),
         eval_dataset=_fetch_dataset(bench, rows.eval_dataset) if rows.eval_dataset else None,
-        eval_fraction=float(row.request.get("eval_fraction") or 0.0),
+        eval_fraction=eval_fraction_of(row.request),
         device=row.device,
         precision=str(training.precision),
         work_dir=work_dir,
