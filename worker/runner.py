@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 STEPS_BEFORE_NEXT_SPARE = 5
 """The next process is warmed up only then: its imports would compete with this job's first step."""
 _TICK_SECONDS = 0.1
+_FLUSH_SECONDS = 30.0
 _QUIET_EVENTS = (CheckpointSaved, TrainingFailed)
 """Told by other means: by the checkpoint's pointer, by the job's failure."""
 _log = structlog.get_logger(__name__)
@@ -117,7 +118,7 @@ class Runner:
             job_id=self._job_id,
             attempt=claim.attempt,
             folder=child.folder / "uploads",
-            on_stored=lambda step: _log.info("checkpoint_stored", step=step),
+            flush=lambda: self._reporter.flush(_FLUSH_SECONDS),
             on_failed=self._warn_of_upload,
         )
 

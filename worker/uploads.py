@@ -13,7 +13,7 @@ import structlog
 
 from store import attempts
 from store.database import run_in_transaction
-from store.errors import LeaseLost
+from store.errors import LeaseLost, StorageUnavailable
 from worker.scratch import snapshot
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class CheckpointUploads:
         job_id: str,
         attempt: int,
         folder: Path,
-        on_stored: Callable[[int], None],
+        flush: Callable[[], bool],
         on_failed: Callable[[int, str], None],
     ) -> None:
         """Prepare the thread.
@@ -59,7 +59,8 @@ class CheckpointUploads:
             job_id: The job.
             attempt: The fencing token.
             folder: Local space for copies that the child's own pruning cannot delete.
-            on_stored: Called with the step once the pointer is written.
+            flush: Writes the steps told so far; a resumed attempt does not tell them again, so a
+                pointer never overtakes them.
             on_failed: Called with the step and the reason when a checkpoint could not be stored.
         """
         self._engine = engine
@@ -67,7 +68,7 @@ class CheckpointUploads:
         self._job_id = job_id
         self._attempt = attempt
         self._folder = folder
-        self._on_stored = on_stored
+        self._flush = flush
         self._on_failed = on_failed
         self._changed = threading.Condition()
         self._waiting: _Waiting | None = None
@@ -141,12 +142,19 @@ class CheckpointUploads:
                 else:
                     time.sleep(0.5 * attempt)
             else:
-                self._on_stored(waiting.step)
+                _log.info("checkpoint_stored", step=waiting.step)
                 return
 
     def _store_once(self, waiting: _Waiting) -> None:
+        """Store the bytes, then the steps, then the pointer.
+
+        Raises:
+            StorageUnavailable: The steps could not be written.
+        """
         prefix = f"jobs/{self._job_id}/a{self._attempt}/step-{waiting.step}"
         manifest = self._objects.put_folder(prefix, waiting.folder)
+        if not self._flush():
+            raise StorageUnavailable("The steps before the checkpoint could not be written.")
         run_in_transaction(
             self._engine,
             lambda session: attempts.save_checkpoint_pointer(

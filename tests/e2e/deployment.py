@@ -26,7 +26,8 @@ from store import attempts, base_models, datasets, events, jobs
 from store.database import create_engine_from, run_in_transaction, transaction
 from store.ids import new_id
 from store.lifecycle import ENDED
-from store.models import Base, DatasetStatus, Event, Job, JobStatus, Team
+from store.migrate import upgrade
+from store.models import DatasetStatus, Event, Job, JobStatus, Team
 from store.objects import Objects
 from store.queue import Doorbell
 from store.settings import Settings
@@ -143,6 +144,7 @@ class Deployment:
                 num_rows=self.num_rows,
             ).id
 
+        self.model, self.rows = model, rows
         self.register(MODEL, model)
 
     def register(self, name: str, folder: Path) -> None:
@@ -305,8 +307,9 @@ def deployed(**values: str | Path) -> Iterator[Deployment]:
     """Yield a migrated deployment with these settings, and stop its workers at the end."""
     settings = Settings(**{**FAST, **values})  # type: ignore[arg-type] # pydantic reads the texts
     environment = {f"GRIT_{name.upper()}": str(value) for name, value in {**FAST, **values}.items()}
-    Base.metadata.create_all(create_engine_from(settings))  # TEMPORARY
+    settings.home.mkdir(parents=True, exist_ok=True)
     deployment = Deployment(settings, environment)
+    upgrade(deployment.engine)
     try:
         yield deployment
     finally:

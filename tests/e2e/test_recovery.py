@@ -1,9 +1,12 @@
 """A queued job is trained, whatever dies meanwhile: real workers, a real broker, real kills."""
 
+import json
 import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +18,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from grit_core.config.model_configs import config_to_dict
 from store.models import JobStatus
-from tests.e2e.deployment import Broker, Deployment, deployed
-from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
+from tests.e2e.deployment import Broker, Deployment, deployed, tiny_config
+from tests.services import running_postgres, running_s3
+from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, tiny_vlm_folder, write_jsonl
 from worker.scratch import file_sha256
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -25,6 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 STEPS = 150
 EVERY = 15
 """Steps between checkpoints."""
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,26 @@ def test_an_uninterrupted_job_gives_an_adapter_that_plain_peft_loads(
     assert (adapted(tokens).logits - before).abs().max() > 0
 
 
+def test_the_command_line_gives_the_same_bytes(
+    deployment: Deployment, reference: Path, tmp_path: Path
+) -> None:
+    training = {"batch_size": 2, "epochs": 10_000, "precision": "float32", "max_steps": STEPS}
+    job = {
+        "model": str(deployment.model),
+        "config": config_to_dict(tiny_config()),
+        "training": {**training, "checkpoint_every_steps": EVERY},
+        "eval_fraction": 0.0,
+        "device": "cpu",
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "grit_core", "train", str(tmp_path / "job.json")]
+    command += ["--dataset", str(deployment.rows), "--output", str(tmp_path / "out")]
+    subprocess.run(command, check=True, env=deployment.environment, timeout=60, capture_output=True)
+
+    (adapter,) = (tmp_path / "out").rglob(WEIGHTS)
+    assert file_sha256(adapter) == file_sha256(reference / WEIGHTS)
+
+
 def test_a_killed_training_process_resumes_and_ends_with_the_same_bytes(
     deployment: Deployment, reference: Path, tmp_path: Path
 ) -> None:
@@ -90,8 +116,7 @@ def test_a_killed_training_process_resumes_and_ends_with_the_same_bytes(
     assert started[1].payload["start_step"] > 0
     assert started[1].payload["start_step"] % EVERY == 0
     assert deployment.metric_steps(job_id) == list(range(1, STEPS + 1))
-    name = "adapter_model.safetensors"
-    assert file_sha256(adapter / name) == file_sha256(reference / name)
+    assert file_sha256(adapter / WEIGHTS) == file_sha256(reference / WEIGHTS)
     assert len(deployment.checkpoint_steps(job_id)) <= 2
 
 
@@ -113,8 +138,7 @@ def test_a_killed_worker_leaves_no_child_and_another_takes_the_job_over(
 
     adapter = deployment.adapter_folder(job, tmp_path)
     assert deployment.outcomes(job_id) == [("lost", "worker_lost"), ("succeeded", None)]
-    name = "adapter_model.safetensors"
-    assert file_sha256(adapter / name) == file_sha256(reference / name)
+    assert file_sha256(adapter / WEIGHTS) == file_sha256(reference / WEIGHTS)
     assert not list((deployment.settings.home / "scratch").iterdir())
 
 
@@ -141,8 +165,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_job_back_uncharged(
     second.stop()
     adapter = deployment.adapter_folder(job, tmp_path)
     assert deployment.outcomes(job_id) == [("handed_back", None), ("succeeded", None)]
-    name = "adapter_model.safetensors"
-    assert file_sha256(adapter / name) == file_sha256(reference / name)
+    assert file_sha256(adapter / WEIGHTS) == file_sha256(reference / WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +305,34 @@ def test_a_model_whose_layers_are_not_the_planned_ones_is_refused(worked: Deploy
     assert job.attempt == 1
     assert job.error is not None
     assert job.error["code"] == "plan_changed"
+
+
+def test_on_postgresql_and_s3_another_worker_takes_an_image_job_over(
+    tmp_path: Path, broker: Broker
+) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", tiny_chat_rows(16))
+    with running_postgres() as postgres, running_s3() as s3:
+        values = {
+            "home": tmp_path / "home",
+            "broker_url": broker.url,
+            "queue_prefix": "production:",
+            "database_url": postgres.create("grit"),
+            "objects_url": f"s3://{s3.bucket}/deployment",
+            "s3_endpoint": s3.endpoint,
+            "s3_access_key_id": s3.access_key_id,
+            "s3_secret_access_key": s3.secret_access_key,
+        }
+        with deployed(**values) as deployment:
+            deployment.prepare(model=tiny_vlm_folder(tmp_path), rows=rows)
+            worker = deployment.start_worker()
+            job_id = deployment.submit(max_steps=60, checkpoint_every_steps=10)
+            deployment.wait(job_id, lambda _job: deployment.checkpoint_steps(job_id) != [])
+            worker.signal(signal.SIGKILL)
+            worker.wait()
+            deployment.start_worker()
+            job = deployment.wait_ended(job_id)
+
+            adapter = deployment.adapter_folder(job, tmp_path)
+            assert (adapter / WEIGHTS).stat().st_size > 0
+            assert deployment.outcomes(job_id) == [("lost", "worker_lost"), ("succeeded", None)]
+            assert deployment.metric_steps(job_id) == list(range(1, 61))
