@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy import Engine
+
 from store import keys, migrate
 from store.database import create_engine_from, run_in_transaction, transaction
 from store.errors import StoreError
@@ -23,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "list": _list_keys,
             "revoke": _revoke_key,
         }[asked.action]
-        print(command(settings, asked))  # noqa: T201 - an operator reads this
+        engine = create_engine_from(settings)
+        try:
+            print(command(engine, asked))  # noqa: T201 - an operator reads this
+        finally:
+            engine.dispose()
     except (StoreError, ValueError) as error:
         print(f"store: {error}", file=sys.stderr)  # noqa: T201 - as above
         return 1
@@ -54,22 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _migrate(settings: Settings, _: argparse.Namespace) -> str:
-    engine = create_engine_from(settings)
+def _migrate(engine: Engine, _: argparse.Namespace) -> str:
     before = migrate.current_revision(engine)
     migrate.upgrade(engine)
     after = migrate.current_revision(engine)
-    engine.dispose()
     return f"tables are at {after}" + (" (nothing to do)" if after == before else "")
 
 
-def _create_key(settings: Settings, asked: argparse.Namespace) -> str:
+def _create_key(engine: Engine, asked: argparse.Namespace) -> str:
     scopes = {Scope(scope.strip()) for scope in asked.scopes.split(",") if scope.strip()}
     expires_at = None
     if asked.expires_in_days is not None:
         expires_at = datetime.now(UTC) + timedelta(days=asked.expires_in_days)
     _, text = run_in_transaction(
-        create_engine_from(settings),
+        engine,
         lambda session: keys.create_key(
             session, team=asked.team, name=asked.name, scopes=scopes, expires_at=expires_at
         ),
@@ -77,8 +81,8 @@ def _create_key(settings: Settings, asked: argparse.Namespace) -> str:
     return text
 
 
-def _list_keys(settings: Settings, asked: argparse.Namespace) -> str:
-    with transaction(create_engine_from(settings), read_only=True) as session:
+def _list_keys(engine: Engine, asked: argparse.Namespace) -> str:
+    with transaction(engine, read_only=True) as session:
         rows = keys.list_keys(session, team=asked.team)
     lines = [
         f"{row.id}  {row.team}  {row.name}  grit_{row.prefix}_...  {','.join(row.scopes)}"
@@ -88,10 +92,8 @@ def _list_keys(settings: Settings, asked: argparse.Namespace) -> str:
     return "\n".join(lines) or "no keys"
 
 
-def _revoke_key(settings: Settings, asked: argparse.Namespace) -> str:
-    key = run_in_transaction(
-        create_engine_from(settings), lambda session: keys.revoke_key(session, asked.id)
-    )
+def _revoke_key(engine: Engine, asked: argparse.Namespace) -> str:
+    key = run_in_transaction(engine, lambda session: keys.revoke_key(session, asked.id))
     return f"revoked {key.id} ({key.name} of team {key.team})"
 
 

@@ -129,4 +129,5 @@ def record_creation(session: Session, job: Job, *, queued: bool) -> Job:
     payload = {"from": None, "to": job.status, "reason": None}
     session.add(Event(job_id=job.id, sequence=1, type=STATUS_CHANGED, payload=payload))
     session.flush()
+    session.refresh(job)  # what the database computed is read now: the row outlives its session
     return job

@@ -100,6 +100,12 @@ class Settings(BaseSettings):
     """Longest wait of `POST /infer` for its answer."""
     infer_keep_seconds: PositiveInt = 300
     """How long requests and answers stay in the mailbox."""
+    infer_resident_models: PositiveInt = 2
+    """Base models that an inference worker keeps in memory."""
+    infer_resident_adapters: PositiveInt = 16
+    """Adapters that it keeps in memory beside each of them."""
+    infer_cached_adapters: PositiveInt = 256
+    """Adapters that it keeps on its disk."""
     inventory_wait_seconds: PositiveSeconds = 30.0
     """How long `POST /jobs` waits for the inventory of a model that it names first."""
 
