@@ -162,6 +162,22 @@ def parse_record(value: Any, *, line: int, resolve_image: ResolveImage) -> ChatR
     )
 
 
+def parse_prompt(messages: Any) -> ChatRecord:
+    """Read a chat that the assistant is to answer: as a row, without an assistant's turn to learn.
+
+    Args:
+        messages: The decoded list of turns; images as data URLs.
+
+    Raises:
+        InvalidRecord: With every fault of the chat.
+    """
+    reader = _RowReader(line=1, resolve_image=no_images, needs_answer=False)
+    read = reader.row({"messages": messages})
+    if reader.faults:
+        raise InvalidRecord(tuple(reader.faults))
+    return ChatRecord(line=1, messages=read, images=tuple(reader.images))
+
+
 def read_records(path: Path) -> Iterator[ChatRecord]:
     """Yield the rows of a local JSONL file; relative image paths start at its folder.
 
@@ -233,8 +249,11 @@ def decode_data_url(url: str) -> bytes:
 class _RowReader:
     """Reads one row and collects all that is wrong with it."""
 
-    def __init__(self, *, line: int, resolve_image: ResolveImage) -> None:
+    def __init__(
+        self, *, line: int, resolve_image: ResolveImage, needs_answer: bool = True
+    ) -> None:
         self.line = line
+        self.needs_answer = needs_answer
         self.resolve_image = resolve_image
         self.faults: list[RowFault] = []
         self.images: list[bytes] = []
@@ -286,7 +305,7 @@ class _RowReader:
         if None in messages:
             return
         roles = [message.role for message in messages if message is not None]
-        if Role.ASSISTANT not in roles:
+        if self.needs_answer and Role.ASSISTANT not in roles:
             self.fault(
                 ("messages",), "row_invalid", "No message is the assistant's: nothing to learn."
             )
@@ -330,11 +349,10 @@ class _RowReader:
             detail = f"`content` is {_kind(value)}; write a text or a list of parts."
             self.fault(path, "type_invalid", detail)
             return ()
-        before = len(self.faults)
         parts = [self._part(item, role, text_at(index)) for index, item in enumerate(value)]
         kept = tuple(part for part in parts if part is not None)
         written = any(isinstance(part, ImagePart) or part.text.strip() for part in kept)
-        if not written and len(self.faults) == before:
+        if not written and len(kept) == len(parts):
             self.fault(path, "row_invalid", "The message is empty; write text or an image.")
         return kept
 
@@ -348,7 +366,7 @@ class _RowReader:
         if kind == "text":
             self._refuse_keys(keys - {"text"}, path, "text")
             return self._text(value.get("text"), path)
-        if kind not in {"image_url", "image"}:
+        if not isinstance(kind, str) or kind not in {"image_url", "image"}:
             shown = repr(kind[:40]) if isinstance(kind, str) else _kind(kind)
             detail = f"The part's type is {shown}; use text, image_url or image."
             self.fault((*path, "type"), "row_invalid", detail)

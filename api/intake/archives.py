@@ -4,8 +4,10 @@ import bz2
 import gzip
 import lzma
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +28,21 @@ _DECOMPRESSORS: Final[dict[bytes, Callable[..., Any]]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
+
+
+BROKEN: Final = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
+"""What the readers of the standard library raise when bytes are broken (or encrypted, or odd)."""
 
 
 class UnsafeMember(Problem):
@@ -63,14 +80,21 @@ class ZipArchive:
         """
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        except BROKEN:
             raise Problem("dataset_invalid", "The zip file is broken.") from None
+        try:
+            self.names = self._judged(path.stat().st_size)
+        except Problem:
+            self._zip.close()
+            raise
+
+    def _judged(self, packed: int) -> frozenset[str]:
         infos = [info for info in self._zip.infolist() if not info.is_dir()]
         for info in infos:
             _refuse_zip_member(info)
         _refuse_overlap(infos)
-        self.names = judge((info.filename, info.file_size) for info in infos)
-        _refuse_ratio(sum(info.file_size for info in infos), path.stat().st_size)
+        _refuse_ratio(sum(info.file_size for info in infos), packed)
+        return judge((info.filename, info.file_size) for info in infos)
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
@@ -94,18 +118,25 @@ class TarArchive:
 
         Raises:
             Problem: If it is broken or beyond the limits.
-        UnsafeMember: If a member is unsafe.
+            UnsafeMember: If a member is no plain file.
         """
         try:
             self._tar = tarfile.open(path, mode="r:")  # noqa: SIM115 - closed by `close`
-            members = self._list()
-        except (tarfile.TarError, ValueError, OSError, EOFError):
+        except BROKEN:
             raise Problem("dataset_invalid", "The tar file is broken.") from None
-        for member in members:
-            if not member.isreg() or member.issparse():
-                raise UnsafeMember(member.name, "is a link, a device or another special file")
+        try:
+            members = self._list()
+            for member in members:
+                if not member.isreg() or member.issparse():
+                    raise UnsafeMember(member.name, "is a link, a device or another special file")
+            self.names = judge((member.name, member.size) for member in members)
+        except BROKEN:
+            self._tar.close()
+            raise Problem("dataset_invalid", "The tar file is broken.") from None
+        except Problem:
+            self._tar.close()
+            raise
         self._members = {_plain(member.name): member for member in members}
-        self.names = judge((member.name, member.size) for member in members)
 
     def _list(self) -> list[tarfile.TarInfo]:
         members = []
@@ -185,7 +216,7 @@ def inflate(path: Path, target: Path) -> bool:
                 size += len(chunk)
                 _refuse_ratio(size, packed)
                 sink.write(chunk)
-    except (OSError, EOFError, lzma.LZMAError, ValueError):
+    except BROKEN:
         raise Problem("dataset_invalid", "The compressed file is broken.") from None
     return True
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Protocol
 
 from api.errors import Problem
-from api.intake.archives import Archive, TarArchive, ZipArchive, inflate
+from api.intake.archives import BROKEN, Archive, TarArchive, ZipArchive, inflate
 from grit_core.records import (
     MAX_IMAGE_BYTES,
     MAX_LINE_BYTES,
@@ -116,10 +116,18 @@ class ArchiveSource:
         self._used: set[str] = set()
 
     def rows(self) -> Iterator[Row]:
-        """Yield every row."""
-        with self._archive.open(self._name) as file:
-            for line, data in lines_of(file):
-                yield _row(line, data, self._resolve)
+        """Yield every row.
+
+        Raises:
+            Problem: If the archive is broken in the middle of its rows.
+        """
+        line = 0
+        try:
+            with self._archive.open(self._name) as file:
+                for line, data in lines_of(file):
+                    yield _row(line, data, self._resolve)
+        except BROKEN:
+            raise Problem("dataset_invalid", f"The archive is broken after line {line}.") from None
 
     def _resolve(self, name: str) -> bytes:
         beside = str(self._folder / PurePosixPath(name))
@@ -226,7 +234,7 @@ def _row(line: int, data: bytes, resolve: Any) -> Row:
         return parse_line(data, line=line, resolve_image=resolve)
     except InvalidRecord as error:
         return error
-    except (OSError, EOFError, ValueError, RuntimeError) as error:
+    except BROKEN as error:
         # A member whose bytes are broken: the archive says so only when it is read.
         detail = f"A file of this row cannot be read from the archive ({type(error).__name__})."
         return InvalidRecord((RowFault(line, "", "image_corrupt", detail),))

@@ -10,7 +10,8 @@ from typing import IO, Final
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive
+from starlette.formparsers import MultiPartException
+from starlette.types import Message
 
 from api.errors import InvalidRequest, Item, Problem
 from api.intake.canonical import Intake, take_in
@@ -25,6 +26,7 @@ from store.models import Dataset, DatasetStatus
 MAX_ERRORS_SHOWN: Final = 100
 _FIELDS: Final = ("file", "name", "on_bad_rows")
 _CHUNK_BYTES: Final = 1024**2
+_TAIL_BYTES: Final = 1024
 _FORM_BYTES: Final = 64 * 1024
 """What the form around the file may add to its size."""
 
@@ -43,15 +45,20 @@ async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
     """Read a multipart form, its file spooled to disk.
 
     Raises:
-        Problem: If it is too large, cut short, no form, or has other fields than it should.
+        Problem: If it is cut short, is no form, or has other fields than it should.
+        TooLarge: If it is too large.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
-    refuse_long(request, max_bytes=max_bytes + _FORM_BYTES, code="upload_TooLarge")
-    bounded = Request(request.scope, _bounded(request.receive, max_bytes + _FORM_BYTES))
+    refuse_long(request, max_bytes=max_bytes + _FORM_BYTES, code="upload_too_large")
+    body = _Body(request, max_bytes=max_bytes + _FORM_BYTES)
     try:
-        form = await bounded.form(max_files=1, max_fields=8, max_part_size=4096)
+        form = await Request(request.scope, body.receive).form(
+            max_files=1, max_fields=8, max_part_size=4096
+        )
     except HTTPException as error:
+        if body.is_too_large:
+            raise TooLarge("upload_too_large", max_bytes) from None
         raise Problem("upload_incomplete", f"The form cannot be read: {error.detail}") from None
     try:
         yield _upload_of(form)
@@ -59,18 +66,33 @@ async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
         await form.close()
 
 
-def _bounded(receive_next: Receive, max_bytes: int) -> Receive:
-    received = 0
+class _Body:
+    """A form's body on its way: bounded, and refused if its last boundary does not come.
 
-    async def read() -> Message:
-        nonlocal received
-        message: Message = await receive_next()
-        received += len(message.get("body", b""))
-        if received > max_bytes:
-            raise TooLarge("upload_TooLarge", max_bytes)
+    It refuses in the words of the form's parser, which then closes what it had opened.
+    """
+
+    def __init__(self, request: Request, *, max_bytes: int) -> None:
+        content_type = request.headers.get("content-type", "")
+        boundary = content_type.partition("boundary=")[2].partition(";")[0].strip().strip('"')
+        self._end = f"--{boundary}--".encode("latin-1", "replace")
+        self._receive = request.receive
+        self._left = max_bytes
+        self._tail = b""
+        self.is_too_large = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        data = message.get("body", b"")
+        self._left -= len(data)
+        if self._left < 0:
+            self.is_too_large = True
+            raise MultiPartException("it is too large")
+        self._tail = (self._tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        ends = message["type"] == "http.request" and not message.get("more_body", False)
+        if ends and self._end not in self._tail:
+            raise MultiPartException("it ends without its closing boundary")
         return message
-
-    return read
 
 
 def _upload_of(form: FormData) -> Upload:

@@ -121,9 +121,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     request: Request,
     caller: CallerDep,
     services: ServicesDep,
-    status: Annotated[
-        list[JobStatus], Query(default_factory=list, description="May be repeated.")
-    ],
+    status: Annotated[list[JobStatus], Query(default_factory=list, description="May be repeated.")],
     model: Annotated[str | None, Query(max_length=512)] = None,
     device: Annotated[str | None, Query(max_length=32)] = None,
     created_after: datetime | None = None,

@@ -1,0 +1,263 @@
+"""Jobs over HTTP: plan, create, list, wait, move."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from api.services import Services
+from store import attempts, jobs
+from store.database import transaction
+from tests.api.conftest import MODEL, Team, job_body
+
+
+def claim(services: Services) -> Any:
+    with transaction(services.engine) as session:
+        return attempts.claim_next(session, queue="cpu", worker_id="wrk_1", lease_seconds=60)
+
+
+def test_a_plan_names_every_layer_and_creates_nothing(team: Team) -> None:
+    answer = team.post("/jobs/plan", json=job_body(team.dataset()))
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()
+    modalities = [layer["modality"] for layer in plan["layers"]]
+    assert modalities == ["vision"] * 3 + ["text"] * 4 + ["cross_modal"]
+    assert all(layer["reason"] for layer in plan["layers"])
+    assert plan["training"]["batch_size"] != "auto"
+    assert plan["estimate"]["total_steps"] > 0
+    assert team.get("/jobs").json() == {"data": [], "next": None}
+
+
+def test_a_created_job_is_queued_and_says_all_it_was_resolved_to(team: Team) -> None:
+    dataset = team.dataset()
+    body = job_body(dataset, name="grey", metadata={"a": "b"}, training={"epochs": 1})
+    answer = team.post("/jobs", json=body)
+    assert answer.status_code == 201, answer.text
+    job = answer.json()
+    assert answer.headers["Location"] == f"/jobs/{job['id']}"
+    assert job["status"] == "queued"
+    assert job["queue"] == {"name": "cpu", "position": 1, "reason": None}
+    assert (job["model"], job["dataset"], job["metadata"]) == (MODEL, dataset, {"a": "b"})
+    assert job["plan"]["layers"] == 8
+    assert "cpu" in job["device_reason"]
+    assert team.get(f"/jobs/{job['id']}").json() == job
+
+
+def test_the_same_idempotency_key_gives_the_same_job(team: Team) -> None:
+    body = job_body(team.dataset())
+    headers = {"Idempotency-Key": "once"}
+    first = team.post("/jobs", json=body, headers=headers)
+    second = team.post("/jobs", json=body, headers=headers)
+    assert second.status_code == 201
+    assert second.json()["id"] == first.json()["id"]
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert "Idempotent-Replayed" not in first.headers
+    other = team.post("/jobs", json={**body, "name": "x"}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_key_reused")
+
+
+def test_an_idempotency_key_belongs_to_its_team(join: Callable[..., Team]) -> None:
+    first, second = join("alpha"), join("beta")
+    headers = {"Idempotency-Key": "once"}
+    one = first.post("/jobs", json=job_body(first.dataset()), headers=headers)
+    two = second.post("/jobs", json=job_body(second.dataset()), headers=headers)
+    assert two.status_code == 201
+    assert one.json()["id"] != two.json()["id"]
+
+
+def test_an_accepted_plan_hash_is_kept_and_another_is_refused(team: Team) -> None:
+    body = job_body(team.dataset())
+    seen = team.post("/jobs/plan", json=body).json()["plan_hash"]
+    assert team.post("/jobs", json={**body, "plan_hash": seen}).status_code == 201
+    changed = {**body, "plan_hash": seen, "config": {"text": {"rank": 4}}}
+    answer = team.post("/jobs", json=changed)
+    assert (answer.status_code, answer.json()["code"]) == (409, "plan_changed")
+
+
+def test_a_preset_is_overlaid_field_by_field(team: Team) -> None:
+    answer = team.post(
+        "/jobs/plan", json=job_body(team.dataset(), config={"text": {"n_layers": 2, "rank": 4}})
+    )
+    layers = [layer for layer in answer.json()["layers"] if layer["modality"] == "text"]
+    assert [(layer["block"], layer["rank"]) for layer in layers] == [(4, 4), (5, 4)]
+
+
+def test_a_job_without_auto_start_waits_for_its_start(team: Team) -> None:
+    job = team.job(auto_start=False)
+    assert job["status"] == "created"
+    started = team.post(f"/jobs/{job['id']}/start")
+    assert started.json()["status"] == "queued"
+
+
+def test_verbs_are_idempotent_and_illegal_moves_name_what_is_allowed(team: Team) -> None:
+    job = team.job()["id"]
+    assert team.post(f"/jobs/{job}/pause").json()["status"] == "paused"
+    assert team.post(f"/jobs/{job}/pause").json()["status"] == "paused"
+    assert team.post(f"/jobs/{job}/resume").json()["status"] == "queued"
+    assert team.post(f"/jobs/{job}/cancel").json()["status"] == "cancelled"
+    assert team.post(f"/jobs/{job}/cancel").json()["status"] == "cancelled"
+    refused = team.post(f"/jobs/{job}/pause")
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_transition")
+    assert refused.json()["allowed"] == ["queued"]
+    assert team.post(f"/jobs/{job}/retry").json()["status"] == "queued"
+
+
+def test_only_an_ended_job_can_be_deleted(team: Team) -> None:
+    job = team.job()["id"]
+    assert team.delete(f"/jobs/{job}").status_code == 409
+    team.post(f"/jobs/{job}/cancel")
+    assert team.delete(f"/jobs/{job}").status_code == 204
+    assert team.get(f"/jobs/{job}").status_code == 404
+
+
+def test_a_list_is_paged_and_filtered(team: Team) -> None:
+    dataset = team.dataset()
+    made = [team.job(dataset=dataset, metadata={"n": str(n)})["id"] for n in range(5)]
+    first = team.get("/jobs?limit=2").json()
+    second = team.get(f"/jobs?limit=2&cursor={first['next']}").json()
+    third = team.get(f"/jobs?limit=2&cursor={second['next']}").json()
+    found = [job["id"] for page in (first, second, third) for job in page["data"]]
+    assert found == made[::-1]
+    assert third["next"] is None
+    team.post(f"/jobs/{made[0]}/cancel")
+    by_status = team.get("/jobs?status=cancelled&status=failed").json()["data"]
+    assert [job["id"] for job in by_status] == [made[0]]
+    by_metadata = team.get("/jobs", params={"metadata[n]": "3"}).json()["data"]
+    assert [job["id"] for job in by_metadata] == [made[3]]
+    assert team.get("/jobs?device=cuda").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=201",
+        "cursor=%00",
+        "cursor=forged",
+        "status=done",
+        "created_after=yesterday",
+        "created_after=2026-01-01T00:00:00",
+        "metadata[]=x",
+        "metadata[a]=%00",
+        "model=%00",
+        "device=a%0Ab",
+    ],
+)
+def test_a_bad_filter_is_refused(team: Team, query: str) -> None:
+    answer = team.get(f"/jobs?{query}")
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_an_unchanged_job_is_not_sent_again(team: Team) -> None:
+    job = team.job()["id"]
+    first = team.get(f"/jobs/{job}")
+    tag = first.headers["ETag"]
+    again = team.get(f"/jobs/{job}", headers={"If-None-Match": tag})
+    assert (again.status_code, again.content) == (304, b"")
+    team.post(f"/jobs/{job}/pause")
+    changed = team.get(f"/jobs/{job}", headers={"If-None-Match": tag})
+    assert changed.status_code == 200
+
+
+def test_a_long_poll_answers_as_soon_as_something_changes(team: Team) -> None:
+    job = team.job()["id"]
+    timer = threading.Timer(0.4, lambda: team.post(f"/jobs/{job}/pause"))
+    timer.start()
+    answer = team.get(f"/jobs/{job}?wait=20")
+    timer.join()
+    assert answer.json()["status"] == "paused"
+    assert answer.elapsed.total_seconds() < 5
+
+
+def test_a_long_poll_for_an_ended_job_answers_at_once(team: Team) -> None:
+    job = team.job()["id"]
+    team.post(f"/jobs/{job}/cancel")
+    answer = team.get(f"/jobs/{job}?wait=20")
+    assert answer.json()["status"] == "cancelled"
+    assert answer.elapsed.total_seconds() < 2
+
+
+def test_a_job_without_a_live_worker_says_why_it_waits(team: Team, services: Services) -> None:
+    from sqlalchemy import text
+
+    job = team.job()["id"]
+    with transaction(services.engine) as session:
+        session.execute(text("DELETE FROM workers"))
+    waiting = team.get(f"/jobs/{job}").json()
+    assert "No live worker" in waiting["queue"]["reason"]
+    assumed = team.job()
+    assert assumed["device"] == "cpu"
+    assert "assumed" in assumed["device_reason"]
+
+
+def test_metrics_come_as_columns_and_as_csv(team: Team, services: Services) -> None:
+    from store import events
+
+    job = team.job()["id"]
+    claimed = claim(services)
+    told = [
+        {
+            "type": "step_completed",
+            "step": step,
+            "total_steps": 30,
+            "epoch": step / 10,
+            "train_loss": 1 / step if step != 3 else float("nan"),
+            "learning_rate": 1e-4,
+            "grad_norm": 1.0,
+            "num_tokens": 10,
+            "tokens_per_second": 5.0,
+            "elapsed_seconds": float(step),
+        }
+        for step in range(1, 31)
+    ]
+    told.append({"type": "evaluated", "step": 7, "eval_loss": 0.5})
+    observed = {"model.x": {"effective_rank": 3.0, "fisher_energy": 1.0, "spectrum": [1.0]}}
+    told.append({
+        "type": "curvature_observed",
+        "step": 10,
+        "layers": observed,
+        "modalities": {"text": {"effective_rank": 3.0, "fisher_energy": 1.0}},
+    })
+    with transaction(services.engine) as session:
+        events.record_progress(session, job, claimed.attempt, told)
+    found = team.get(f"/jobs/{job}/metrics").json()
+    assert found["steps"] == 30
+    assert found["series"]["step"] == list(range(1, 31))
+    assert found["series"]["train_loss"][2] is None
+    assert found["series"]["eval_loss"][6] == 0.5
+    thinned = team.get(f"/jobs/{job}/metrics?max_points=5").json()["series"]["step"]
+    assert thinned == [1, 7, 13, 19, 25, 30]
+    text = team.get(f"/jobs/{job}/metrics", headers={"Accept": "text/csv"}).text.splitlines()
+    assert text[0].startswith("step,epoch,train_loss")
+    assert len(text) == 31
+    progress = team.get(f"/jobs/{job}").json()["progress"]
+    assert (progress["step"], progress["total_steps"], progress["percent"]) == (30, 30, 100.0)
+
+
+def test_layers_checkpoints_and_the_manifest_belong_to_the_job(team: Team) -> None:
+    job = team.job()["id"]
+    layers = team.get(f"/jobs/{job}/layers").json()["layers"]
+    assert len(layers) == 8
+    assert layers[0]["history"] == []
+    assert team.get(f"/jobs/{job}/checkpoints").json() == {"job": job, "data": []}
+    manifest = team.get(f"/jobs/{job}/manifest").json()
+    assert manifest["dataset"]["sha256"]
+    assert manifest["model"]["inventory_hash"]
+    assert manifest["request"]["preset"] == "smolvlm_fast"
+    assert manifest["seed"] == 0
+
+
+def test_the_quota_of_open_jobs_is_told(team: Team, services: Services) -> None:
+    from store.models import Team as TeamRow
+
+    dataset = team.dataset()
+    with transaction(services.engine) as session:
+        session.get_one(TeamRow, team.name).max_open_jobs = 1
+    team.job(dataset=dataset)
+    answer = team.post("/jobs", json=job_body(dataset))
+    assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+    assert int(answer.headers["Retry-After"]) > 0
+    with transaction(services.engine) as session:
+        assert len(jobs.list_jobs(session, team=team.name).rows) == 1
