@@ -95,3 +95,32 @@ def _cut(part: Any, blocks: int) -> None:
             setattr(part, name, blocks)
     if getattr(part, "layer_types", None):
         part.layer_types = part.layer_types[:blocks]
+
+
+def small_smolvlm_config() -> Any:
+    """SmolVLM-256M's depth and layer names in a few hundred thousand parameters."""
+    return AutoConfig.for_model(
+        "idefics3",
+        scale_factor=2,
+        tie_word_embeddings=False,
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "patch_size": 4,
+            "image_size": 16,
+        },
+        text_config={
+            "model_type": "llama",
+            "hidden_size": 32,
+            "num_hidden_layers": 30,
+            "intermediate_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "vocab_size": 64,
+            "pad_token_id": 0,
+        },
+        pad_token_id=0,
+        image_token_id=1,
+    )

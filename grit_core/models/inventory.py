@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from grit_core.config.families import Family, family_of
 from grit_core.config.model_configs import Modality
-from grit_core.errors import ModelUnavailable
+from grit_core.errors import Fault, InvalidConfig, ModelUnavailable
 from grit_core.inventory import LayerRecord, ModelInventory
 
 if TYPE_CHECKING:
@@ -52,7 +52,13 @@ def inventory_of(model: "nn.Module") -> ModelInventory:
     """Record the layers of a model that is built already, before anything is injected into it.
 
     Gives the same hash as `build_inventory` of the folder that the model was loaded from.
+
+    Raises:
+        InvalidConfig: The model carries LoRA layers already, so its names are no longer its own.
     """
+    adapted = [name for name, _ in model.named_modules() if name.endswith(".lora_A")]
+    if adapted:
+        raise InvalidConfig([_already_adapted(len(adapted))])
     config: Any = model.config
     model_type = str(config.model_type)
     family = family_of(model_type)
@@ -75,6 +81,15 @@ def inventory_of(model: "nn.Module") -> ModelInventory:
         family=None if family is None else family.name,
         unsupported=_unsupported(model),
         **_facts(config),
+    )
+
+
+def _already_adapted(count: int) -> Fault:
+    return Fault(
+        pointer="/model",
+        code="already_adapted",
+        detail=f"This model carries an adapter on {count} layers already; adapters are put on in"
+        " place, so load a fresh model, or merge the adapter first.",
     )
 
 

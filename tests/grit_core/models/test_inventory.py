@@ -9,7 +9,7 @@ from transformers import AutoConfig, GPT2Config
 
 from grit_core.config.families import FAMILIES
 from grit_core.config.model_configs import Modality, ModalityConfig, ModelGRITConfig
-from grit_core.errors import ModelUnavailable, NoLayersMatched, PlanMismatch
+from grit_core.errors import InvalidConfig, ModelUnavailable, NoLayersMatched, PlanMismatch
 from grit_core.models.inventory import ModelInventory, build_inventory, inventory_of
 from grit_core.models.pretrained import load_base_model
 from grit_core.plan import plan_adaptation
@@ -192,6 +192,13 @@ def test_a_config_that_is_no_json_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelUnavailable):
         build_inventory(tmp_path)
+
+
+def test_a_model_that_carries_an_adapter_is_refused(tmp_path: Path) -> None:
+    model = load_base_model(tiny_causal_folder(tmp_path))
+    model.layer = nn.ModuleDict({"lora_A": nn.Linear(2, 2), "base_layer": nn.Linear(2, 2)})
+    with pytest.raises(InvalidConfig, match="adapter on 1 layers already"):
+        inventory_of(model)
 
 
 def test_blocks_are_those_of_the_outermost_list() -> None:
