@@ -69,9 +69,9 @@ class JobCalls(Calls):
 
         Args:
             job: The job's id.
-            wait: Longest wait for a change, in seconds.
+            wait: Longest wait for a change; whole seconds, rounded up.
         """
-        params = {} if wait is None else {"wait": wait}
+        params = {} if wait is None else {"wait": math.ceil(wait)}
         answer = self._connection.json(
             "GET", path_of("jobs", job), params=params, silence_seconds=self._silence(wait)
         )
@@ -82,14 +82,14 @@ class JobCalls(Calls):
 
         Args:
             job: The job's id.
-            wait: Longest wait, in seconds.
+            wait: Longest wait; whole seconds, rounded up.
             etag: Of the state already seen; None asks for the state at once.
 
         Returns:
             The job, None when it is unchanged; and its ETag.
         """
         headers = {} if etag is None else {"If-None-Match": etag}
-        params = {} if etag is None else {"wait": wait}
+        params = {} if etag is None else {"wait": math.ceil(wait)}
         response = self._connection.request(
             "GET",
             path_of("jobs", job),

@@ -61,8 +61,11 @@ class Session:
     def client(self) -> "GritClient":
         """The service that the options name."""
         from grit_client.client import GritClient  # noqa: PLC0415 - not for `grit --help`
+        from grit_client.connection import Retries  # noqa: PLC0415 - not for `grit --help`
 
-        return GritClient(self.url, self.key, home=self.home.folder)
+        # A person waits: fewer and shorter pauses than a program would accept.
+        patience = Retries(attempts=3, longest_seconds=5.0)
+        return GritClient(self.url, self.key, home=self.home.folder, retries=patience)
 
     def emit(self, answer: Any, render: "Callable[[], RenderableType] | None" = None) -> None:
         """Write the answer: as JSON, or as `render` shows it (by default as text)."""

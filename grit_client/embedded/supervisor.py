@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from grit_client.embedded.broker import Broker, prepare_broker
 from grit_client.embedded.children import Child, log_tail
@@ -29,6 +30,9 @@ from grit_client.embedded.ports import LOOPBACK, listen
 from grit_client.embedded.record import Phase, Record
 from grit_client.errors import EmbeddedError
 from grit_client.home import Home
+
+if TYPE_CHECKING:
+    import socket
 
 BROKER_SECONDS = 10.0
 MIGRATE_SECONDS = 120.0
@@ -75,6 +79,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._hurry = False
         self._record = Record(supervisor=None, phase="starting")
+        self._listener: socket.socket | None = None
         self._not_ready = ""
 
     def run(self) -> None:
@@ -113,7 +118,8 @@ class Supervisor:
     def _start(self) -> None:
         probe = DeviceProbe()
         try:
-            listener = listen(self._options.port)
+            # Held for as long as we live: a restarted API inherits the same socket.
+            listener = self._listener = listen(self._options.port)
             port = listener.getsockname()[1]
             self._record.url = f"http://{LOOPBACK}:{port}"
             broker_url = self._options.broker_url or self._start_broker().url
@@ -270,6 +276,8 @@ class Supervisor:
                     time.sleep(0.02)
                 child.wait_or_kill(time.monotonic())
         self._children.clear()
+        if self._listener is not None:
+            self._listener.close()
 
     # --- the rest
 

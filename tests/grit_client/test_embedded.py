@@ -1,0 +1,289 @@
+"""The embedded service with all its real processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from grit_client.embedded import control
+from grit_client.embedded.children import Child
+from grit_client.embedded.identity import Identity
+from grit_client.embedded.record import Record
+from grit_client.home import Home
+from tests.grit_client.conftest import GRIT, Ran
+
+Grit = Callable[..., Ran]
+PROCESSES = {"broker", "api", "worker-cpu", "worker-infer.cpu"}
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    made = Home.at(tmp_path / ".grit")
+    yield made
+    control.stop(made)
+
+
+def everybody(home: Home) -> list[psutil.Process]:
+    """All processes that were started for a home, grandchildren too."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("GRIT_HOME") == str(home.folder):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def record_of(home: Home) -> Record:
+    record = control.running(home)
+    assert record is not None
+    return record
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_up_serves_survives_a_kill_and_down_leaves_nothing(grit: Grit, home: Home) -> None:
+    up = grit("up", "--detach", "--json")
+    assert up.code == 0, up.err
+    assert not up.json["already_running"]
+    first = record_of(home)
+    assert set(first.processes) == PROCESSES
+    assert home.folder.stat().st_mode & 0o777 == 0o700
+    for secret in (
+        home.key_file,
+        home.broker_folder / "password",
+        home.broker_folder / "server.conf",
+    ):
+        assert secret.stat().st_mode & 0o077 == 0
+    password = (home.broker_folder / "password").read_text()
+    assert not any(password in " ".join(process.cmdline()) for process in everybody(home))
+    status = grit("status", "--json")
+    assert status.code == 0
+    assert set(status.json["checks"].values()) == {"ok"}
+
+    again = grit("up", "--detach", "--json")
+    assert (again.code, again.json["already_running"]) == (0, True)
+    assert again.json["url"] == up.json["url"]
+    assert record_of(home).processes == first.processes
+
+    for name in ("api", "worker-cpu", "broker"):
+        os.kill(first.processes[name].pid, signal.SIGKILL)
+    wait_for(
+        lambda: all(
+            record_of(home).restarts[name] == 1 and name in record_of(home).processes
+            for name in ("api", "worker-cpu", "broker")
+        )
+    )
+    # The port is never free, so the restart costs a caller time and no error.
+    assert grit("jobs", "--json").json == []
+    wait_for(lambda: grit("status").code == 0)
+
+    down = grit("down", "--json")
+    assert set(down.json["ended"]) == PROCESSES | {"supervisor"}
+    assert everybody(home) == []
+    assert not home.state_file.exists()
+    assert grit("down", "--json").json == {"ended": []}
+    assert grit("jobs").code == 3
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_two_homes_run_side_by_side_and_a_killed_supervisor_leaves_nothing(
+    grit: Grit, home: Home, tmp_path: Path
+) -> None:
+    other = Home.at(tmp_path / "other")
+    try:
+        first, second = (
+            grit("up", "--detach", "--json"),
+            grit("up", "--detach", "--json", "--home", other.folder),
+        )
+        assert (first.code, second.code) == (0, 0)
+        assert first.json["url"] != second.json["url"]
+        assert grit("jobs", "--home", other.folder).code == 0
+        stranger = grit("jobs", "--url", second.json["url"], "--key", home.read_key() or "")
+        assert stranger.code == 4
+
+        supervisor = record_of(home).supervisor
+        assert supervisor is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        wait_for(lambda: everybody(home) == [])
+        assert grit("status").code == 3
+        assert grit("up", "--detach", "--json").code == 0
+        assert grit("down").code == 0
+        assert everybody(home) == []
+        assert grit("status", "--home", other.folder).code == 0
+    finally:
+        control.stop(other)
+    assert everybody(other) == []
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_in_the_foreground_an_interrupt_ends_everything(home: Home) -> None:
+    service = subprocess.Popen(
+        [GRIT, "up", "--json", "--home", str(home.folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert service.stdout is not None
+    text = ""
+    while "}" not in text:
+        line = service.stdout.readline()
+        assert line, service.stderr and service.stderr.read()
+        text += line
+    assert json.loads(text)["key_file"] == str(home.key_file)
+    os.killpg(service.pid, signal.SIGINT)
+    out, err = service.communicate(timeout=60)
+    assert service.returncode == 0
+    assert out == ""
+    assert "Traceback" not in err
+    assert everybody(home) == []
+
+
+def test_a_taken_port_is_refused_by_name(grit: Grit, home: Home) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = grit("up", "--detach", "--port", port)
+    assert done.code == 3
+    assert f"Port {port} is taken" in done.err
+    assert "--port" in done.err
+    assert everybody(home) == []
+    assert control.running(home) is None
+
+
+def test_a_database_that_cannot_be_migrated_stops_the_start(grit: Grit, home: Home) -> None:
+    done = grit("up", "--detach", GRIT_DATABASE_URL="sqlite:////dev/null/grit.db")
+    assert done.code == 3
+    assert "migrate" in done.err
+    assert everybody(home) == []
+
+
+def test_a_stale_record_kills_nobody(home: Home) -> None:
+    bystander = subprocess.Popen(SLEEP)
+    try:
+        home.prepare()
+        stale = Identity(pid=bystander.pid, started="12345")
+        Record(supervisor=stale, phase="ready", url="http://x", processes={"api": stale}).write(
+            home
+        )
+        assert control.running(home) is None
+        assert control.stop(home) == []
+        assert bystander.poll() is None
+        assert not home.state_file.exists()
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_what_a_dead_supervisor_left_is_ended(home: Home) -> None:
+    orphan = subprocess.Popen(SLEEP, start_new_session=True)
+    try:
+        home.prepare()
+        identity = Identity.of(orphan.pid)
+        assert identity is not None
+        gone = Identity(pid=2**22 - 3, started="1")
+        Record(supervisor=gone, phase="ready", processes={"worker": identity}).write(home)
+        assert control.stop(home) == ["worker"]
+        assert orphan.wait(10) == -signal.SIGTERM
+    finally:
+        orphan.kill()
+        orphan.wait()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"processes": 5}', "null"])
+def test_a_damaged_record_is_no_record(home: Home, text: str) -> None:
+    home.prepare()
+    home.state_file.write_text(text)
+    assert Record.read(home) is None
+    assert control.running(home) is None
+    assert control.stop(home) == []
+
+
+def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from grit_client.embedded.children import Child\n"
+        f"child = Child(name='c', argv={SLEEP!r}, environment=os.environ,"
+        f" log=Path({str(tmp_path / 'log')!r}), stage=0)\n"
+        "child.start()\n"
+        "time.sleep(0.5)\n"
+        "print(child.identity.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    identity = Identity.of(pid)
+    assert identity is not None
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert identity.wait_until_gone(5.0)
+
+
+def test_a_dead_child_is_started_again_with_growing_pauses(tmp_path: Path) -> None:
+    child = Child(
+        name="c",
+        argv=[sys.executable, "-c", "raise SystemExit(7)"],
+        environment=dict(os.environ),
+        log=tmp_path / "log",
+        stage=0,
+    )
+    child.start()
+    starts = []
+    deadline = time.monotonic() + 3.5
+    while time.monotonic() < deadline:
+        if child.revive() and child.running:
+            starts.append(time.monotonic())
+        time.sleep(0.01)
+    child.wait_or_kill(0.0)
+    # Pauses of 0.5 and 1 s, then one of 2 s that has not passed.
+    assert len(starts) == 2
+    assert starts[1] - starts[0] > 0.9
+    assert child.last_exit == 7
+
+
+def test_a_child_that_ignores_the_request_is_killed_with_its_children(tmp_path: Path) -> None:
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"print(subprocess.Popen({SLEEP!r}).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    child = Child(
+        name="c",
+        argv=[sys.executable, "-c", code],
+        environment=dict(os.environ),
+        log=tmp_path / "log",
+        stage=0,
+    )
+    child.start()
+    wait_for(lambda: (tmp_path / "log").read_text().endswith("\n"))
+    grandchild = Identity.of(int((tmp_path / "log").read_text()))
+    child.ask_to_end()
+    child.wait_or_kill(time.monotonic() + 0.3)
+    assert not child.running
+    assert grandchild is not None
+    assert grandchild.wait_until_gone(5.0)
