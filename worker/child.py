@@ -158,6 +158,7 @@ class Child:
             document: dict[str, Any] = json.loads(line)
             if document.get("ready"):
                 self._ready.set()
+                _log.info("child_ready", child=self.pid, import_seconds=document["import_seconds"])
                 return
             self.inbox.put(event_from_json(document))
         except (ValueError, KeyError, TypeError):  # a line torn by a kill
