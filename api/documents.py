@@ -44,7 +44,7 @@ def _response(codes: Sequence[str]) -> dict[str, Any]:
     words = "; ".join(f"`{code}`: {KINDS[code].title}" for code in codes)
     media = {
         "schema": {"$ref": "#/components/schemas/ProblemDocument"},
-        "examples": {code: {"value": _example(code)} for code in codes},
+        "examples": {code: {"$ref": f"#/components/examples/{code}"} for code in codes},
     }
     return {"description": words, "content": {PROBLEM_MEDIA_TYPE: media}, "x-codes": list(codes)}
 
@@ -74,6 +74,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(problem.pop("$defs", {}))
     schemas["ProblemDocument"] = problem
+    components["examples"] = {code: {"value": _example(code)} for code in KINDS}
     components["securitySchemes"] = {
         "bearer": {
             "type": "http",

@@ -15,7 +15,7 @@ from api.services import Services
 from api.submission import DEVICE_SEEN_SECONDS
 from api.waiting import PLACES
 from grit_core.config.devices import DeviceStrategy, choose_device
-from grit_core.records import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
+from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
 from store import adapters, base_models, jobs, workers
 from store.database import transaction
 from store.errors import NotFound
@@ -54,13 +54,12 @@ def _prepare(services: Services, team: str, body: InferRequest) -> Question:
     messages = _messages(body)
     with transaction(services.engine, read_only=True) as session:
         adapter = _adapter(session, team, body)
-        model_id = adapter.model if adapter is not None else body.model or ""
-        model = _model(session, model_id)
+        if adapter is not None and body.model not in {None, adapter.model}:
+            detail = f"The adapter belongs to {adapter.model!r}; leave `model` out."
+            item = Item(code="adapter_mismatch", detail=detail, pointer="/model", input=body.model)
+            raise InvalidRequest([item])
+        model = _model(session, adapter.model if adapter is not None else body.model or "")
         device = _device(session)
-    if body.model is not None and body.model != model.id:
-        detail = f"The adapter belongs to {model.id!r}; leave `model` out."
-        item = Item(code="adapter_mismatch", detail=detail, pointer="/model", input=body.model)
-        raise InvalidRequest([item])
     request_id = new_id("inf")
     payload = {
         "id": request_id,

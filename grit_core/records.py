@@ -6,8 +6,6 @@ A row is an object `{"messages": [...]}` in the OpenAI chat shape. Image parts a
 here: bytes are taken as they are and told apart by their first bytes alone.
 """
 
-import base64
-import binascii
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,19 +14,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from grit_core.errors import InvalidDataset
+from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
 from grit_core.json_text import InvalidJson, decode, has_lone_surrogate, pointer_of
 
 MAX_LINE_BYTES: Final = 64 * 1024**2
 """Longest line of a JSONL file: a row with its images inside."""
 MAX_MESSAGES: Final = 64
 MAX_IMAGES: Final = 32
-MAX_IMAGE_BYTES: Final = 20 * 1024**2
 MAX_TEXT_CHARACTERS: Final = 1_000_000
 
 ResolveImage = Callable[[str], bytes]
 """Returns the bytes of an image named by a relative path; raises `LookupError` if there is none."""
 
-_MEDIA_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
 _TEXT_CONTROL: Final = frozenset(chr(code) for code in range(32)) - {"\t", "\n", "\r", "\f"}
 
 _Path = tuple[str | int, ...]
@@ -210,40 +207,6 @@ def no_images(name: str) -> bytes:
         LookupError: Always.
     """
     raise LookupError(name)
-
-
-def media_type(image: bytes) -> str | None:
-    """Return `image/png`, `image/jpeg` or `image/webp` by the first bytes, else nothing."""
-    if image.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if image.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return "image/webp"
-    return None
-
-
-def data_url(image: bytes) -> str:
-    """Write encoded image bytes as a `data:` URL."""
-    return f"data:{media_type(image)};base64,{base64.b64encode(image).decode('ascii')}"
-
-
-def decode_data_url(url: str) -> bytes:
-    """Return the image bytes of a `data:` URL.
-
-    Raises:
-        ValueError: If the URL is not a base64 one of an image format that we read.
-    """
-    head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise ValueError("A data URL must read data:image/png;base64,...")
-    named = head.removeprefix("data:").removesuffix(";base64").lower()
-    if named not in _MEDIA_TYPES:
-        raise ValueError(f"The data URL is {named[:40]!r}; send one of {', '.join(_MEDIA_TYPES)}.")
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("The base64 of the data URL is broken.") from None
 
 
 class _RowReader:

@@ -7,8 +7,8 @@ from typing import Any, BinaryIO, Final, Protocol
 
 from api.errors import Problem
 from api.intake.archives import BROKEN, Archive, TarArchive, ZipArchive, inflate
+from grit_core.images import MAX_IMAGE_BYTES
 from grit_core.records import (
-    MAX_IMAGE_BYTES,
     MAX_LINE_BYTES,
     ChatRecord,
     InvalidRecord,

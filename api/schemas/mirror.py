@@ -134,5 +134,7 @@ def _or_auto(wire: Any) -> Any:
 def _limits(hint: Any, check: Check | None) -> dict[str, Any]:
     if isinstance(check, Number):
         low = "gt" if check.above_low else "ge"
-        return {low: check.low, ("lt" if check.below_high else "le"): check.high}
+        high = "lt" if check.below_high else "le"
+        number: Callable[[float], float] = int if check.integer else float
+        return {low: number(check.low), high: number(check.high)}
     return {"ge": -(2**63), "le": 2**63 - 1} if hint is int else {}

@@ -16,11 +16,10 @@ from api.app import create_app
 from api.services import Services
 from grit_core.config.model_configs import Modality
 from grit_core.inventory import LayerRecord, ModelInventory
-from grit_core.records import data_url
+from grit_core.images import data_url
 from store import base_models, keys, workers
 from store.database import transaction
 from store.keys import Scope
-from store.models import Base
 from store.settings import Settings
 
 MODEL = "tests/tiny-smolvlm"
@@ -134,10 +133,10 @@ def rows(count: int = 10) -> bytes:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, sqlite_url: str) -> Settings:
     return Settings(
         home=tmp_path / "home",
-        database_url="",
+        database_url=sqlite_url,
         objects_url="",
         broker_url="redis://127.0.0.1:1/0",
         allowed_models=[f"{tmp_path}/models/*", "allowed/*"],
@@ -152,7 +151,6 @@ def settings(tmp_path: Path) -> Settings:
 def app(settings: Settings) -> Iterator[FastAPI]:
     made = create_app(settings)
     engine = made.state.services.engine
-    Base.metadata.create_all(engine)
     with transaction(engine) as session:
         base_models.register(session, id=MODEL, source="/models/tiny")
         inventory = tiny_inventory()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grit_core.images import data_url
 from grit_core.json_text import InvalidJson, decode
 from grit_core.records import (
     ChatRecord,
@@ -15,7 +16,6 @@ from grit_core.records import (
     InvalidRecord,
     Role,
     TextPart,
-    data_url,
     images_beside,
     is_safe_path,
     no_images,

@@ -1,0 +1,138 @@
+"""A team sees its own rows alone; every route has a rule, and every id a case here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+from api.app import ROUTES
+from api.auth import PUBLIC, access_of
+from api.routing import ServiceRoute, service_router
+from api.services import Services
+from store import adapters
+from store.database import transaction
+from store.keys import Scope
+from store.models import AdapterOrigin
+from tests.api.conftest import MODEL, Team
+
+ALL_ROUTES = [route for module in ROUTES for route in module.router.routes]
+SHARED = {"model_id", "name", "key_id"}
+"""Ids that belong to no team: base models and presets; keys are the administrators'."""
+
+
+def cases() -> list[Any]:
+    found = []
+    for route in ALL_ROUTES:
+        if not isinstance(route, APIRoute):
+            continue
+        names = {field.name for field in route.dependant.path_params}
+        for name in names - SHARED:
+            for method in route.methods:
+                found.append(pytest.param(method, route.path, name, id=f"{method} {route.path}"))
+    return found
+
+
+@pytest.fixture
+def owned(join: Callable[..., Team], services: Services) -> dict[str, str]:
+    """One row of each kind, of another team."""
+    owner = join("owner")
+    job = owner.job()
+    with transaction(services.engine) as session:
+        adapter = adapters.create_adapter(
+            session, team="owner", origin=AdapterOrigin.IMPORT, model=MODEL, prefix="adapters/x/"
+        )
+    return {"job_id": job["id"], "dataset_id": job["dataset"], "adapter_id": adapter.id}
+
+
+@pytest.mark.parametrize(("method", "path", "name"), cases())
+def test_another_teams_row_is_not_found(
+    join: Callable[..., Team], owned: dict[str, str], method: str, path: str, name: str
+) -> None:
+    assert name in owned, f"a new kind of id {name!r}: make one of it in `owned`"
+    stranger = join("stranger", *Scope)
+    real = stranger.request(method, path.replace(f"{{{name}}}", owned[name]))
+    unknown = owned[name][:-4] + "0000"
+    other = stranger.request(method, path.replace(f"{{{name}}}", unknown))
+    assert real.status_code == other.status_code == 404
+    assert real.json()["code"] == "not_found"
+    assert real.json()["detail"].replace(owned[name], unknown) == other.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/datasets", "/adapters"])
+def test_a_list_holds_the_teams_own_rows(
+    join: Callable[..., Team], owned: dict[str, str], path: str
+) -> None:
+    assert owned
+    assert join("stranger", *Scope).get(path).json()["data"] == []
+    assert join("owner").get(path).json()["data"]
+
+
+def test_a_job_cannot_name_another_teams_dataset(
+    join: Callable[..., Team], owned: dict[str, str]
+) -> None:
+    stranger = join("stranger")
+    body = {"model": MODEL, "dataset": owned["dataset_id"], "preset": "smolvlm_fast"}
+    real = stranger.post("/jobs", json=body)
+    unknown = stranger.post("/jobs", json={**body, "dataset": owned["dataset_id"][:-4] + "0000"})
+    for answer in (real, unknown):
+        assert answer.status_code == 422
+        assert [fault["code"] for fault in answer.json()["errors"]] == ["dataset_not_found"]
+
+
+@pytest.mark.parametrize("field", ["adapter", "job"])
+def test_inference_cannot_name_another_teams_rows(
+    join: Callable[..., Team], owned: dict[str, str], field: str
+) -> None:
+    body = {field: owned[f"{field}_id"], "prompt": "x"}
+    assert join("stranger").post("/infer", json=body).status_code == 404
+
+
+def test_every_route_is_ours_and_has_a_rule() -> None:
+    assert all(isinstance(route, ServiceRoute) for route in ALL_ROUTES)
+    public = {
+        route.path
+        for route in ALL_ROUTES
+        if isinstance(route, APIRoute) and access_of(route.endpoint) == PUBLIC
+    }
+    assert public == {"/healthz", "/readyz", "/metrics", "/version"}
+
+
+def test_a_new_route_without_a_rule_is_refused_at_its_making() -> None:
+    router = service_router("test")
+    with pytest.raises(LookupError, match="no access rule"):
+
+        @router.get("/forgotten")
+        def forgotten() -> None: ...
+
+
+def test_the_app_has_no_routes_but_these(app: FastAPI) -> None:
+    plain = APIRouter()
+    assert not plain.routes
+    own = {getattr(route, "path", None) for route in app.routes} - {None}
+    assert own <= {"/openapi.json", *(getattr(route, "path", "") for route in ALL_ROUTES)}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        pytest.param(method, route.path, id=f"{method} {route.path}")
+        for route in ALL_ROUTES
+        if isinstance(route, APIRoute) and access_of(route.endpoint) != PUBLIC
+        for method in route.methods
+    ],
+)
+def test_no_route_answers_without_a_key_or_with_the_wrong_scope(
+    join: Callable[..., Team], method: str, path: str
+) -> None:
+    team = join("alpha", Scope.READ)
+    assert team.client.request(method, path).status_code == 401
+    route = next(
+        each
+        for each in ALL_ROUTES
+        if isinstance(each, APIRoute) and each.path == path and method in each.methods
+    )
+    lacking = {Scope.READ, Scope.WRITE, Scope.INFER} - {access_of(route.endpoint)}
+    weak = join("weak", *(Scope(scope) for scope in lacking))
+    assert weak.request(method, path).status_code == 403

@@ -1,0 +1,216 @@
+"""The process itself: health, readiness, measures, headers, logs, the key file, start-up."""
+
+import json
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from store.keys import Scope
+from store.settings import Settings
+from tests.api.conftest import Team
+from tests.services import free_port
+
+
+def test_health_asks_nothing(client: TestClient) -> None:
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def test_readiness_names_every_part_and_accepts_jobs_without_a_broker(client: TestClient) -> None:
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json()["checks"] == {
+        "database": "ok",
+        "objects": "ok",
+        "broker": "does not answer",
+        "workers": "ok",
+    }
+
+
+def test_a_database_that_does_not_answer_is_unready_and_unavailable(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://nobody@127.0.0.1:1/none"
+    settings = Settings(home=tmp_path, database_url=url, broker_url="redis://127.0.0.1:1/0")
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "unready")
+        answer = client.get("/jobs", headers={"Authorization": "Bearer grit_x_y"})
+        if answer.status_code != 401:  # a malformed key needs no database to be refused
+            assert answer.status_code == 503
+        key = f"grit_{'0' * 12}_{'x' * 43}"
+        answer = client.get("/jobs", headers={"Authorization": f"Bearer {key}"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+        assert answer.headers["Retry-After"]
+        assert "127.0.0.1" not in answer.text
+        assert client.get("/healthz").status_code == 200
+
+
+def test_measures_count_requests_and_jobs_without_names(team: Team) -> None:
+    job = team.job()["id"]
+    team.get(f"/jobs/{job}")
+    text = team.client.get("/metrics").text
+    assert 'grit_jobs{queue="cpu",status="queued"} 1.0' in text
+    assert 'grit_live_workers{device="cpu"} 1.0' in text
+    assert 'route="/jobs/{job_id}"' in text
+    assert job not in text
+    assert team.name not in text
+
+
+def test_the_version_names_the_schema(client: TestClient) -> None:
+    found = client.get("/version").json()
+    assert found["name"] == "grit-service"
+    assert found["schema_revision"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nothing", "/jobs"])
+def test_every_answer_has_a_request_id_and_safe_headers(client: TestClient, path: str) -> None:
+    answer = client.get(path, headers={"X-Request-Id": "caller-given-id"})
+    assert answer.headers["X-Request-Id"] == "caller-given-id"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    odd = client.get(path, headers={"X-Request-Id": "a b\tc"})
+    assert odd.headers["X-Request-Id"].startswith("req_")
+
+
+def test_a_log_line_is_json_and_holds_neither_keys_nor_bodies(
+    team: Team, capfd: pytest.CaptureFixture[str]
+) -> None:
+    team.get("/jobs?metadata[secret]=canary-query")
+    team.post("/jobs", json={"model": "canary-body"}, headers={"X-Request-Id": "line-of-mine"})
+    lines = capfd.readouterr().err.splitlines()
+    mine = [json.loads(line) for line in lines if "line-of-mine" in line]
+    assert mine[0]["path"] == "/jobs"
+    assert mine[0]["status"] == 422
+    text = "\n".join(lines)
+    for canary in (team.token, "canary-query", "canary-body"):
+        assert canary not in text
+
+
+def test_a_failure_of_ours_is_logged_and_tells_nothing(
+    app: FastAPI, team: Team, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("an inner detail")
+
+    monkeypatch.setattr("store.jobs.list_jobs", break_down)
+    answer = team.get("/jobs")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "inner detail" not in answer.text
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_the_embedded_key_is_written_once_and_for_its_owner_alone(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "home" / "key"
+    embedded = settings.model_copy(update={"key_file": path})
+    with TestClient(create_app(embedded)) as client:
+        token = path.read_text().strip()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        answer = client.get("/keys", headers={"Authorization": f"Bearer {token}"})
+        assert [key["team"] for key in answer.json()["data"]] == ["default"]
+    with TestClient(create_app(embedded)) as client:
+        assert path.read_text().strip() == token
+        assert client.get("/jobs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_an_administrator_makes_and_revokes_keys(join: Callable[..., Team]) -> None:
+    admin = join("ops", Scope.ADMIN)
+    body = {"name": "ci", "team": "beta", "scopes": ["read"]}
+    made = admin.post("/keys", json=body)
+    assert made.status_code == 201
+    key = made.json()
+    reader = Team(admin.client, "beta", key["key"])
+    assert reader.get("/jobs").status_code == 200
+    assert reader.get("/keys").status_code == 403
+    assert key["key"] not in admin.get("/keys").text
+    assert admin.delete(f"/keys/{key['id']}").status_code == 204
+    assert reader.get("/jobs").status_code == 401
+    assert admin.delete("/keys/key_unknown").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scopes": []},
+        {"scopes": ["root"]},
+        {"team": "No Such"},
+        {"expires_at": "2027-01-01T00:00:00"},
+        {"name": ""},
+    ],
+    ids=str,
+)
+def test_a_bad_key_is_refused(join: Callable[..., Team], fields: dict[str, object]) -> None:
+    admin = join("ops", Scope.ADMIN)
+    answer = admin.post("/keys", json={"name": "ci", "scopes": ["read"], **fields})
+    assert answer.status_code == 422
+
+
+def test_presets_devices_and_the_schema_are_listed(team: Team) -> None:
+    names = [preset["name"] for preset in team.get("/presets").json()["data"]]
+    assert names[:2] == ["smolvlm_fast", "smolvlm_256m"]
+    assert team.get("/presets/smolvlm_fast").json()["config"]["text"]["n_layers"] == 4
+    devices = team.get("/devices").json()
+    assert [device["name"] for device in devices["data"]] == ["cpu"]
+    chosen = {each["name"]: each["device"] for each in devices["strategies"]}
+    assert chosen["auto_performance"] == "cpu"
+    schema = team.get("/schema/job").json()
+    assert schema["properties"]["eval_fraction"]["maximum"] == 0.5
+    assert schema["additionalProperties"] is False
+
+
+def test_models_are_listed_registered_and_show_their_layers(team: Team, tmp_path: Path) -> None:
+    listed = team.get("/models").json()
+    assert [model["status"] for model in listed["data"]] == ["ready"]
+    layers = team.get("/models/tests/tiny-smolvlm/layers").json()["modalities"]
+    assert {name: len(rows) for name, rows in layers.items()} == {
+        "vision": 12,
+        "text": 18,
+        "cross_modal": 1,
+    }
+    folder = tmp_path / "models" / "own"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    made = team.post("/models", json={"id": "own", "source": str(folder)})
+    assert made.status_code == 202, made.text
+    assert made.headers["Location"] == "/models/own"
+    assert team.get("/models/own").json()["status"] == "registering"
+    assert team.get("/models/own/layers").status_code == 409
+    other = team.post("/models", json={"id": "own", "source": "allowed/other"})
+    assert (other.status_code, other.json()["code"]) == (409, "model_conflict")
+    gone = team.post("/models", json={"id": "x", "source": f"{folder}-gone"})
+    assert gone.json()["errors"][0]["pointer"] == "/source"
+
+
+@pytest.mark.slow
+def test_the_service_answers_soon_after_its_start(tmp_path: Path) -> None:
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory"),
+        *("--port", str(port), "--log-level", "warning"),
+    ]
+    environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            deadline = time.monotonic() + 30
+            status = 0
+            while status != 200 and time.monotonic() < deadline:
+                time.sleep(0.02)
+                try:
+                    status = httpx.get(f"http://127.0.0.1:{port}/healthz").status_code
+                except httpx.TransportError:
+                    continue
+            assert status == 200
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
