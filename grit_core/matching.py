@@ -30,16 +30,16 @@ class Match:
 
 def match_layers(patterns: Sequence[str], inventory: ModelInventory) -> Match:
     """Find the layers that fit any of the patterns."""
-    found = matching(patterns, [layer.name for layer in inventory.layers])
+    names = [layer.name for layer in inventory.layers]
+    found = matching(patterns, names)
     used = set(found.values())
     idle = [(place, pattern) for place, pattern in enumerate(patterns) if pattern not in used]
+    overshadowed = list(found)  # a pattern that is not used can fit only what others took
     return Match(
         layers=tuple(layer for layer in inventory.layers if layer.name in found),
         pattern_of=found,
         unmatched=tuple(
-            (place, pattern)
-            for place, pattern in idle
-            if not matching([pattern], [layer.name for layer in inventory.layers])
+            (place, pattern) for place, pattern in idle if not matching([pattern], overshadowed)
         ),
     )
 

@@ -13,7 +13,7 @@ from grit_core.config.bounds import did_you_mean, shown
 from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
 
 MEMORY_SHARE: Final = 0.8
-"""Of a GPU's memory that `memory_efficient` lets the weights take."""
+"""Of a GPU's free memory that `memory_efficient` lets the weights take."""
 
 
 class DeviceStrategy(StrEnum):
@@ -178,10 +178,11 @@ def _dtype_reason(dtype: str, device: str) -> str:
 
 
 def _memory_limits() -> dict[int | str, int]:
-    """Bytes for each GPU. Nothing is said of the CPU, which takes what does not fit."""
-    import torch
+    """Bytes for each GPU and for the CPU, which takes what does not fit."""
+    from accelerate.utils import get_max_memory  # noqa: PLC0415 - as above
 
+    free: dict[int | str, int] = get_max_memory()
     return {
-        index: int(torch.cuda.get_device_properties(index).total_memory * MEMORY_SHARE)
-        for index in range(torch.cuda.device_count())
+        place: int(size * MEMORY_SHARE) if isinstance(place, int) else size
+        for place, size in free.items()
     }

@@ -56,6 +56,9 @@ PARAMETER_OF_STRATEGY: dict[LayerSelectionStrategy, str] = {
 STRATEGY_PARAMETERS = ("n_layers", "step_size", "specific_indices")
 
 MAX_PATTERNS = 512
+"""Of one modality, full names included."""
+MAX_WILDCARD_PATTERNS = 64
+"""Of one modality: each of these is tried on every layer."""
 MAX_INDICES = 1024
 MAX_BLOCKS = 10_000
 MAX_RANK = 4096
@@ -285,6 +288,9 @@ def _pattern_faults(patterns: object, *, pointer: str) -> list[Fault]:
         return [wrong_type(patterns, pointer=pointer, expected="a list of patterns")]
     if len(patterns) > MAX_PATTERNS:
         return [_too_many(len(patterns), MAX_PATTERNS, "patterns", pointer=pointer)]
+    wildcards = sum(isinstance(pattern, str) and "*" in pattern for pattern in patterns)
+    if wildcards > MAX_WILDCARD_PATTERNS:
+        return [_too_many(wildcards, MAX_WILDCARD_PATTERNS, "patterns with *", pointer=pointer)]
     found = (
         pattern_fault(pattern, pointer=f"{pointer}/{position}")
         for position, pattern in enumerate(patterns)
@@ -319,5 +325,6 @@ def _too_many(count: int, bound: int, noun: str, *, pointer: str) -> Fault:
     return Fault(
         pointer=pointer,
         code="too_many",
-        detail=f"There are {count} {noun}; at most {bound} are read. Use * to write fewer.",
+        detail=f"There are {count} {noun}; at most {bound} are read. Let one * stand for more"
+        " layers.",
     )

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from grit_core.config.devices import (
     DeviceStrategy,
+    _memory_limits,
     available_devices,
     choose_device,
     get_device_config,
@@ -79,6 +80,14 @@ def test_kinds_and_training_precision_follow_the_device() -> None:
 def test_this_machine_has_a_cpu() -> None:
     assert available_devices()[-1] == "cpu"
     assert ("cuda" in available_devices()) == torch.cuda.is_available()
+
+
+def test_limited_memory_leaves_the_rest_of_the_weights_to_the_cpu() -> None:
+    limits = _memory_limits()
+    assert limits["cpu"] > 0
+    assert [place for place in limits if isinstance(place, int)] == list(
+        range(torch.cuda.device_count())
+    )
 
 
 @pytest.mark.parametrize("strategy", list(DeviceStrategy))
