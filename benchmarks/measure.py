@@ -1,4 +1,4 @@
-"""Paired timings on a noisy machine: interleave, take the median ratio, give an interval, keep the raw numbers."""
+"""Paired timings on a noisy machine: interleave, and take the median ratio with an interval."""
 
 import json
 import platform
@@ -40,7 +40,7 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, fl
 def interleave(
     ours: Callable[[], float], theirs: Callable[[], float], *, num_pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Measure A B, then B A, and so on; drop the pairs around which the calibration moved by over 10 %."""
+    """Measure A B, then B A, and so on; drop pairs around which the calibration moved by 10 %."""
     kept: tuple[list[float], list[float]] = ([], [])
     for index in range(num_pairs):
         before = calibration_seconds()

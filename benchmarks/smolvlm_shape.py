@@ -1,7 +1,7 @@
 """A base model of SmolVLM-256M's exact shape with random weights, and rows to train it on.
 
-The published weights are not needed to time a step: the shape decides. Tokenizer, processor and chat
-template are those of `examples/digits-vlm` (the same classes as SmolVLM's), set to SmolVLM's image size.
+The published weights are not needed to time a step: the shape decides. Tokenizer, processor and
+chat template are those of `examples/digits-vlm` (SmolVLM's classes), set to SmolVLM's image size.
 """
 
 import base64

@@ -2,9 +2,9 @@
 
     python -m examples.make_digits_data [--out examples/digits]
 
-Three JSONL files in the chat shape that `POST /datasets` takes, each row self-contained. Training rows
-come from the images that the base model was trained on, held-out rows from the 297 that nothing was
-trained on. Nothing is random: the same files come out, byte for byte, every time.
+Three JSONL files in the chat shape that `POST /datasets` takes, each row self-contained. Training
+rows come from the images that the base model was trained on, held-out rows from the 297 that
+nothing was trained on. Nothing is random: the same files come out, byte for byte, every time.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m examples.train_digits_vlm [--out examples/digits-vlm] [--seed 0] [--threads 2]
 
 Architecture, tokenizer, processor and chat template are those of SmolVLM in small (Idefics3): a
-vision tower, a pixel-shuffle connector and a Llama text model. As with its big relatives, the vision
+vision tower, a pixel-shuffle connector and a Llama text model. As with its relatives, the vision
 tower is pretrained first (here as a classifier, whose head is thrown away), then everything is
 trained together on chats. The same seed and thread count on the same machine give the same weights.
 """
@@ -78,14 +78,16 @@ CHAT_TEMPLATE = (
 
 
 def build_processor() -> Idefics3Processor:
-    """A byte-level BPE tokenizer trained on the chats, with SmolVLM's special tokens and template."""
+    """A byte-level BPE tokenizer trained on the chats, SmolVLM's special tokens and template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
     ])
     bpe.decoder = decoders.ByteLevel()
-    corpus = [f"User:{question}\nAssistant: {digit}" for question in QUESTIONS for digit in range(10)]
+    corpus = [
+        f"User:{question}\nAssistant: {digit}" for question in QUESTIONS for digit in range(10)
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=480,
         min_frequency=2,
@@ -196,7 +198,7 @@ def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     noise = between(0, 0.05)[:, None, None, None] * torch.randn(moved.shape, generator=generator)
     blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1)), 3, stride=1)
     changed = (torch.where(some(0.4), blurred, moved) * contrast + noise).clamp(0, 1)
-    # Resampling smooths every edge; without the pictures as they are, the model never learns theirs.
+    # Resampling smooths every edge; without untouched pictures the model never learns theirs.
     return torch.where(some(0.4), pictures, changed)
 
 
@@ -205,7 +207,9 @@ def to_pixel_values(pictures: torch.Tensor) -> torch.Tensor:
     return ((pictures - 0.5) / 0.5).expand(-1, 3, -1, -1)[:, None]
 
 
-def batches(digits: Digits, *, size: int, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def batches(
+    digits: Digits, *, size: int, steps: int, seed: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield `steps` batches of augmented pixel values and labels, epoch after epoch."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.from_numpy(digits.pictures).float()[:, None] / 255
@@ -235,7 +239,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, *, step: int, steps:
 
 
 def pretrain_vision(
-    model: Idefics3ForConditionalGeneration, digits: Digits, *, steps: int, batch_size: int, seed: int
+    model: Idefics3ForConditionalGeneration,
+    digits: Digits,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
 ) -> None:
     """Train the vision tower as a classifier; its linear head is then forgotten."""
     tower = model.model.vision_model
@@ -244,7 +253,9 @@ def pretrain_vision(
     rate = 2e-3
     optimizer = optimizer_for(parameters, rate)
     started = time.perf_counter()
-    for step, (pixels, labels) in enumerate(batches(digits, size=batch_size, steps=steps, seed=seed)):
+    for step, (pixels, labels) in enumerate(
+        batches(digits, size=batch_size, steps=steps, seed=seed)
+    ):
         set_rate(optimizer, rate, step=step, steps=steps)
         features = tower(pixel_values=pixels[:, 0]).last_hidden_state.mean(dim=1)
         loss = F.cross_entropy(head(features), labels, label_smoothing=0.05)
@@ -273,7 +284,9 @@ def train_chats(
     }
     words = np.random.default_rng(seed)
     started = time.perf_counter()
-    for step, (pixels, labels) in enumerate(batches(digits, size=batch_size, steps=steps, seed=seed + 1)):
+    for step, (pixels, labels) in enumerate(
+        batches(digits, size=batch_size, steps=steps, seed=seed + 1)
+    ):
         set_rate(optimizer, rate, step=step, steps=steps)
         # One phrasing a batch: rows of equal length need no padding.
         question = QUESTIONS[int(words.integers(len(QUESTIONS)))]
@@ -347,7 +360,9 @@ def main() -> None:
     train, held_out = load_split()
     processor = build_processor()
     model = build_model(processor)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens"
+    )
     settings = {"batch_size": options.batch_size, "seed": options.seed}
     pretrain_vision(model, train, steps=options.vision_steps, **settings)
     train_chats(model, processor, train, steps=options.chat_steps, **settings)
