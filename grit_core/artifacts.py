@@ -8,7 +8,6 @@ equal bytes.
 import hashlib
 import platform
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from grit_core.checkpoints import canonical_json, replace_folder, sync_folder, write_durably
 from grit_core.errors import AdapterInvalid
 from grit_core.loss import keeps_chosen_logits
-from grit_core.models.pretrained import load_base_model
+from grit_core.models.pretrained import known_warnings_ignored, load_base_model
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -103,9 +102,7 @@ def verify_adapter(
     """
     base = load_base_model(source, device=device, dtype=precision)
     try:
-        with warnings.catch_warnings():
-            # PEFT 0.21 asks transformers 5.23 by a name that is on its way out.
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        with known_warnings_ignored():
             model = PeftModel.from_pretrained(base, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterInvalid(f"PEFT cannot load the adapter: {error}") from error

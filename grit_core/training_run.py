@@ -16,7 +16,13 @@ from grit_core.data import ChatEncoder, EncodedRows, StepRows, StepStream
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
 from grit_core.events import CurvatureObserved, TrainingEvent
 from grit_core.loss import label_loss_sum, to_device
-from grit_core.models.pretrained import DTYPES, auto_class_of, load_base_model, load_processor
+from grit_core.models.pretrained import (
+    DTYPES,
+    auto_class_of,
+    known_warnings_ignored,
+    load_base_model,
+    load_processor,
+)
 from grit_core.models.vlm_adapter import build_capture, build_optimizer, inject_lora
 from grit_core.optimizer import GRITOptimizer, summarise_by_modality
 from grit_core.random_state import random_tensors, random_values, restore_random, seed_everything
@@ -57,7 +63,8 @@ class TrainingRun:
         base = load_base_model(job.model, device=self.device, dtype=job.precision)
         self.auto_class = auto_class_of(base)
         seed_everything(job.training.seed)
-        self.model = inject_lora(base, job.plan, seed=job.training.seed)
+        with known_warnings_ignored():
+            self.model = inject_lora(base, job.plan, seed=job.training.seed)
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._open_rows()
         self.optimizer = self._build_optimizer()

@@ -1,5 +1,8 @@
 """Load a base model and its processor: from a local folder or by hub id, safetensors only."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +99,14 @@ def load_processor(source: str | Path) -> Any:
 def auto_class_of(model: nn.Module) -> str:
     """Return the name of the transformers class with which a model is loaded."""
     return str(_auto_model_for(model.config).__name__)
+
+
+@contextmanager
+def known_warnings_ignored() -> Iterator[None]:
+    """Be silent where PEFT 0.21 asks transformers 5.23 by a name that is on its way out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def is_folder(source: str | Path) -> bool:

@@ -12,9 +12,6 @@ from grit_core.training_job import job_from_json, job_to_json
 from tests.grit_core.training_jobs import tiny_job
 from tests.tiny_models import tiny_chat_rows, tiny_vlm_folder, write_jsonl
 
-# PEFT 0.21 asks transformers 5.23 by a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
 
 @pytest.fixture
 def spec(tmp_path: Path) -> dict[str, Any]:
