@@ -1,10 +1,10 @@
 """Executions of jobs: claim, keep, finish, give back. Every write is fenced by the attempt."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Select, Update, delete, func, null, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import Select, Update, and_, delete, func, null, or_, select, update
+from sqlalchemy.orm import Session
 
 from store import events
 from store.database_time import database_now, database_time_in
@@ -42,6 +42,8 @@ __all__ = [
     "save_checkpoint_pointer",
     "set_phase",
 ]
+
+_BELLS_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,41 +377,50 @@ def reap_expired(
 
 
 def queues_to_ring(session: Session, *, again_after_seconds: float) -> list[str]:
-    """Return the queues with ready rows whose bell is due, and note that it rings now."""
-    due = (
-        select(Job.id)
-        .where(
-            Job.status == JobStatus.QUEUED,
-            or_(Job.not_before.is_(None), Job.not_before <= database_now()),
-            or_(
-                Job.last_rung_at.is_(None),
-                Job.last_rung_at <= database_time_in(-again_after_seconds),
-            ),
-        )
-        .with_for_update(skip_locked=True)
+    """Return a queue for every ready row whose bell is due, and note that it rings now.
+
+    A few rows of each queue at a time: enough to wake the workers that are idle, and no flood. The
+    others are due at the next call.
+    """
+    due = and_(
+        Job.status == JobStatus.QUEUED,
+        or_(Job.not_before.is_(None), Job.not_before <= database_now()),
+        or_(
+            Job.last_rung_at.is_(None),
+            Job.last_rung_at <= database_time_in(-again_after_seconds),
+        ),
     )
+    place = func.row_number().over(
+        partition_by=Job.queue, order_by=(Job.priority.desc(), Job.created_at, Job.id)
+    )
+    placed = select(Job.id, place.label("place")).where(due).subquery()
+    first = session.scalars(select(placed.c.id).where(placed.c.place <= _BELLS_AT_ONCE)).all()
+    # Another process may ring for the same rows just now; whoever locks a row rings for it.
+    held = select(Job.id).where(Job.id.in_(first), due).with_for_update(skip_locked=True)
     queues = session.scalars(
         update(Job)
-        .where(Job.id.in_(session.scalars(due).all()))
+        .where(Job.id.in_(session.scalars(held).all()))
         .values(last_rung_at=database_now())
         .returning(Job.queue),
         execution_options={"synchronize_session": False},
     ).all()
-    return sorted(set(queues))
+    return sorted(queues)
 
 
 def _next_in(queue: str) -> Select[str]:
     """Select the job of a queue that is next: priority, then fairness between teams, then age."""
-    busy = aliased(Job)
-    running = (
-        select(func.count())
-        .where(busy.team == Job.team, busy.queue == queue, busy.status.in_(ACTIVE))
-        .correlate(Job)
-        .scalar_subquery()
+    # Counted once for all teams, not once for every waiting job.
+    busy = (
+        select(Job.team, func.count().label("jobs"))
+        .where(Job.queue == queue, Job.status.in_(ACTIVE))
+        .group_by(Job.team)
+        .subquery("busy")
     )
+    running = func.coalesce(busy.c.jobs, 0)
     return (
         select(Job.id)
         .join(Team, Team.name == Job.team)
+        .outerjoin(busy, busy.c.team == Job.team)
         .where(
             Job.queue == queue,
             Job.status == JobStatus.QUEUED,

@@ -1,5 +1,6 @@
 """Executions of jobs on both databases: fencing, retries, hand-backs and the reaper."""
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -385,19 +386,19 @@ def test_the_newest_checkpoint_that_is_left_is_the_one_to_resume_from(engine: En
     assert claimed.checkpoint.step == 2
 
 
-def test_a_queue_is_rung_once_and_again_only_after_a_while(engine: Engine) -> None:
+def test_every_ready_row_is_rung_for_once_and_again_only_after_a_while(engine: Engine) -> None:
     queued_job(engine)
     queued_job(engine)
     queued_job(engine, queue="cuda")
-    running_job(engine, queue="cpu")
+    running_job(engine, priority=1)
 
     def due(again_after_seconds: float) -> list[str]:
         with transaction(engine) as session:
             return attempts.queues_to_ring(session, again_after_seconds=again_after_seconds)
 
-    assert due(30.0) == ["cpu", "cuda"]
+    assert due(30.0) == ["cpu", "cpu", "cuda"]
     assert due(30.0) == []
-    assert due(0.0) == ["cpu", "cuda"]
+    assert due(0.0) == ["cpu", "cpu", "cuda"]
 
 
 def test_a_job_that_waits_for_its_next_attempt_is_not_rung(engine: Engine) -> None:
@@ -408,3 +409,28 @@ def test_a_job_that_waits_for_its_next_attempt_is_not_rung(engine: Engine) -> No
     end_wait(engine, job.id)
     with transaction(engine) as session:
         assert attempts.queues_to_ring(session, again_after_seconds=0.0) == ["cpu"]
+
+
+def test_a_long_queue_is_claimed_from_quickly_and_rung_for_in_parts(engine: Engine) -> None:
+    queued_job(engine, queue="cuda")
+    queued_job(engine)
+    columns = [column.name for column in Job.__table__.columns if column.name != "id"]
+    listed = ", ".join(columns)
+    with transaction(engine) as session:
+        for number in range(11):  # doubles: 2,048 rows
+            session.execute(
+                text(
+                    f"INSERT INTO jobs (id, {listed}) SELECT substr(id, 2) || '{number:x}', {listed} FROM jobs"  # noqa: S608
+                    " WHERE queue = 'cpu'"
+                )
+            )
+    with transaction(engine) as session:
+        rung = attempts.queues_to_ring(session, again_after_seconds=30)
+        assert rung == ["cpu"] * 8 + ["cuda"]
+        again = attempts.queues_to_ring(session, again_after_seconds=30)
+        assert again == ["cpu"] * 8
+    claim(engine)
+    began = time.monotonic()
+    assert claim(engine).attempt == 1
+    # Counting a team's running jobs once for every waiting row took seconds here.
+    assert time.monotonic() - began < 1.0
