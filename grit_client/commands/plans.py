@@ -1,6 +1,7 @@
 """A plan, as a person reads it: every layer with its numbers and the reason it was picked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,17 +11,11 @@ from grit_client.commands.tables import facts, size, table
 
 
 def render_plan(plan: Mapping[str, Any]) -> RenderableType:
-    """The layers as a table, then the totals and warnings."""
-    layers = table(
-        ["layer", "modality", "block", "rank", "alpha", "parameters", "reason"],
-        [
-            [
-                layer["name"], layer["modality"], layer["block"], layer["rank"],
-                layer["alpha"], layer["parameters"], layer["reason"],
-            ]
-            for layer in plan["layers"]
-        ],
-    )  # fmt: skip
+    """The layers under the reason they were picked for, then the totals and warnings."""
+    groups = groupby(plan["layers"], key=lambda layer: (layer["modality"], layer["reason"]))
+    parts: list[RenderableType] = []
+    for (modality, reason), layers in groups:
+        parts += [Text.assemble((modality, "bold cyan"), f": {reason}"), _layers(list(layers))]
     estimate = plan.get("estimate") or {}
     totals = facts({
         "model": plan.get("model"),
@@ -33,7 +28,23 @@ def render_plan(plan: Mapping[str, Any]) -> RenderableType:
         "plan hash": plan["plan_hash"],
     })
     warnings = [Text(f"warning: {text}", style="yellow") for text in plan.get("warnings") or []]
-    return Group(layers, totals, *warnings)
+    return Group(*parts, totals, *warnings)
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> RenderableType:
+    columns = ["layer", "block", "size", "rank", "alpha", "parameters"]
+    rows = [
+        [
+            layer["name"],
+            layer["block"],
+            f"{layer['in_features']} x {layer['out_features']}",
+            layer["rank"],
+            layer["alpha"],
+            layer["parameters"],
+        ]
+        for layer in layers
+    ]
+    return table(columns, rows)
 
 
 def _with_reason(value: Any, reason: Any) -> str | None:

@@ -24,6 +24,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     grid = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     listed = [list(row) for row in rows]
     for index, column in enumerate(grid.columns):
+        column.overflow = "fold"  # an id cut short could not be copied
         if all(isinstance(row[index], int | float | None) for row in listed):
             column.justify = "right"
     for row in listed:
