@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     TypeAdapter,
     WithJsonSchema,
     WrapValidator,
@@ -128,7 +129,8 @@ def _or_auto(wire: Any) -> Any:
 
     numbers = TypeAdapter(wire).json_schema()
     shown = {"anyOf": [numbers, {"const": "auto", "type": "string"}]}
-    return Annotated[wire, WrapValidator(validate), WithJsonSchema(shown)]
+    any_value = SerializeAsAny()  # type: ignore[type-arg] # used as a mark, it takes none
+    return Annotated[wire, WrapValidator(validate), any_value, WithJsonSchema(shown)]
 
 
 def _limits(hint: Any, check: Check | None) -> dict[str, Any]:
