@@ -416,14 +416,11 @@ def test_a_long_queue_is_claimed_from_quickly_and_rung_for_in_parts(engine: Engi
     queued_job(engine)
     columns = [column.name for column in Job.__table__.columns if column.name != "id"]
     listed = ", ".join(columns)
+    copied = f"substr(id, 2) || :digit, {listed}"  # every copy has an id of its own
+    double = f"INSERT INTO jobs (id, {listed}) SELECT {copied} FROM jobs WHERE queue = 'cpu'"  # noqa: S608
     with transaction(engine) as session:
-        for number in range(11):  # doubles: 2,048 rows
-            session.execute(
-                text(
-                    f"INSERT INTO jobs (id, {listed}) SELECT substr(id, 2) || '{number:x}', {listed} FROM jobs"  # noqa: S608
-                    " WHERE queue = 'cpu'"
-                )
-            )
+        for number in range(11):  # 2,048 rows
+            session.execute(text(double), {"digit": f"{number:x}"})
     with transaction(engine) as session:
         rung = attempts.queues_to_ring(session, again_after_seconds=30)
         assert rung == ["cpu"] * 8 + ["cuda"]
