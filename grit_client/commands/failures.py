@@ -15,6 +15,7 @@ from grit_client.errors import (
     ServiceUnreachable,
     Unauthorised,
 )
+from grit_client.terminal_text import printable
 
 if TYPE_CHECKING:
     from grit_client.commands.session import Session
@@ -40,7 +41,7 @@ def report(session: "Session", error: Exception) -> int | None:
     if session.as_json:
         sys.stderr.write(json.dumps(_document(error, code), indent=2, default=str) + "\n")
     else:
-        session.err.print(f"error: {error}", style="red", markup=False)
+        session.err.print(printable(f"error: {error}"), style="red", markup=False)
         for line in _advice(session, error):
             session.err.print(line, style="dim", markup=False)
     return code

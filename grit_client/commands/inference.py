@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from grit_client.commands.session import Session, with_session
+from grit_client.terminal_text import printable
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,7 +45,7 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
     if session.as_json:
         session.emit(answer)
         return
-    session.out.print(answer["output"], markup=False, soft_wrap=True)
+    session.out.print(printable(answer["output"]), markup=False, soft_wrap=True)
     usage, timing = answer.get("usage") or {}, answer.get("timing") or {}
     session.note(
         f"{answer.get('adapter') or answer.get('model')}: {usage.get('completion_tokens')} tokens"

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from grit_client.commands.tables import facts, size, table
+from grit_client.terminal_text import printable
 
 
 def render_plan(plan: Mapping[str, Any]) -> RenderableType:
@@ -15,7 +16,10 @@ def render_plan(plan: Mapping[str, Any]) -> RenderableType:
     groups = groupby(plan["layers"], key=lambda layer: (layer["modality"], layer["reason"]))
     parts: list[RenderableType] = []
     for (modality, reason), layers in groups:
-        parts += [Text.assemble((modality, "bold cyan"), f": {reason}"), _layers(list(layers))]
+        parts += [
+            Text.assemble((modality, "bold cyan"), f": {printable(reason)}"),
+            _layers(list(layers)),
+        ]
     estimate = plan.get("estimate") or {}
     totals = facts({
         "model": plan.get("model"),
@@ -27,7 +31,9 @@ def render_plan(plan: Mapping[str, Any]) -> RenderableType:
         "left out": len(plan.get("dropped") or []) or None,
         "plan hash": plan["plan_hash"],
     })
-    warnings = [Text(f"warning: {text}", style="yellow") for text in plan.get("warnings") or []]
+    warnings = [
+        Text(printable(f"warning: {text}"), style="yellow") for text in plan.get("warnings") or []
+    ]
     return Group(*parts, totals, *warnings)
 
 

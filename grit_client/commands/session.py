@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grit_client.home import Home
+from grit_client.terminal_text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -73,7 +74,9 @@ class Session:
             sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         else:
-            self.out.print(render() if render is not None else str(answer))
+            shown = render() if render is not None else str(answer)
+            # A text is somebody's words; a table has cleaned its cells already.
+            self.out.print(printable(shown) if isinstance(shown, str) else shown, markup=False)
 
     def leave(self, code: int) -> None:
         """End the command with an exit code.
@@ -96,7 +99,7 @@ class Session:
     def note(self, line: str) -> None:
         """Tell a person something on the side."""
         if not self.as_json:
-            self.err.print(line, style="dim", markup=False)
+            self.err.print(printable(line), style="dim", markup=False)
 
 
 def with_session(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from grit_client.terminal_text import printable
+
 STATUS_STYLES = {
     "succeeded": "green",
     "ready": "green",
@@ -51,7 +53,7 @@ def cell(value: object) -> Text:
         return Text(f"{value:,}")
     if isinstance(value, float):
         return Text(f"{value:.4g}")
-    text = str(value)
+    text = printable(str(value))
     return Text(text, style=STATUS_STYLES.get(text, ""))
 
 

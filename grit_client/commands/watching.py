@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from grit_client.commands.tables import duration
+from grit_client.terminal_text import printable
 
 if TYPE_CHECKING:
     from grit_client.answers import Job
@@ -57,7 +58,7 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}", style="cyan"),
+            TextColumn("{task.description}", style="cyan", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.fields[steps]}"),
             Numbers(),
@@ -104,10 +105,10 @@ class Lines:
 
 def describe(job: Mapping[str, Any]) -> str:
     """The job's status, its phase, and why it waits."""
-    status = str(job["status"])
+    status = printable(str(job["status"]))
     queue = job.get("queue") or {}
     if status == "queued" and queue.get("reason"):
-        return f"{status} ({queue['reason']})"
+        return printable(f"{status} ({queue['reason']})")
     if status == "queued" and queue.get("position"):
         return f"{status} (place {queue['position']})"
     phase = job.get("phase")
