@@ -23,6 +23,9 @@ from grit_core.errors import Fault, UnknownPreset
 MAX_LAYERS_BALANCED = 20
 """The guide's "max 20/modality"."""
 
+APPROXIMATION = "kfac"
+"""The whole factors: of a diagonal one the eigenbasis is the axes, and the step is Adam's."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
@@ -169,7 +172,10 @@ def _balanced(
         model_name=name,
         model_type=family.model_types[0],
         vision=ModalityConfig(
-            layer_patterns=vision, strategy=LayerSelectionStrategy.EVERY_NTH, step_size=step_size
+            layer_patterns=vision,
+            strategy=LayerSelectionStrategy.EVERY_NTH,
+            step_size=step_size,
+            fisher_approximation=APPROXIMATION,
         )
         if vision
         else None,
@@ -182,19 +188,27 @@ def _balanced(
 
 def _first(count: int, *patterns: str) -> ModalityConfig:
     return ModalityConfig(
-        layer_patterns=list(patterns), strategy=LayerSelectionStrategy.FIRST_N, n_layers=count
+        layer_patterns=list(patterns),
+        strategy=LayerSelectionStrategy.FIRST_N,
+        n_layers=count,
+        fisher_approximation=APPROXIMATION,
     )
 
 
 def _last(count: int, *patterns: str) -> ModalityConfig:
     return ModalityConfig(
-        layer_patterns=list(patterns), strategy=LayerSelectionStrategy.LAST_N, n_layers=count
+        layer_patterns=list(patterns),
+        strategy=LayerSelectionStrategy.LAST_N,
+        n_layers=count,
+        fisher_approximation=APPROXIMATION,
     )
 
 
 def _all_of(family: Family, modality: Modality) -> ModalityConfig | None:
     patterns = family.default_patterns(modality)
-    return ModalityConfig(layer_patterns=patterns) if patterns else None
+    if not patterns:
+        return None
+    return ModalityConfig(layer_patterns=patterns, fisher_approximation=APPROXIMATION)
 
 
 def _parts(family: Family) -> tuple[str, str]:

@@ -19,6 +19,7 @@ z sees dL/dz. No activation of the layer's width is kept.
 
     factors.py       running factors, eigenbases, spectrum, effective rank: functions of tensors
     capture.py       the hooks that fill them
+    rank_group.py    layers of equal rank together: factors, bases, what they tell
     ../optimizer.py  what a step makes of them
 
 Shape suffixes: T token positions, R rank, L layers of equal rank, I layer inputs, O layer outputs.

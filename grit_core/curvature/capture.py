@@ -6,9 +6,10 @@ layer's own coordinates (text tokens, image patches). While B is still zero, as 
 initialisation, h is zero everywhere and there is nothing to observe.
 
 Scale: the trainer's loss is a mean over N label tokens, perhaps multiplied by a loss scale S. h
-is multiplied by N / S, which makes it the gradient of the summed token losses, and the sums run
-over all micro-batches of the step. So neither batch split nor accumulation nor loss scale changes
-a factor.
+is multiplied by N / S, which makes it the gradient of the summed token losses of its own row (rows
+do not see each other), and the sums run over all micro-batches of the step. So neither batch split
+nor accumulation nor loss scale changes a factor. Both factors are means over the counted positions
+of the layer, which are not the N label tokens: text before the answer and image patches count too.
 
 Gradient checkpointing: the re-entrant kind runs its first forward without grad, where nothing is
 hooked; the other kind recomputes a z that no gradient reaches. Either way each position is
@@ -63,8 +64,10 @@ class LayerSums:
         z_TR, h_TR = z_TR.float(), h_TR.float()
         counts_T1 = (h_TR != 0).any(-1, keepdim=True).to(z_TR.dtype)
         z_TR = z_TR * counts_T1
-        self.zz_RR += z_TR.mT @ z_TR
-        self.hh_RR += h_TR.mT @ h_TR
+        # A caller's autocast around backward would round these products to half precision.
+        with torch.autocast(z_TR.device.type, enabled=False):
+            self.zz_RR += z_TR.mT @ z_TR
+            self.hh_RR += h_TR.mT @ h_TR
         self.num_positions += counts_T1.sum()
 
 

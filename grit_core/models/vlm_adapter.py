@@ -8,7 +8,7 @@ promise.
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,18 @@ ADAPTER = "default"
 """PEFT's name for the one adapter of a model in training."""
 
 
-def lora_config_of(plan: AdaptationPlan) -> LoraConfig:
+def lora_config_of(plan: AdaptationPlan, *, spared: Sequence[str] = ()) -> LoraConfig:
     """Return the PEFT configuration that a plan amounts to.
 
     The commonest rank and alpha are PEFT's `r` and `lora_alpha`; other layers go into
     `rank_pattern` and `alpha_pattern` under their full, escaped names, which plain PEFT reads
-    back exactly.
+    back exactly. PEFT knows one dropout; the commonest is recorded, and `inject_lora` gives every
+    layer its own.
+
+    Args:
+        plan: Which layers, with which ranks.
+        spared: Layers outside the plan whose names end like a planned one's; PEFT matches by
+            suffix, so they are excluded by name.
     """
     rank = Counter(layer.rank for layer in plan.layers).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in plan.layers).most_common(1)[0][0]
@@ -44,10 +50,11 @@ def lora_config_of(plan: AdaptationPlan) -> LoraConfig:
         lora_alpha=_plain_number(alpha),
         lora_dropout=dropout,
         target_modules=sorted(layer.name for layer in plan.layers),
-        rank_pattern={re.escape(x.name): x.rank for x in plan.layers if x.rank != rank},
-        alpha_pattern={
-            re.escape(x.name): _plain_number(x.alpha) for x in plan.layers if x.alpha != alpha
-        },
+        exclude_modules=sorted(spared) or None,
+        rank_pattern=_pattern({x.name: x.rank for x in plan.layers}, common=rank),
+        alpha_pattern=_pattern(
+            {x.name: _plain_number(x.alpha) for x in plan.layers}, common=_plain_number(alpha)
+        ),
     )
 
 
@@ -55,38 +62,34 @@ def inject_lora(model: nn.Module, plan: AdaptationPlan, *, seed: int = 0) -> Pef
     """Put LoRA on the layers of the plan, in place, and return the wrapped model.
 
     A starts Kaiming-uniform from a generator of its own, B at zero, both in float32 whatever the
-    base model's type.
+    base model's type. The model stays in training or evaluation mode, whichever it was in.
+
+    A model with other layers than the plan was made from is refused with `PlanMismatch`, and so is
+    an outcome in which PEFT wrapped other layers, or with other ranks, than planned.
 
     Args:
         model: A transformers model whose layers are those the plan was made from.
         plan: Which layers, with which ranks.
         seed: Of the initialisation alone.
-
-    Raises:
-        PlanMismatch: The model has other layers than the plan was made from, or PEFT wrapped other
-            layers than planned.
     """
-    found = inventory_of(model).hash
-    if found != plan.inventory_hash:
-        detail = (
-            f"The plan was made for layers that hash to {plan.inventory_hash[:12]}; this model's "
-            f"hash to {found[:12]}. Plan again with this model."
-        )
-        raise PlanMismatch([Fault(pointer="/model", code="plan_mismatch", detail=detail)])
-    adapted = get_peft_model(model, lora_config_of(plan))
+    plan.check_model(inventory_of(model).hash)
+    training = model.training
+    names = [layer.name for layer in plan.layers]
+    config = lora_config_of(
+        plan, spared=_spared(names, [name for name, _ in model.named_modules()])
+    )
+    adapted = get_peft_model(model, config)
     wrapped = lora_layers(adapted)
-    planned = [layer.name for layer in plan.layers]
-    if set(wrapped) != set(planned):
-        differing = sorted(set(wrapped) ^ set(planned))
-        detail = f"PEFT wrapped other layers than planned: {', '.join(differing[:5])}."
-        raise PlanMismatch([Fault(pointer="/config", code="plan_mismatch", detail=detail)])
+    _refuse_other_layers(wrapped, plan)
+    # PEFT shortens a long list to suffixes that are unique in this model; a reader wants names.
+    adapted.peft_config[ADAPTER].target_modules = set(names)
     generator = torch.Generator().manual_seed(seed)
     for layer in plan.layers:
         module = wrapped[layer.name]
         dropout = nn.Dropout(layer.dropout) if layer.dropout > 0 else nn.Identity()
         module.lora_dropout[ADAPTER] = dropout
         _initialise(module, generator)
-    return adapted
+    return adapted.train(training)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
@@ -215,6 +218,51 @@ class VLMGRITAdapter:
         """Fold the adapter into the base weights and return the plain model."""
         merged: nn.Module = self.model.merge_and_unload()
         return merged
+
+
+def _spared(planned: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """The modules that PEFT would take for planned ones, because their names end alike."""
+    own = set(planned)
+    return [
+        module
+        for module in modules
+        if module not in own
+        and any(module[dot + 1 :] in own for dot, letter in enumerate(module) if letter == ".")
+    ]
+
+
+def _pattern(values: Mapping[str, Any], *, common: Any) -> dict[str, Any]:
+    """The layers that differ from the common value, under escaped full names.
+
+    PEFT takes the first pattern that a name ends with: longer names come first, and a layer whose
+    name ends like an earlier pattern's gets one of its own.
+    """
+    differing = {name for name, value in values.items() if value != common}
+    listed = [
+        name
+        for name in values
+        if name in differing or any(name.endswith(f".{other}") for other in differing)
+    ]
+    listed.sort(key=len, reverse=True)
+    return {re.escape(name): values[name] for name in listed}
+
+
+def _refuse_other_layers(wrapped: Mapping[str, LoraLayer], plan: AdaptationPlan) -> None:
+    """Compare what PEFT did with the plan.
+
+    Raises:
+        PlanMismatch: They differ, in a layer, a rank or a scale.
+    """
+    planned = {layer.name: (layer.rank, layer.alpha / layer.rank) for layer in plan.layers}
+    found = {name: (m.r[ADAPTER], m.scaling[ADAPTER]) for name, m in wrapped.items()}
+    differing = sorted(
+        name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name)
+    )
+    if differing:
+        detail = (
+            f"PEFT adapted other layers, or otherwise, than planned: {', '.join(differing[:5])}."
+        )
+        raise PlanMismatch([Fault(pointer="/plan", code="plan_mismatch", detail=detail)])
 
 
 def _initialise(module: LoraLayer, generator: torch.Generator) -> None:
