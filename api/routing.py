@@ -1,13 +1,16 @@
 """A route of this service: who may ask, then the body as strict JSON, then the endpoint."""
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from api.auth import PUBLIC, Doorkeeper, access_of
+from api.errors import Problem
 from api.strict_json import read_json
+
+_MAX_NAME: Final = 512
 
 
 class ServiceRoute(APIRoute):
@@ -28,12 +31,21 @@ class ServiceRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             doorkeeper: Doorkeeper = request.app.state.doorkeeper
             request.state.caller = await doorkeeper.admit(request, self.access)
+            _refuse_odd_names(request)
             if self.body_field is not None:
                 max_bytes = request.app.state.services.settings.max_body_bytes
                 request = await read_json(request, max_bytes=max_bytes)
             return await handle(request)
 
         return guarded
+
+
+def _refuse_odd_names(request: Request) -> None:
+    # Nothing that we name is so long or has such characters, and PostgreSQL refuses NUL.
+    for value in request.path_params.values():
+        text = str(value)
+        if len(text) > _MAX_NAME or not text.isprintable():
+            raise Problem("not_found", "There is nothing of this name.")
 
 
 def service_router(*tags: str) -> APIRouter:

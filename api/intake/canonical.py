@@ -39,13 +39,20 @@ class Intake:
         return [
             {
                 "line": fault.line,
-                "pointer": fault.pointer,
+                "pointer": printable(fault.pointer),
                 "code": fault.code,
-                "detail": fault.detail,
+                "detail": printable(fault.detail),
                 "image": fault.image,
             }
             for fault in self.faults
         ]
+
+
+def printable(text: str) -> str:
+    """Return a stranger's text with its control characters escaped; PostgreSQL takes no NUL."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
 
 
 def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
@@ -80,7 +87,7 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
         intake.sha256 = digest.hexdigest()
         intake.details = {"format": source.format, "complete_report": intake.complete}
         if ignored:
-            intake.details["ignored_columns"] = sorted(ignored)
+            intake.details["ignored_columns"] = sorted(map(printable, ignored))
         intake.details.update(source.details())
     if intake.num_rows == 0 and intake.num_bad_rows == 0:
         raise Problem("empty_dataset", "The file has no rows; a dataset has at least one.")

@@ -202,7 +202,11 @@ class ParquetSource:
 
     def details(self) -> dict[str, Any]:
         """Return the columns that nobody reads."""
-        return {"ignored_columns": self._ignored} if self._ignored else {}
+        return (
+            {"ignored_columns": [repr(name)[1:-1] for name in self._ignored]}
+            if self._ignored
+            else {}
+        )
 
 
 def _without_null(value: Any) -> Any:

@@ -28,6 +28,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from api.schemas.fields import Line
 from grit_core.config.bounds import Check, Choice, Number, Text
 
 Nested = Mapping[type, type[BaseModel]]
@@ -109,7 +110,7 @@ def _wire_type(hint: Any, check: Check | None, nested: Nested) -> Any:
         return nested.get(hint, hint)
     if hint is str:
         length = check.max_length if isinstance(check, Text) else MAX_TEXT
-        return Annotated[str, Field(strict=True, max_length=length)]
+        return Annotated[Line, Field(max_length=length)]
     return Annotated[hint, Field(strict=True, **_limits(hint, check))]
 
 

@@ -133,10 +133,16 @@ def rows(count: int = 10) -> bytes:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, sqlite_url: str) -> Settings:
+def api_database_url(sqlite_url: str) -> str:
+    """The database of the app; some modules take PostgreSQL, which is the stricter one."""
+    return sqlite_url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, api_database_url: str) -> Settings:
     return Settings(
         home=tmp_path / "home",
-        database_url=sqlite_url,
+        database_url=api_database_url,
         objects_url="",
         broker_url="redis://127.0.0.1:1/0",
         allowed_models=[f"{tmp_path}/models/*", "allowed/*"],

@@ -12,6 +12,12 @@ from tests.api.conftest import MODEL, Team, job_body
 PROBLEM = "application/problem+json"
 
 
+@pytest.fixture
+def api_database_url(postgres_url: str) -> str:
+    """PostgreSQL refuses what SQLite stores, such as NUL in text."""
+    return postgres_url
+
+
 def check(answer: Any, status: int, code: str) -> dict[str, Any]:
     """Check a problem document: status, media type, code of the whole or of one fault."""
     assert answer.headers["Content-Type"] == PROBLEM, answer.text
@@ -63,6 +69,15 @@ def test_a_body_that_is_not_strict_json_is_refused(
 FIELDS: list[Any] = [
     pytest.param({"name": "a\x00b"}, "value_invalid", "/name", id="B17 NUL"),
     pytest.param({"metadata": {"a": "b\x1b"}}, "value_invalid", "/metadata/a", id="B17 control"),
+    pytest.param(
+        {"config": {"model_name": "a\x00b"}}, "value_invalid", "/config/model_name", id="B17 config"
+    ),
+    pytest.param(
+        {"config": {"text": {"layer_patterns": ["a\x00"]}}},
+        "value_invalid",
+        "/config/text/layer_patterns/0",
+        id="B17 pattern",
+    ),
     pytest.param({"trust_remote_code": True}, "field_unknown", "/trust_remote_code", id="B18"),
     pytest.param(
         {"config": {"text": {"n_layer": 2}}}, "field_unknown", "/config/text/n_layer", id="B18 deep"

@@ -12,6 +12,12 @@ from store.database import transaction
 from tests.api.conftest import MODEL, Team, job_body
 
 
+@pytest.fixture
+def api_database_url(database_url: str) -> str:
+    """Each kind of database."""
+    return database_url
+
+
 def claim(services: Services) -> Any:
     with transaction(services.engine) as session:
         return attempts.claim_next(session, queue="cpu", worker_id="wrk_1", lease_seconds=60)
