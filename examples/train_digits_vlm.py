@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "digits-vlm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vision-steps", type=int, default=900)
+    parser.add_argument("--vision-steps", type=int, default=800)
     parser.add_argument("--chat-steps", type=int, default=900)
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
@@ -361,7 +361,8 @@ def main() -> None:
     processor = build_processor()
     model = build_model(processor)
     print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens"
+        f"{sum(p.numel() for p in model.parameters()):,} parameters,"
+        f" {len(processor.tokenizer)} tokens"
     )
     settings = {"batch_size": options.batch_size, "seed": options.seed}
     pretrain_vision(model, train, steps=options.vision_steps, **settings)
