@@ -3,9 +3,10 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
@@ -15,8 +16,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.services import Services
 from grit_core.config.model_configs import Modality
-from grit_core.inventory import LayerRecord, ModelInventory
 from grit_core.images import data_url
+from grit_core.inventory import LayerRecord, ModelInventory
 from store import base_models, keys, workers
 from store.database import transaction
 from store.keys import Scope
@@ -132,20 +133,14 @@ def rows(count: int = 10) -> bytes:
     return b"".join(json.dumps(row(str(index))).encode() + b"\n" for index in range(count))
 
 
-@pytest.fixture
-def api_database_url(sqlite_url: str) -> str:
-    """The database of the app; some modules take PostgreSQL, which is the stricter one."""
-    return sqlite_url
-
-
-@pytest.fixture
-def settings(tmp_path: Path, api_database_url: str) -> Settings:
+def app_settings(home: Path, database_url: str) -> Settings:
+    """Settings of an app without a broker, with short waits and small bounds."""
     return Settings(
-        home=tmp_path / "home",
-        database_url=api_database_url,
+        home=home,
+        database_url=database_url,
         objects_url="",
         broker_url="redis://127.0.0.1:1/0",
-        allowed_models=[f"{tmp_path}/models/*", "allowed/*"],
+        allowed_models=[f"{home.parent}/models/*", "allowed/*"],
         inventory_wait_seconds=0.3,
         infer_timeout_seconds=1.0,
         max_body_bytes=200_000,
@@ -153,8 +148,9 @@ def settings(tmp_path: Path, api_database_url: str) -> Settings:
     )
 
 
-@pytest.fixture
-def app(settings: Settings) -> Iterator[FastAPI]:
+@contextmanager
+def opened(settings: Settings) -> Iterator[FastAPI]:
+    """Make an app that knows one model and one training worker."""
     made = create_app(settings)
     engine = made.state.services.engine
     with transaction(engine) as session:
@@ -170,6 +166,32 @@ def app(settings: Settings) -> Iterator[FastAPI]:
     engine.dispose()
 
 
+def new_team(client: TestClient, name: str, *scopes: Scope) -> Team:
+    """Make a key for a team, which may exist already."""
+    chosen = set(scopes) or {Scope.READ, Scope.WRITE, Scope.INFER}
+    app = cast("FastAPI", client.app)
+    with transaction(app.state.services.engine) as session:
+        _, token = keys.create_key(session, team=name, name="test", scopes=chosen)
+    return Team(client, name, token)
+
+
+@pytest.fixture
+def api_database_url(sqlite_url: str) -> str:
+    """The database of the app; some modules take PostgreSQL, which is the stricter one."""
+    return sqlite_url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, api_database_url: str) -> Settings:
+    return app_settings(tmp_path / "home", api_database_url)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[FastAPI]:
+    with opened(settings) as made:
+        yield made
+
+
 @pytest.fixture
 def services(app: FastAPI) -> Services:
     found: Services = app.state.services
@@ -183,16 +205,9 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def join(client: TestClient, services: Services) -> Callable[..., Team]:
+def join(client: TestClient) -> Callable[..., Team]:
     """Make teams with a key each."""
-
-    def make(name: str, *scopes: Scope) -> Team:
-        chosen = set(scopes) or {Scope.READ, Scope.WRITE, Scope.INFER}
-        with transaction(services.engine) as session:
-            _, token = keys.create_key(session, team=name, name="test", scopes=chosen)
-        return Team(client, name, token)
-
-    return make
+    return lambda name, *scopes: new_team(client, name, *scopes)
 
 
 @pytest.fixture

@@ -2,20 +2,49 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from starlette.testclient import TestClient
 
+from api.app import create_app
 from store.keys import Scope
-from tests.api.conftest import MODEL, Team, job_body
+from store.settings import Settings
+from tests.api.conftest import MODEL, Team, app_settings, job_body, new_team, opened
+from tests.services import Postgres
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 PROBLEM = "application/problem+json"
 
 
-@pytest.fixture
-def api_database_url(postgres_url: str) -> str:
-    """PostgreSQL refuses what SQLite stores, such as NUL in text."""
-    return postgres_url
+@pytest.fixture(scope="module")
+def client(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One app for all: what is refused leaves nothing behind. PostgreSQL is the stricter one."""
+    folder = tmp_path_factory.mktemp("bad-input")
+    url = postgres.create("bad_input", template="grit_template")
+    with (
+        opened(app_settings(folder / "home", url)) as app,
+        TestClient(app, raise_server_exceptions=False) as made,
+    ):
+        yield made
+    postgres.drop("bad_input")
+
+
+@pytest.fixture(scope="module")
+def join(client: TestClient) -> Callable[..., Team]:
+    return lambda name, *scopes: new_team(client, name, *scopes)
+
+
+@pytest.fixture(scope="module")
+def team(join: Callable[..., Team]) -> Team:
+    return join("alpha")
+
+
+@pytest.fixture(scope="module")
+def dataset(team: Team) -> str:
+    return team.dataset()
 
 
 def check(answer: Any, status: int, code: str) -> dict[str, Any]:
@@ -139,9 +168,9 @@ FIELDS: list[Any] = [
 
 @pytest.mark.parametrize(("fields", "code", "pointer"), FIELDS)
 def test_a_bad_field_is_named_with_its_pointer(
-    team: Team, fields: dict[str, Any], code: str | None, pointer: str
+    team: Team, dataset: str, fields: dict[str, Any], code: str | None, pointer: str
 ) -> None:
-    body = {**job_body(team.dataset()), **fields}
+    body = {**job_body(dataset), **fields}
     answer = team.post("/jobs", json=body)
     problem = check(answer, 422, code or problem_codes(answer)[0])
     faults = {fault["pointer"]: fault for fault in problem["errors"]}
@@ -301,8 +330,9 @@ def test_a_dataset_that_was_rejected_cannot_be_trained_on(team: Team) -> None:
     assert problem["errors"][0]["pointer"] == "/dataset"
 
 
-def test_a_folder_that_is_not_there_is_refused_at_once(team: Team, tmp_path: Any) -> None:
-    model = f"{tmp_path}/models/gone"
+def test_a_folder_that_is_not_there_is_refused_at_once(team: Team) -> None:
+    allowed = cast("FastAPI", team.client.app).state.services.settings.allowed_models[0]
+    model = allowed.replace("*", "gone")
     answer = team.post("/jobs", json={**job_body(team.dataset()), "model": model})
     problem = check(answer, 422, "model_not_found")
     assert problem["errors"][0]["pointer"] == "/model"
@@ -358,11 +388,6 @@ def test_an_inference_without_any_worker_is_told_at_once(team: Team) -> None:
 
 
 def test_another_host_is_refused_when_hosts_are_named(tmp_path: Any) -> None:
-    from starlette.testclient import TestClient
-
-    from api.app import create_app
-    from store.settings import Settings
-
     app = create_app(Settings(home=tmp_path, allowed_hosts=["grit.example"]))
     with TestClient(app, base_url="http://evil.example") as client:
         check(client.get("/healthz"), 400, "bad_request")

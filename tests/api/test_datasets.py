@@ -8,6 +8,8 @@ import tarfile
 import zipfile
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -37,9 +39,9 @@ def tarred(members: dict[str, bytes], *, mode: str = "w") -> bytes:
     return buffer.getvalue()
 
 
-def image(format: str, size: tuple[int, int] = (5, 4), **options: Any) -> bytes:
+def image(kind: str, size: tuple[int, int] = (5, 4), **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, (1, 2, 3)).save(buffer, format=format, **options)
+    Image.new("RGB", size, (1, 2, 3)).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -77,7 +79,7 @@ def test_the_stored_form_is_stored_as_itself_again(team: Team, services: Service
 
 
 @pytest.mark.parametrize(
-    ("pack", "format"),
+    ("pack", "kind"),
     [
         (zipped, "zip"),
         (tarred, "tar"),
@@ -87,7 +89,7 @@ def test_the_stored_form_is_stored_as_itself_again(team: Team, services: Service
     ids=["zip", "tar", "tar.gz", "tar.xz"],
 )
 def test_an_archive_of_rows_and_images_is_read(
-    team: Team, services: Services, pack: Any, format: str
+    team: Team, services: Services, pack: Any, kind: str
 ) -> None:
     data = jsonl(row("a", image="images/1.png"), row("b", image="images/2.jpg"))
     members = {
@@ -101,16 +103,13 @@ def test_an_archive_of_rows_and_images_is_read(
     assert answer.status_code == 201, answer.text
     made = answer.json()
     assert (made["num_rows"], made["num_images"]) == (2, 2)
-    assert made["details"]["format"] == format
+    assert made["details"]["format"] == kind
     assert made["details"]["unused_file_names"] == ["set/images/unused.png"]
     stored = services.objects.get_bytes(f"datasets/{made['sha256']}.jsonl")
     assert b"data:image/jpeg;base64," in stored
 
 
 def test_a_parquet_file_with_an_images_column_is_read(team: Team) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     messages = [
         {
             "role": "user",
@@ -326,7 +325,7 @@ def test_a_dataset_that_a_job_names_stays(team: Team) -> None:
 def test_mutated_archives_never_break_the_service(team: Team) -> None:
     good = zipped({"rows.jsonl": jsonl(row(image="1.png")), "1.png": png()})
     tar = tarred({"rows.jsonl": jsonl(row(image="1.png")), "1.png": png()}, mode="w:gz")
-    chosen = random.Random(7)
+    chosen = random.Random(7)  # noqa: S311 - the same mutations each time
     for original in (good, tar):
         for _ in range(40):
             data = bytearray(original)

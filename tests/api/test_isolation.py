@@ -1,11 +1,14 @@
 """A team sees its own rows alone; every route has a rule, and every id a case here."""
 
-from collections.abc import Callable
-from typing import Any
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.testclient import TestClient
 
 from api.app import ROUTES
 from api.auth import PUBLIC, access_of
@@ -15,7 +18,7 @@ from store import adapters
 from store.database import transaction
 from store.keys import Scope
 from store.models import AdapterOrigin
-from tests.api.conftest import MODEL, Team
+from tests.api.conftest import MODEL, Team, app_settings, new_team, opened
 
 ALL_ROUTES = [route for module in ROUTES for route in module.router.routes]
 SHARED = {"model_id", "name", "key_id"}
@@ -29,12 +32,37 @@ def cases() -> list[Any]:
             continue
         names = {field.name for field in route.dependant.path_params}
         for name in names - SHARED:
-            for method in route.methods:
-                found.append(pytest.param(method, route.path, name, id=f"{method} {route.path}"))
+            found += [
+                pytest.param(method, route.path, name, id=f"{method} {route.path}")
+                for method in route.methods
+            ]
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def client(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One app for all: strangers change nothing."""
+    folder = tmp_path_factory.mktemp("isolation")
+    shutil.copy(sqlite_template, folder / "grit.db")
+    with (
+        opened(app_settings(folder / "home", f"sqlite:///{folder}/grit.db")) as app,
+        TestClient(app, raise_server_exceptions=False) as made,
+    ):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def services(client: TestClient) -> Services:
+    found: Services = cast("FastAPI", client.app).state.services
+    return found
+
+
+@pytest.fixture(scope="module")
+def join(client: TestClient) -> Callable[..., Team]:
+    return lambda name, *scopes: new_team(client, name, *scopes)
+
+
+@pytest.fixture(scope="module")
 def owned(join: Callable[..., Team], services: Services) -> dict[str, str]:
     """One row of each kind, of another team."""
     owner = join("owner")
@@ -107,7 +135,8 @@ def test_a_new_route_without_a_rule_is_refused_at_its_making() -> None:
         def forgotten() -> None: ...
 
 
-def test_the_app_has_no_routes_but_these(app: FastAPI) -> None:
+def test_the_app_has_no_routes_but_these(client: TestClient) -> None:
+    app = cast("FastAPI", client.app)
     plain = APIRouter()
     assert not plain.routes
     own = {getattr(route, "path", None) for route in app.routes} - {None}

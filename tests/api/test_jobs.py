@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from api.services import Services
-from store import attempts, jobs
+from store import attempts, events, jobs
 from store.database import transaction
+from store.models import Team as TeamRow
 from tests.api.conftest import MODEL, Team, job_body
 
 
@@ -186,8 +188,6 @@ def test_a_long_poll_for_an_ended_job_answers_at_once(team: Team) -> None:
 
 
 def test_a_job_without_a_live_worker_says_why_it_waits(team: Team, services: Services) -> None:
-    from sqlalchemy import text
-
     job = team.job()["id"]
     with transaction(services.engine) as session:
         session.execute(text("DELETE FROM workers"))
@@ -199,8 +199,6 @@ def test_a_job_without_a_live_worker_says_why_it_waits(team: Team, services: Ser
 
 
 def test_metrics_come_as_columns_and_as_csv(team: Team, services: Services) -> None:
-    from store import events
-
     job = team.job()["id"]
     claimed = claim(services)
     told = [
@@ -235,9 +233,9 @@ def test_metrics_come_as_columns_and_as_csv(team: Team, services: Services) -> N
     assert found["series"]["eval_loss"][6] == 0.5
     thinned = team.get(f"/jobs/{job}/metrics?max_points=5").json()["series"]["step"]
     assert thinned == [1, 7, 13, 19, 25, 30]
-    text = team.get(f"/jobs/{job}/metrics", headers={"Accept": "text/csv"}).text.splitlines()
-    assert text[0].startswith("step,epoch,train_loss")
-    assert len(text) == 31
+    table = team.get(f"/jobs/{job}/metrics", headers={"Accept": "text/csv"}).text.splitlines()
+    assert table[0].startswith("step,epoch,train_loss")
+    assert len(table) == 31
     progress = team.get(f"/jobs/{job}").json()["progress"]
     assert (progress["step"], progress["total_steps"], progress["percent"]) == (30, 30, 100.0)
 
@@ -256,8 +254,6 @@ def test_layers_checkpoints_and_the_manifest_belong_to_the_job(team: Team) -> No
 
 
 def test_the_quota_of_open_jobs_is_told(team: Team, services: Services) -> None:
-    from store.models import Team as TeamRow
-
     dataset = team.dataset()
     with transaction(services.engine) as session:
         session.get_one(TeamRow, team.name).max_open_jobs = 1

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -97,7 +96,7 @@ def test_a_log_line_is_json_and_holds_neither_keys_nor_bodies(
 
 
 def test_a_failure_of_ours_is_logged_and_tells_nothing(
-    app: FastAPI, team: Team, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    team: Team, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def break_down(*_: object, **__: object) -> None:
         raise ZeroDivisionError("an inner detail")

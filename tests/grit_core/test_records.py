@@ -243,10 +243,12 @@ def test_any_value_is_a_record_or_is_refused(value: Any) -> None:
     try:
         record = parse_record(value, line=1, resolve_image=no_images)
     except InvalidRecord as error:
-        assert error.row_faults
+        faults = error.row_faults
     else:
         assert isinstance(record, ChatRecord)
         assert parse_line(record.to_line().rstrip(), line=1, resolve_image=no_images) == record
+        return
+    assert faults
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
@@ -254,10 +256,11 @@ def test_any_bytes_are_json_or_are_refused(data: bytes) -> None:
     try:
         value = decode(data)
     except InvalidJson as error:
-        assert error.code
-        assert error.detail.encode()
+        told = error.code, error.detail.encode()
     else:
         assert decode(json.dumps(value).encode()) == value
+        return
+    assert all(told)
 
 
 @pytest.mark.parametrize(
