@@ -25,7 +25,7 @@ from grit_core.plan import plan_adaptation, resolve_training
 from store import attempts, base_models, datasets, events, jobs
 from store.database import create_engine_from, run_in_transaction, transaction
 from store.ids import new_id
-from store.lifecycle import ENDED
+from store.lifecycle import ENDED, OPEN
 from store.migrate import upgrade
 from store.models import DatasetStatus, Event, Job, JobStatus, Team
 from store.objects import Objects
@@ -64,6 +64,10 @@ class WorkerProcess:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
     def crashed(self) -> bool:
         """Whether it ended with an error of its own."""
         return (self._process.poll() or 0) > 0
@@ -76,6 +80,13 @@ class WorkerProcess:
     def trainer(self) -> psutil.Process:
         """The training process that has a job: the oldest."""
         return self.children()[0]
+
+    def wait_warm(self, timeout_seconds: float = 120) -> None:
+        """Wait until its first training process has imported everything."""
+        deadline = time.monotonic() + timeout_seconds
+        while "child_ready" not in self.text():
+            assert time.monotonic() < deadline, self.text()[-3000:]
+            time.sleep(0.1)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -117,7 +128,11 @@ class Deployment:
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         self.settings = settings
-        self.environment = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
+        urls = {
+            "GRIT_DATABASE_URL": settings.database_url,
+            "GRIT_OBJECTS_URL": settings.objects_url,
+        }
+        self.environment = {**os.environ, **environment, **urls, "OMP_NUM_THREADS": "1"}
         self.engine = create_engine_from(settings)
         self.objects = Objects(settings)
         self.workers: list[WorkerProcess] = []
@@ -156,13 +171,22 @@ class Deployment:
                 session, id=name, inventory=inventory.to_json(), inventory_hash=inventory.hash
             )
 
-    def start_worker(self, queue: str = "cpu") -> WorkerProcess:
+    def start_worker(self, **changes: str | Path) -> WorkerProcess:
+        """Start a training worker, its settings changed as given."""
         name = f"worker-{len(self.workers)}"
-        command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", queue]
+        command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "cpu"]
         command += ["--pool=solo", "-n", f"{name}@%h", "--without-gossip", "--without-mingle"]
-        worker = WorkerProcess(command, self.environment, self.settings.home / f"{name}.log")
+        changed = {f"GRIT_{setting.upper()}": str(value) for setting, value in changes.items()}
+        log = self.settings.home / f"{name}.log"
+        worker = WorkerProcess(command, {**self.environment, **changed}, log)
         self.workers.append(worker)
         return worker
+
+    def worker(self) -> WorkerProcess:
+        """The worker that was started last, or a new one if that has ended."""
+        if self.workers and self.workers[-1].running:
+            return self.workers[-1]
+        return self.start_worker()
 
     def close(self) -> None:
         for worker in self.workers:
@@ -216,6 +240,14 @@ class Deployment:
             self.engine, lambda session: jobs.request_cancel(session, job_id, team=TEAM)
         )
 
+    def cancel_open_jobs(self) -> None:
+        """Leave no work behind for the next test."""
+        filters = jobs.JobFilters(statuses=tuple(OPEN))
+        with transaction(self.engine, read_only=True) as session:
+            page = jobs.list_jobs(session, team=TEAM, filters=filters)
+        for job in page.rows:
+            self.cancel(job.id)
+
     def pause(self, job_id: str) -> None:
         run_in_transaction(
             self.engine, lambda session: jobs.request_pause(session, job_id, team=TEAM)
@@ -251,7 +283,9 @@ class Deployment:
 
     # --- waiting
 
-    def wait(self, job_id: str, what: Callable[[Job], bool], *, timeout_seconds: float = 60) -> Job:
+    def wait(
+        self, job_id: str, what: Callable[[Job], bool], *, timeout_seconds: float = 120
+    ) -> Job:
         """Wait until the row says so.
 
         Raises:
@@ -278,7 +312,7 @@ class Deployment:
             ),
         )
 
-    def wait_ended(self, job_id: str, *, timeout_seconds: float = 90) -> Job:
+    def wait_ended(self, job_id: str, *, timeout_seconds: float = 120) -> Job:
         return self.wait(
             job_id, lambda job: JobStatus(job.status) in ENDED, timeout_seconds=timeout_seconds
         )

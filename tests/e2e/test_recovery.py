@@ -54,16 +54,22 @@ def deployment(
     rows = write_jsonl(home / "rows.jsonl", tiny_chat_rows(32, images=False))
     with deployed(home=home, broker_url=broker.url) as deployment:
         deployment.prepare(model=model, rows=rows)
+        deployment.worker()
         yield deployment
+
+
+@pytest.fixture(autouse=True)
+def no_work_left_behind(deployment: Deployment) -> Iterator[None]:
+    yield
+    deployment.cancel_open_jobs()
 
 
 @pytest.fixture(scope="module")
 def reference(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The adapter of a run that nothing interrupted."""
-    worker = deployment.start_worker()
+    deployment.worker()
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
     job = deployment.wait_ended(job_id)
-    worker.stop()
     return deployment.adapter_folder(job, tmp_path_factory.mktemp("reference"))
 
 
@@ -102,12 +108,11 @@ def test_the_command_line_gives_the_same_bytes(
 def test_a_killed_training_process_resumes_and_ends_with_the_same_bytes(
     deployment: Deployment, reference: Path, tmp_path: Path
 ) -> None:
-    worker = deployment.start_worker()
+    worker = deployment.worker()
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
     deployment.wait_for_step(job_id, EVERY + 5 + secrets.randbelow(STEPS - 3 * EVERY))
     worker.trainer().kill()
     job = deployment.wait_ended(job_id)
-    worker.stop()
 
     adapter = deployment.adapter_folder(job, tmp_path)
     assert job.attempt == 2
@@ -123,7 +128,7 @@ def test_a_killed_training_process_resumes_and_ends_with_the_same_bytes(
 def test_a_killed_worker_leaves_no_child_and_another_takes_the_job_over(
     deployment: Deployment, reference: Path, tmp_path: Path
 ) -> None:
-    worker = deployment.start_worker()
+    worker = deployment.worker()
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
     deployment.wait_for_step(job_id, EVERY + 5)
     children = worker.children()
@@ -132,20 +137,20 @@ def test_a_killed_worker_leaves_no_child_and_another_takes_the_job_over(
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
 
-    second = deployment.start_worker()
+    deployment.worker()
     job = deployment.wait_ended(job_id)
-    second.stop()
 
     adapter = deployment.adapter_folder(job, tmp_path)
     assert deployment.outcomes(job_id) == [("lost", "worker_lost"), ("succeeded", None)]
     assert file_sha256(adapter / WEIGHTS) == file_sha256(reference / WEIGHTS)
-    assert not list((deployment.settings.home / "scratch").iterdir())
+    living = {path.name for path in (deployment.settings.home / "scratch").iterdir()}
+    assert len(living) == 1
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_job_back_uncharged(
     deployment: Deployment, reference: Path, tmp_path: Path
 ) -> None:
-    worker = deployment.start_worker()
+    worker = deployment.worker()
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=1000)
     deployment.wait_for_step(job_id, 10)
     asked = time.monotonic()
@@ -160,151 +165,177 @@ def test_a_worker_that_is_told_to_stop_hands_its_job_back_uncharged(
     stopped = [event for event in deployment.events(job_id) if event.type == "training_stopped"]
     assert deployment.checkpoint_steps(job_id) == [stopped[0].payload["step"]]
 
-    second = deployment.start_worker()
+    deployment.worker()
     job = deployment.wait_ended(job_id)
-    second.stop()
     adapter = deployment.adapter_folder(job, tmp_path)
     assert deployment.outcomes(job_id) == [("handed_back", None), ("succeeded", None)]
     assert file_sha256(adapter / WEIGHTS) == file_sha256(reference / WEIGHTS)
 
 
-@pytest.fixture(scope="module")
-def worked(deployment: Deployment, reference: Path) -> Iterator[Deployment]:  # noqa: ARG001 - it must be made before this worker takes the device
-    """The deployment with one worker for all the tests that do not kill it."""
-    worker = deployment.start_worker()
-    yield deployment
-    worker.stop()
-
-
-def test_a_running_job_is_cancelled_within_two_heartbeats(worked: Deployment) -> None:
-    job_id = worked.submit(max_steps=100_000)
-    worked.wait_for_step(job_id, 3)
-    child = worked.workers[-1].trainer()
-    worked.cancel(job_id)
-    job = worked.wait_ended(job_id, timeout_seconds=10)
+def test_a_running_job_is_cancelled_within_two_heartbeats(deployment: Deployment) -> None:
+    job_id = deployment.submit(max_steps=100_000)
+    deployment.wait_for_step(job_id, 3)
+    child = deployment.worker().trainer()
+    deployment.cancel(job_id)
+    job = deployment.wait_ended(job_id, timeout_seconds=20)
 
     assert job.status == JobStatus.CANCELLED
     assert job.result is None
     assert not child.is_running()
-    assert worked.outcomes(job_id) == [("cancelled", None)]
+    assert deployment.outcomes(job_id) == [("cancelled", None)]
 
 
-def test_a_queued_job_is_cancelled_and_never_runs(worked: Deployment) -> None:
-    busy = worked.submit(max_steps=100_000)
-    worked.wait_for_step(busy, 1)
-    waiting = worked.submit(max_steps=3)
-    worked.cancel(waiting)
-    worked.cancel(busy)
-    worked.wait_ended(busy)
-    after = worked.submit(max_steps=3)
-    worked.wait_ended(after)
+def test_a_queued_job_is_cancelled_and_never_runs(deployment: Deployment) -> None:
+    busy = deployment.submit(max_steps=100_000)
+    deployment.wait_for_step(busy, 1)
+    waiting = deployment.submit(max_steps=3)
+    deployment.cancel(waiting)
+    deployment.cancel(busy)
+    deployment.wait_ended(busy)
+    after = deployment.submit(max_steps=3)
+    deployment.wait_ended(after)
 
-    assert worked.job(waiting).status == JobStatus.CANCELLED
-    assert worked.outcomes(waiting) == []
+    assert deployment.job(waiting).status == JobStatus.CANCELLED
+    assert deployment.outcomes(waiting) == []
 
 
-def test_a_paused_job_keeps_its_steps_and_goes_on_from_there(worked: Deployment) -> None:
-    job_id = worked.submit(max_steps=120, checkpoint_every_steps=1000)
-    worked.wait_for_step(job_id, 10)
-    worked.pause(job_id)
-    job = worked.wait(job_id, lambda job: job.status == JobStatus.PAUSED, timeout_seconds=20)
-    (step,) = worked.checkpoint_steps(job_id)
+def test_a_paused_job_keeps_its_steps_and_goes_on_from_there(deployment: Deployment) -> None:
+    job_id = deployment.submit(max_steps=120, checkpoint_every_steps=1000)
+    deployment.wait_for_step(job_id, 10)
+    deployment.pause(job_id)
+    job = deployment.wait(job_id, lambda job: job.status == JobStatus.PAUSED, timeout_seconds=20)
+    (step,) = deployment.checkpoint_steps(job_id)
     assert job.charged_attempts == 0
 
-    worked.resume(job_id)
-    job = worked.wait_ended(job_id)
+    deployment.resume(job_id)
+    job = deployment.wait_ended(job_id)
     assert job.status == JobStatus.SUCCEEDED
-    started = [event for event in worked.events(job_id) if event.type == "training_started"]
+    started = [event for event in deployment.events(job_id) if event.type == "training_started"]
     assert [event.payload["start_step"] for event in started] == [0, step]
 
 
-def test_a_job_that_kills_every_process_stops_after_its_attempts(worked: Deployment) -> None:
-    job_id = worked.submit(max_steps=100_000, max_attempts=2)
+def test_a_job_that_kills_every_process_stops_after_its_attempts(deployment: Deployment) -> None:
+    job_id = deployment.submit(max_steps=100_000, max_attempts=2)
     for attempt in (1, 2):
-        worked.wait(job_id, lambda job, attempt=attempt: job.attempt == attempt)
-        worked.wait(job_id, lambda job: job.phase == "training")
-        os.kill(worked.workers[-1].trainer().pid, signal.SIGKILL)
-        worked.wait(job_id, lambda job: job.status != JobStatus.RUNNING)
-    job = worked.wait_ended(job_id, timeout_seconds=10)
+        deployment.wait(job_id, lambda job, attempt=attempt: job.attempt == attempt)
+        deployment.wait(job_id, lambda job: job.phase == "training")
+        os.kill(deployment.worker().trainer().pid, signal.SIGKILL)
+        deployment.wait(job_id, lambda job: job.status != JobStatus.RUNNING)
+    job = deployment.wait_ended(job_id, timeout_seconds=20)
 
     assert job.status == JobStatus.FAILED
-    assert worked.outcomes(job_id) == [("failed", "killed")] * 2
+    assert deployment.outcomes(job_id) == [("failed", "killed")] * 2
     assert job.error is not None
     assert job.error["code"] == "killed"
     assert "SIGKILL" in job.error["message"]
 
 
 def test_a_diverging_job_fails_at_once_and_keeps_its_log(
-    worked: Deployment, model: Path, tmp_path: Path
+    deployment: Deployment, model: Path, tmp_path: Path
 ) -> None:
     damaged = shutil.copytree(model, tmp_path / "damaged")
     weights = load_file(damaged / "model.safetensors")
     weights["model.norm.weight"] *= torch.inf
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
-    worked.register("damaged", damaged)
-    job_id = worked.submit(model="damaged", max_steps=10)
-    job = worked.wait_ended(job_id)
+    deployment.register("damaged", damaged)
+    job_id = deployment.submit(model="damaged", max_steps=10)
+    job = deployment.wait_ended(job_id)
 
     assert job.status == JobStatus.FAILED
     assert job.attempt == 1
     assert job.error is not None
     assert (job.error["code"], job.error["category"]) == ("diverged", "user")
     assert job.error["retryable"] is False
-    log = worked.objects.get_bytes(f"jobs/{job_id}/a1/log.txt").decode()
+    log = deployment.objects.get_bytes(f"jobs/{job_id}/a1/log.txt").decode()
     assert "TrainingDiverged" in log
     assert "Traceback" not in str(job.error)
 
 
-def test_a_lost_bell_is_rung_again(worked: Deployment) -> None:
-    job_id = worked.submit(ring=False, max_steps=3)
+def test_a_lost_bell_is_rung_again(deployment: Deployment) -> None:
+    job_id = deployment.submit(ring=False, max_steps=3)
 
-    assert worked.wait_ended(job_id, timeout_seconds=30).status == JobStatus.SUCCEEDED
+    assert deployment.wait_ended(job_id, timeout_seconds=30).status == JobStatus.SUCCEEDED
 
 
 def test_a_broker_that_goes_away_stops_neither_a_running_nor_a_queued_job(
-    worked: Deployment, broker: Broker
+    deployment: Deployment, broker: Broker
 ) -> None:
-    running = worked.submit(max_steps=150)
-    worked.wait_for_step(running, 3)
+    running = deployment.submit(max_steps=150)
+    deployment.wait_for_step(running, 3)
     broker.stop()
-    waiting = worked.submit(max_steps=3)
-    worked.wait(running, lambda job: job.status == JobStatus.SUCCEEDED)
+    waiting = deployment.submit(max_steps=3)
+    deployment.wait(running, lambda job: job.status == JobStatus.SUCCEEDED)
     broker.start()
 
-    assert worked.wait_ended(waiting, timeout_seconds=30).status == JobStatus.SUCCEEDED
+    assert deployment.wait_ended(waiting, timeout_seconds=30).status == JobStatus.SUCCEEDED
 
 
-def test_a_damaged_checkpoint_costs_its_steps_and_is_told(worked: Deployment) -> None:
-    job_id = worked.submit(max_steps=120, checkpoint_every_steps=10)
-    worked.wait(job_id, lambda _job: len(worked.checkpoint_steps(job_id)) == 2)
-    worked.pause(job_id)
-    worked.wait(job_id, lambda job: job.status == JobStatus.PAUSED)
-    good, damaged = worked.checkpoint_steps(job_id)
+def test_a_damaged_checkpoint_costs_its_steps_and_is_told(deployment: Deployment) -> None:
+    job_id = deployment.submit(max_steps=120, checkpoint_every_steps=10)
+    deployment.wait(job_id, lambda _job: len(deployment.checkpoint_steps(job_id)) == 2)
+    deployment.pause(job_id)
+    deployment.wait(job_id, lambda job: job.status == JobStatus.PAUSED)
+    good, damaged = deployment.checkpoint_steps(job_id)
     (key,) = [
         stored.key
-        for stored in worked.objects.list(f"jobs/{job_id}/a1/step-{damaged}/")
+        for stored in deployment.objects.list(f"jobs/{job_id}/a1/step-{damaged}/")
         if stored.key.endswith("adapter.safetensors")
     ]
-    worked.objects.put_bytes(key, b"damaged")
-    worked.resume(job_id)
-    job = worked.wait_ended(job_id)
+    deployment.objects.put_bytes(key, b"damaged")
+    deployment.resume(job_id)
+    job = deployment.wait_ended(job_id)
 
     assert job.status == JobStatus.SUCCEEDED
-    events = worked.events(job_id)
+    events = deployment.events(job_id)
     warned = [event.payload for event in events if event.type == "warned"]
     assert any(payload["code"] == "checkpoint_unusable" for payload in warned)
     started = [event for event in events if event.type == "training_started"]
     assert started[1].payload["start_step"] == good
 
 
-def test_a_model_whose_layers_are_not_the_planned_ones_is_refused(worked: Deployment) -> None:
-    job_id = worked.submit(max_steps=3, plan_changes={"inventory_hash": "0" * 64})
-    job = worked.wait_ended(job_id)
+def test_a_model_whose_layers_are_not_the_planned_ones_is_refused(deployment: Deployment) -> None:
+    job_id = deployment.submit(max_steps=3, plan_changes={"inventory_hash": "0" * 64})
+    job = deployment.wait_ended(job_id)
 
     assert job.status == JobStatus.FAILED
     assert job.attempt == 1
     assert job.error is not None
     assert job.error["code"] == "plan_changed"
+
+
+def test_a_frozen_process_is_ended_as_stalled(deployment: Deployment) -> None:
+    deployment.worker().stop()
+    deployment.start_worker(stall_seconds="8").wait_warm()
+    job_id = deployment.submit(max_steps=100_000, max_attempts=1)
+    deployment.wait_for_step(job_id, 3)
+    child = deployment.worker().trainer()
+    child.suspend()
+    job = deployment.wait_ended(job_id, timeout_seconds=30)
+
+    assert job.error is not None
+    assert job.error["code"] == "stalled"
+    assert not child.is_running()
+
+
+def test_a_worker_that_was_frozen_for_longer_than_its_lease_publishes_nothing(
+    deployment: Deployment, reference: Path, tmp_path: Path
+) -> None:
+    frozen = deployment.worker()
+    job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
+    deployment.wait_for_step(job_id, EVERY + 5)
+    children = frozen.children()
+    frozen.signal(signal.SIGSTOP)
+    deployment.start_worker(home=tmp_path / "elsewhere")
+    job = deployment.wait(job_id, lambda job: job.attempt == 2)
+    frozen.signal(signal.SIGCONT)
+    job = deployment.wait_ended(job_id)
+
+    adapter = deployment.adapter_folder(job, tmp_path)
+    assert file_sha256(adapter / WEIGHTS) == file_sha256(reference / WEIGHTS)
+    assert deployment.outcomes(job_id) == [("lost", "worker_lost"), ("succeeded", None)]
+    assert deployment.metric_steps(job_id) == list(range(1, STEPS + 1))
+    assert not children[0].is_running()
+    frozen.stop()
 
 
 def test_on_postgresql_and_s3_another_worker_takes_an_image_job_over(
