@@ -22,6 +22,7 @@ from grit_core.config.presets import resolve_config
 from grit_core.curvature.capture import CurvatureCapture
 from grit_core.errors import Fault, InvalidConfig, PlanMismatch
 from grit_core.models.inventory import inventory_of
+from grit_core.models.pretrained import known_warnings_ignored
 from grit_core.optimizer import AdaptedLayer, FisherSettings, GRITOptimizer
 from grit_core.plan import AdaptationPlan, plan_adaptation
 
@@ -40,7 +41,7 @@ def lora_config_of(plan: AdaptationPlan, *, spared: Sequence[str] = ()) -> LoraC
     Args:
         plan: Which layers, with which ranks.
         spared: Layers outside the plan whose names end like a planned one's; PEFT matches by
-            suffix, so they are excluded by name.
+            suffix, so they are excluded by an expression that fits their full names alone.
     """
     rank = Counter(layer.rank for layer in plan.layers).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in plan.layers).most_common(1)[0][0]
@@ -50,7 +51,7 @@ def lora_config_of(plan: AdaptationPlan, *, spared: Sequence[str] = ()) -> LoraC
         lora_alpha=_plain_number(alpha),
         lora_dropout=dropout,
         target_modules=sorted(layer.name for layer in plan.layers),
-        exclude_modules=sorted(spared) or None,
+        exclude_modules="|".join(re.escape(name) for name in sorted(spared)) or None,
         rank_pattern=_pattern({x.name: x.rank for x in plan.layers}, common=rank),
         alpha_pattern=_pattern(
             {x.name: _plain_number(x.alpha) for x in plan.layers}, common=_plain_number(alpha)
@@ -78,7 +79,8 @@ def inject_lora(model: nn.Module, plan: AdaptationPlan, *, seed: int = 0) -> Pef
     config = lora_config_of(
         plan, spared=_spared(names, [name for name, _ in model.named_modules()])
     )
-    adapted = get_peft_model(model, config)
+    with known_warnings_ignored():
+        adapted = get_peft_model(model, config)
     wrapped = lora_layers(adapted)
     _refuse_other_layers(wrapped, plan)
     # PEFT shortens a long list to suffixes that are unique in this model; a reader wants names.
@@ -234,17 +236,15 @@ def _spared(planned: Sequence[str], modules: Sequence[str]) -> list[str]:
 def _pattern(values: Mapping[str, Any], *, common: Any) -> dict[str, Any]:
     """The layers that differ from the common value, under escaped full names.
 
-    PEFT takes the first pattern that a name ends with: longer names come first, and a layer whose
-    name ends like an earlier pattern's gets one of its own.
+    PEFT takes a pattern for every name that ends with it; where another planned layer's does, the
+    pattern is anchored at the beginning.
     """
-    differing = {name for name, value in values.items() if value != common}
-    listed = [
-        name
-        for name in values
-        if name in differing or any(name.endswith(f".{other}") for other in differing)
-    ]
-    listed.sort(key=len, reverse=True)
-    return {re.escape(name): values[name] for name in listed}
+    patterns = {}
+    for name, value in values.items():
+        if value != common:
+            shared = any(other.endswith(f".{name}") for other in values)
+            patterns[f"^{re.escape(name)}" if shared else re.escape(name)] = value
+    return patterns
 
 
 def _refuse_other_layers(wrapped: Mapping[str, LoraLayer], plan: AdaptationPlan) -> None:
