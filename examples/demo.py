@@ -38,7 +38,8 @@ LEAST_GAIN = 0.30
 """... and be so far above the base model."""
 TOGETHER = 4
 """Questions asked at the same time."""
-SHADES = 8
+SHADES = " .:-=+*#%@"
+"""Where there are no colours: from black to white."""
 SHOWN = 5
 
 
@@ -121,7 +122,7 @@ def demo(console: Console, home: Home, *, num_images: int) -> int:
         questions = read_questions(num_images)
         base = answers(client, questions, model=MODEL)
         tuned = answers(client, questions, job=job["id"])
-        console.print(gallery(questions, base, tuned))
+        console.print(gallery(console, questions, base, tuned))
         passed = verdict(console, accuracy(questions, base), accuracy(questions, tuned))
         where_everything_lies(console, client, home, ended)
     console.print(f"\nThat took {time.monotonic() - began:.0f} s.")
@@ -219,7 +220,9 @@ def loss_curve(metrics: dict[str, Any]) -> Text:
     return Text(f"    loss {losses[0]:.3f} {blocks} {losses[-1]:.3f}", style="cyan")
 
 
-def gallery(questions: list[Question], base: list[str], tuned: list[str]) -> Columns:
+def gallery(
+    console: Console, questions: list[Question], base: list[str], tuned: list[str]
+) -> Columns:
     """A few images with both answers; first those that the base model gets wrong."""
     order = sorted(range(len(questions)), key=lambda index: base[index] == questions[index].answer)
     cards = []
@@ -232,7 +235,7 @@ def gallery(questions: list[Question], base: list[str], tuned: list[str]) -> Col
             ("\ntuned ", "dim"),
             answered(tuned[index], question.answer),
         )
-        cards.append(Group(picture(question.image), caption))
+        cards.append(Group(picture(console, question.image), caption))
     return Columns(cards, padding=(1, 4))
 
 
@@ -241,18 +244,20 @@ def answered(given: str, right: str) -> Text:
     return Text(given[:12] or "(nothing)", style="green" if given == right else "red")
 
 
-def picture(url: str, *, side: int = 16) -> Text:
-    """An image as half-block characters: two pixels a character."""
+def picture(console: Console, url: str, *, side: int = 16) -> Text:
+    """An image as half-block characters, two pixels each; without colours, as shades."""
     data = base64.b64decode(url.partition(",")[2])
     with Image.open(BytesIO(data)) as image:
-        grey = image.convert("L").resize((side, side), Image.Resampling.BOX)
-        pixels = grey.tobytes()
+        pixels = image.convert("L").resize((side, side), Image.Resampling.BOX).tobytes()
     text = Text()
     for top in range(0, side, 2):
         for column in range(side):
             upper, lower = pixels[top * side + column], pixels[(top + 1) * side + column]
-            style = f"rgb({upper},{upper},{upper}) on rgb({lower},{lower},{lower})"
-            text.append("\N{UPPER HALF BLOCK}", style=style)
+            if console.color_system is None:
+                text.append(SHADES[(upper + lower) * len(SHADES) // 512])
+            else:
+                style = f"rgb({upper},{upper},{upper}) on rgb({lower},{lower},{lower})"
+                text.append("\N{UPPER HALF BLOCK}", style=style)
         text.append("\n")
     return text
 

@@ -1,7 +1,6 @@
 """A plan, as a person reads it: every layer with its numbers and the reason it was picked."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,12 +12,14 @@ from grit_client.terminal_text import printable
 
 def render_plan(plan: Mapping[str, Any]) -> RenderableType:
     """The layers under the reason they were picked for, then the totals and warnings."""
-    groups = groupby(plan["layers"], key=lambda layer: (layer["modality"], layer["reason"]))
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for layer in plan["layers"]:
+        groups.setdefault((layer["modality"], layer["reason"]), []).append(layer)
     parts: list[RenderableType] = []
-    for (modality, reason), layers in groups:
+    for (modality, reason), layers in groups.items():
         parts += [
             Text.assemble((modality, "bold cyan"), f": {printable(reason)}"),
-            _layers(list(layers)),
+            _layers(layers),
         ]
     estimate = plan.get("estimate") or {}
     totals = facts({
