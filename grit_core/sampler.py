@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 
 def split_rows(num_rows: int, *, eval_fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide row numbers into disjoint training and evaluation rows, each in ascending order.
@@ -51,6 +49,8 @@ class Sampler:
 
 def _permutation(length: int, *, seed: int, stream: int) -> list[int]:
     """A shuffle by Philox, whose stream is a function of the two numbers alone."""
+    import numpy as np  # noqa: PLC0415  # the API counts rows without ever shuffling them
+
     generator = np.random.Generator(np.random.Philox(key=[seed, stream]))
     permuted: list[int] = generator.permutation(length).tolist()
     return permuted

@@ -1,13 +1,14 @@
 """The doorbell: Celery messages that say a queue has work. Losing one delays a job, no more."""
 
+from __future__ import annotations
+
 import threading
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from celery import Celery
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
+if TYPE_CHECKING:
+    from celery import Celery
 
-from store.settings import Settings
+    from store.settings import Settings
 
 CLAIM_TASK: Final = "grit.claim"
 INFER_TASK: Final = "grit.infer"
@@ -54,6 +55,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 
 def create_celery(settings: Settings) -> Celery:
     """Return a Celery app with the shared settings; the worker adds its tasks to one."""
+    # A tenth of a second that an API pays when it first rings and not when it starts.
+    from celery import Celery  # noqa: PLC0415
+
     # Not the process's current app: a test or a script may hold several.
     app = Celery("grit", set_as_current=False)
     app.conf.update(celery_config(settings))
@@ -107,6 +111,9 @@ class Doorbell:
             return self._app
 
     def _send(self, task: str, arguments: list[str], queue: str) -> bool:
+        from kombu.exceptions import KombuError  # noqa: PLC0415 - as in create_celery
+        from redis.exceptions import RedisError  # noqa: PLC0415
+
         try:
             self._producer_app().send_task(
                 task,
