@@ -18,7 +18,9 @@ from grit_client.errors import (
 from grit_client.terminal_text import printable
 
 if TYPE_CHECKING:
-    from grit_client.commands.session import Session
+    from rich.console import Console
+
+    from grit_client.home import Home
 
 JOB_FAILED, REFUSED, UNREACHABLE, UNAUTHORISED, NOT_FOUND = 1, 2, 3, 4, 5
 
@@ -33,17 +35,17 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
-def report(session: "Session", error: Exception) -> int | None:
+def report(error: Exception, *, console: "Console", home: "Home", as_json: bool) -> int | None:
     """Write an error to standard error and return its exit code; None when it is a bug of ours."""
     code = next((number for kind, number in _CODES if isinstance(error, kind)), None)
     if code is None:
         return None
-    if session.as_json:
+    if as_json:
         sys.stderr.write(json.dumps(_document(error, code), indent=2, default=str) + "\n")
     else:
-        session.err.print(printable(f"error: {error}"), style="red", markup=False)
-        for line in _advice(session, error):
-            session.err.print(line, style="dim", markup=False)
+        console.print(printable(f"error: {error}"), style="red", markup=False)
+        for line in _advice(error, home):
+            console.print(line, style="dim", markup=False)
     return code
 
 
@@ -58,12 +60,12 @@ def _document(error: Exception, code: int) -> dict[str, Any]:
     return {"exit_code": code, "title": kind, "detail": str(error), "errors": errors}
 
 
-def _advice(session: "Session", error: Exception) -> list[str]:
+def _advice(error: Exception, home: "Home") -> list[str]:
     lines = []
     if isinstance(error, Unauthorised) and error.problem.status == 401:
         lines.append(
             "The key comes from --key, from GRIT_API_KEY, or from"
-            f" {session.home.key_file} (written by `grit up`)."
+            f" {home.key_file} (written by `grit up`)."
         )
     if isinstance(error, RequestRefused) and error.problem.document.get("report"):
         lines.append(f"Every bad row: grit datasets report {error.problem.document.get('dataset')}")

@@ -129,7 +129,7 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(session, **values)
         except Exception as error:
-            code = report(session, error)
+            code = report(error, console=session.err, home=session.home, as_json=session.as_json)
             if code is None:
                 raise
             raise typer.Exit(code) from None
