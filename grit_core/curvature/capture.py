@@ -1,9 +1,11 @@
 """Hooks that observe z and h of every adapted layer during chosen steps.
 
 Which positions count: those with a gradient. Padding gets none, and neither does a position that
-no label depends on; both are recognised by h being exactly zero, which needs no mask in any
-layer's own coordinates (text tokens, image patches). While B is still zero, as right after
-initialisation, h is zero everywhere and there is nothing to observe.
+no label depends on; both are recognised by h being zero, which needs no mask in any layer's own
+coordinates (text tokens, image patches). Zero means below float32's resolution of the call's
+largest h: the query of a row's first token has no gradient, and kernels leave 1e-9 of one there.
+While B is still zero, as right after initialisation, h is zero everywhere and there is nothing to
+observe.
 
 Scale: the trainer's loss is a mean over N label tokens, perhaps multiplied by a loss scale S. h
 is multiplied by N / S, which makes it the gradient of the summed token losses of its own row (rows
@@ -30,6 +32,10 @@ from grit_core.errors import GritError
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
+
+
+ROUNDING = torch.finfo(torch.float32).eps
+"""Relative to the largest gradient of a call, what is no gradient but rounding."""
 
 
 class CurvatureBypassed(GritError):
@@ -61,9 +67,12 @@ class LayerSums:
 
     def add(self, z_TR: Tensor, h_TR: Tensor) -> None:
         """Count the positions that have a gradient."""
+        if h_TR.numel() == 0:
+            return
         z_TR, h_TR = z_TR.float(), h_TR.float()
-        counts_T1 = (h_TR != 0).any(-1, keepdim=True).to(z_TR.dtype)
-        z_TR = z_TR * counts_T1
+        size_T1 = h_TR.abs().amax(-1, keepdim=True)
+        counts_T1 = (size_T1 > size_T1.amax() * ROUNDING).to(z_TR.dtype)
+        z_TR, h_TR = z_TR * counts_T1, h_TR * counts_T1
         # A caller's autocast around backward would round these products to half precision.
         with torch.autocast(z_TR.device.type, enabled=False):
             self.zz_RR += z_TR.mT @ z_TR

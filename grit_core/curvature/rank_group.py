@@ -93,7 +93,7 @@ class RankGroup:
         if taken:
             self.basis_Z_LRR = self._basis(self.Z).to(self.basis_Z_LRR)
             self.basis_H_LRR = self._basis(self.H).to(self.basis_H_LRR)
-        return taken, int((counted_L & ~finite_L).sum())
+        return taken, int((~finite_L).sum())
 
     def curvature(self, *, damping: float) -> dict[str, LayerCurvature]:
         """Spectrum, effective rank and energy of every observed layer."""

@@ -1,14 +1,20 @@
 """What the hooks see, against explicit expectations in float64."""
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from grit_core.curvature.capture import CurvatureBypassed, CurvatureCapture
+from grit_core.curvature.capture import CurvatureBypassed, CurvatureCapture, LayerSums
+from grit_core.models.pretrained import known_warnings_ignored
 
 ROWS, POSITIONS, WIDTH, OUT, RANK = 6, 5, 12, 9, 4
 
@@ -165,10 +171,138 @@ def test_bfloat16_activations_give_the_float32_factors_within_their_rounding():
     assert_same_factors(observe(adapted(), dtype=torch.bfloat16), observe(adapted()), rtol=0.05)
 
 
+def test_a_backward_under_autocast_still_sums_in_float32():
+    results = []
+    for around in (False, True):
+        model = adapted()
+        x, labels = batch()
+        with capture_of(model).observing(gradient_scale=1.0) as sums:
+            loss = loss_sum(model, x, labels)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=around):
+                loss.backward()
+        results.append({name: (s.zz_RR, s.hh_RR) for name, s in sums.items()})
+    assert_same_factors({"first": results[1]["first"]}, {"first": results[0]["first"]}, rtol=2e-2)
+    assert torch.equal(results[1]["second"][0], results[0]["second"][0])
+
+
+def llama(*, checkpointing=None):
+    """A small real model with LoRA on every projection, B not zero."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    lora = LoraConfig(r=RANK, target_modules="all-linear")
+    with known_warnings_ignored():
+        model = get_peft_model(LlamaForCausalLM(config), lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    if checkpointing is not None:
+        kind = {"use_reentrant": checkpointing}
+        model.get_base_model().activation_checkpointing_enable(kind)
+        model.get_base_model().enable_input_require_grads()
+    return model.train()
+
+
+def llama_factors(model, *, padding=0):
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    capture = CurvatureCapture(
+        {name: layer.lora_A["default"] for name, layer in layers.items()},
+        {name: layer.lora_B["default"] for name, layer in layers.items()},
+    )
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 50, (3, 9), generator=generator)
+    ids[0, 6:] = 0
+    ids = nn.functional.pad(ids, (0, padding))
+    labels = torch.where(ids == 0, -100, ids)
+    labels[:, :3] = -100
+    num_labels = float((labels[:, 1:] != -100).sum())
+    with capture.observing(gradient_scale=num_labels) as sums:
+        model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
+    capture.close()
+    return {
+        name: (s.zz_RR / s.num_positions, s.hh_RR / s.num_positions, int(s.num_positions))
+        for name, s in sums.items()
+    }
+
+
+@pytest.mark.parametrize("padding", [1, 7])
+def test_factors_of_a_real_model_do_not_depend_on_the_padding(padding):
+    tight, loose = llama_factors(llama()), llama_factors(llama(), padding=padding)
+    assert {n: f[2] for n, f in loose.items()} == {n: f[2] for n, f in tight.items()}
+    assert_same_factors(loose, tight)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_factors_of_a_real_model_do_not_depend_on_its_gradient_checkpointing(reentrant):
+    plain, checkpointed = llama_factors(llama()), llama_factors(llama(checkpointing=reentrant))
+    assert {n: f[2] for n, f in checkpointed.items()} == {n: f[2] for n, f in plain.items()}
+    assert_same_factors(checkpointed, plain)
+
+
+ONE_OF_TWO = """
+import sys
+import torch
+from safetensors.torch import save_file
+from tests.grit_core.curvature.test_capture import adapted, batch, capture_of, loss_sum
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+model, (x, labels) = adapted(), batch()
+x, labels = (t[:2] if rank == 0 else t[2:] for t in (x, labels))
+num_labels = int((labels != -100).sum())
+with capture_of(model).observing(gradient_scale=num_labels) as sums:
+    (loss_sum(model, x, labels) / num_labels).backward()
+found = {n: (s.zz_RR / s.num_positions, s.hh_RR / s.num_positions) for n, s in sums.items()}
+save_file({f"{n}/{i}": f[i].contiguous() for n, f in found.items() for i in (0, 1)}, out)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_uneven_shares_have_the_factors_of_one(tmp_path):
+    store = (tmp_path / "store").as_uri()
+    root = Path(__file__).parents[3]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, str(rank), store, str(tmp_path / f"{rank}.bin")],
+            cwd=root,
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    one = observe(adapted())
+    for rank in range(2):
+        tensors = load_file(tmp_path / f"{rank}.bin")
+        assert_same_factors({n: (tensors[f"{n}/0"], tensors[f"{n}/1"]) for n in one}, one)
+
+
 def test_tiny_gradients_are_not_lost():
     """1e-8-scaled gradients underflow in float16 sums; these are kept in float32."""
     found = observe(adapted(), loss_scale=1e-8)
     assert all(torch.linalg.matrix_rank(hh.double()) > 1 for _, hh, _ in found.values())
+
+
+def test_a_batch_that_is_not_finite_shows_in_the_sums():
+    for bad in (float("nan"), float("inf")):
+        seen = LayerSums.empty(RANK, torch.device("cpu"))
+        h = torch.ones(5, RANK)
+        h[2, 1] = bad
+        seen.add(torch.ones(5, RANK), h)
+        assert not seen.hh_RR.isfinite().all()
+
+
+def test_a_call_without_positions_changes_nothing():
+    seen = LayerSums.empty(RANK, torch.device("cpu"))
+    seen.add(torch.ones(0, RANK), torch.ones(0, RANK))
+    assert int(seen.num_positions) == 0
 
 
 def test_nothing_is_observed_while_b_is_zero():
