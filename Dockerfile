@@ -30,6 +30,8 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
 CMD ["python", "-m", "uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", "--no-server-header"]
 
 FROM base AS worker
+# Idle OpenMP threads sleep instead of spinning: two torch processes on few cores starve each other otherwise.
+ENV OMP_WAIT_POLICY=PASSIVE
 ARG TORCH="torch==2.13.0"
 RUN pip install ${TORCH}
 COPY requirements/worker.lock requirements/worker.lock

@@ -41,7 +41,7 @@ format: setup ## Format and sort imports
 	$(BIN)/ruff check --fix .
 
 test: setup ## Run every test, against real PostgreSQL, Valkey, S3 and workers
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lock: setup ## Compile the hashed locks again (torch stays an install step of its own)
 	printf 'torch ; python_version < "0"\n' > .cache-overrides.txt

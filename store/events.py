@@ -130,6 +130,19 @@ def read_metrics(
     )
 
 
+def last_effective_ranks(session: Session, job_id: str) -> dict[str, float] | None:
+    """Return each modality's effective rank when it was last observed; none if it never was."""
+    modalities = session.scalars(
+        select(Metric.modalities)
+        .where(Metric.job_id == job_id, Metric.modalities.is_not(None))
+        .order_by(Metric.step.desc())
+    )
+    found = next((one for one in modalities if one), None)
+    if found is None:
+        return None
+    return {name: measures["effective_rank"] for name, measures in found.items()}
+
+
 def read_layer_statistics(session: Session, job_id: str) -> list[LayerStatistics]:
     """Return a job's layer statistics in the order of their steps."""
     return list(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from store import attempts
+from store import attempts, events
 from store.attempts import Failure, NewAdapter, RetryPolicy
 from store.database import run_in_transaction
 from store.errors import IllegalTransition, StorageUnavailable, StoreError
@@ -181,6 +181,7 @@ class Ending:
                 "eval_loss": finished.eval_loss,
                 "steps": finished.step,
                 "trainable_parameters": saved.trainable_parameters,
+                "effective_rank": events.last_effective_ranks(session, self._job_id),
                 "max_logit_difference": saved.max_logit_difference,
                 "sha256": saved.sha256,
             },

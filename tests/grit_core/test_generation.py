@@ -3,13 +3,14 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.tiny_models import png_data_url, tiny_causal_folder, tiny_vlm_folder
 
 from grit_core.artifacts import write_adapter
+from grit_core.data import decode_image
 from grit_core.errors import AdapterInvalid, InvalidConfig
 from grit_core.generation import AdapterSource, GenerationEngine, GenerationRequest
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.records import parse_prompt
+from tests.tiny_models import png_data_url, tiny_causal_folder, tiny_vlm_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -59,8 +60,6 @@ def plain_answer(base, adapter):
             "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}],
         }
     ]
-    from grit_core.data import decode_image
-
     image = decode_image(request_of().chat.images[0], index=0)
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=[text], images=[[image]], return_tensors="pt", add_special_tokens=False)
