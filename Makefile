@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test lock clean
+.PHONY: help demo serve stop setup check format test lock bench-training bench-service clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -49,6 +49,12 @@ lock: setup ## Compile the hashed locks again (torch stays an install step of it
 	$(BIN)/uv pip compile pyproject.toml --extra api $(LOCK) --constraint requirements/dev.lock -o requirements/api.lock
 	$(BIN)/uv pip compile pyproject.toml --extra worker $(LOCK) --constraint requirements/dev.lock -o requirements/worker.lock
 	rm .cache-overrides.txt
+
+bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM-256M shape)
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_step
+
+bench-service: setup ## Measure start, job reads and the way to a first step
+	$(BIN)/python -m benchmarks.service
 
 clean: ## Remove caches
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
