@@ -44,7 +44,7 @@ class RunningFactor:
             decay: Share of the old average that stays.
         """
         seen_L11 = seen_L.to(self.sum_LRR.device)[:, None, None]
-        moved_LRR = self.sum_LRR * decay + new_LRR.to(self.sum_LRR) * (1 - decay)
+        moved_LRR = self.sum_LRR * decay + new_LRR * (1 - decay)
         self.sum_LRR = torch.where(seen_L11, moved_LRR, self.sum_LRR)
         self.weight_L = torch.where(seen_L, self.weight_L * decay + (1 - decay), self.weight_L)
 
@@ -56,7 +56,8 @@ class RunningFactor:
     def corrected_LRR(self) -> Tensor:
         """The bias-corrected averages in float64 on the CPU; zero for layers never observed."""
         weight_L11 = self.weight_L.clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
-        return self.sum_LRR.to("cpu", torch.float64) / weight_L11
+        # First the device, then the type: MPS has no float64.
+        return self.sum_LRR.cpu().double() / weight_L11
 
 
 def approximate(factor_LRR: Tensor, approximations: Sequence[str]) -> Tensor:

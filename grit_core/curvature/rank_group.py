@@ -91,8 +91,8 @@ class RankGroup:
         self.H.update(hh_LRR / divisor_L11, taken_L, decay=settings.ema_decay)
         taken = int(taken_L.sum())
         if taken:
-            self.basis_Z_LRR = self._basis(self.Z).to(self.basis_Z_LRR)
-            self.basis_H_LRR = self._basis(self.H).to(self.basis_H_LRR)
+            self.basis_Z_LRR = self._basis(self.Z)
+            self.basis_H_LRR = self._basis(self.H)
         return taken, int((~finite_L).sum())
 
     def curvature(self, *, damping: float) -> dict[str, LayerCurvature]:
@@ -139,7 +139,8 @@ class RankGroup:
         # A diagonal factor's eigenvectors are the axes; sorted by eigenvalue they only permute.
         diagonal_L = torch.tensor([kind == "diagonal" for kind in kinds])
         fixed_L11 = (diagonal_L | ~factor.observed_L)[:, None, None]
-        return torch.where(fixed_L11, torch.eye(self.rank, dtype=basis_LRR.dtype), basis_LRR)
+        axes_RR = torch.eye(self.rank, dtype=basis_LRR.dtype)
+        return torch.where(fixed_L11, axes_RR, basis_LRR).float().to(factor.sum_LRR.device)
 
 
 def group_by_rank(layers: Sequence[AdaptedLayer]) -> list[RankGroup]:
