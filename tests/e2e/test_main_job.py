@@ -118,9 +118,8 @@ def test_the_jobs_curvature_is_told_by_layer_and_over_time(client):
 
 
 def test_the_answer_of_the_adapter_names_model_usage_and_timing(client):
-    row = json.loads(
-        (ROOT / "examples" / "digits" / "rotated-inverted-heldout.jsonl").open().readline()
-    )
+    rows = ROOT / "examples" / "digits" / "rotated-inverted-heldout.jsonl"
+    row = json.loads(rows.read_text().splitlines()[0])
     url = row["messages"][0]["content"][0]["image_url"]["url"]
     job = next(job for job in client.list_jobs() if job["name"] == "rotated-inverted-digits")
     answer = client.infer("Which digit is this?", images=[url], job=job["id"], max_new_tokens=4)
