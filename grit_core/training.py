@@ -60,6 +60,7 @@ def train(
                 run.restore(checkpoint)
             yield _started(run)
             yield from _changed_threads(run, checkpoint)
+            yield from _adam_by_another_name(job)
             yield from _optimize(run, should_stop)
         finally:
             run.close()
@@ -151,6 +152,22 @@ def _changed_threads(run: TrainingRun, checkpoint: Checkpoint | None) -> Iterato
             code="threads_changed",
             message=f"Resumed with {run.num_threads} CPU threads after"
             f" {checkpoint.values['num_threads']}; the result may differ in the last bits.",
+        )
+
+
+def _adam_by_another_name(job: TrainingJob) -> Iterator[Warned]:
+    """Say it when the natural gradient that was asked for amounts to Adam."""
+    diagonal = sorted({
+        layer.modality.value
+        for layer in job.plan.layers
+        if layer.natural_gradient and layer.fisher_approximation == "diagonal"
+    })
+    if job.training.optimizer == "grit" and diagonal:
+        yield Warned(
+            code="diagonal_is_adam",
+            message=f"fisher_approximation is diagonal for {', '.join(diagonal)}: the eigenbasis of"
+            " a diagonal factor is the axes themselves, so the step is Adam's. Write kfac to train"
+            " in the eigenbasis of the factors.",
         )
 
 

@@ -14,7 +14,7 @@ from grit_core.checkpoints import Checkpoint, flatten_state, join_state
 from grit_core.config.training import total_steps
 from grit_core.data import ChatEncoder, EncodedRows, StepRows, StepStream
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
-from grit_core.events import CurvatureObserved, TrainingEvent
+from grit_core.events import CurvatureObserved, StepSkipped, TrainingEvent
 from grit_core.loss import label_loss_sum, to_device
 from grit_core.models.pretrained import (
     DTYPES,
@@ -71,6 +71,8 @@ class TrainingRun:
         self._capture = build_capture(self.model, job.plan)
         self._sums: dict[str, LayerSums] | None = None
         """What the present step's observation has seen, until the optimizer takes it in."""
+        self._refused = 0
+        """Layers whose observation of the present step was not finite."""
         scaling = job.precision == "float16" and self.device.type != "cpu"
         self.scaler = torch.amp.GradScaler(self.device.type) if scaling else None
         self.model.train()
@@ -144,7 +146,7 @@ class TrainingRun:
     def optimizer_step(self, learning_rate: float) -> None:
         """Apply the gradients and clear them; an observation of theirs is taken in first."""
         if self._sums is not None and isinstance(self.optimizer, GRITOptimizer):
-            self.optimizer.observe(self._sums)
+            self._refused = self.optimizer.observe(self._sums)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.scaler is None:
@@ -157,6 +159,13 @@ class TrainingRun:
     def curvature_events(self) -> Iterator[TrainingEvent]:
         """Tell what the last step's observation has shown, if it was observed."""
         sums, self._sums = self._sums, None
+        refused, self._refused = self._refused, 0
+        if refused:
+            yield StepSkipped(
+                step=self.progress.step,
+                reason=f"The curvature of {refused} layers was not finite and was not taken in; the"
+                " step itself was applied.",
+            )
         if sums is None or not isinstance(self.optimizer, GRITOptimizer):
             return
         curvature = self.optimizer.curvature()

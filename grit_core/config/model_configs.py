@@ -88,7 +88,8 @@ class ModalityConfig:
     enable_natural_gradient: bool = True
     enable_projection: bool = True
     fisher_approximation: str = "diagonal"
-    """`diagonal`, `block_diagonal` or `kfac`: how much of each rank-space factor is used."""
+    """`diagonal`, `block_diagonal` or `kfac`: how much of each rank-space factor is used. With
+    `diagonal` the step is Adam's, and a job says so; the presets set `kfac`."""
 
 
 @dataclass

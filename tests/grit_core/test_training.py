@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from grit_core.checkpoints import load_checkpoint
+from grit_core.config.model_configs import ModalityConfig, ModelGRITConfig
 from grit_core.config.training import TrainingConfig
 from grit_core.errors import (
     CheckpointCorrupt,
@@ -31,6 +32,8 @@ from grit_core.events import (
     TrainingStopped,
     Warned,
 )
+from grit_core.models.inventory import build_inventory
+from grit_core.plan import plan_adaptation
 from grit_core.schedule import learning_rate
 from grit_core.training import _step, train
 from grit_core.training_job import TrainingJob
@@ -292,7 +295,10 @@ def test_early_stopping_ends_training_and_still_writes_the_adapter(tmp: Path) ->
         early_stopping_patience=2,
     )
     events = list(train(job))
-    assert [e.code for e in events if isinstance(e, Warned)] == ["stopped_early"]
+    assert [e.code for e in events if isinstance(e, Warned)] == [
+        "diagonal_is_adam",
+        "stopped_early",
+    ]
     assert steps_of(events)[-1].step < 30
     assert isinstance(events[-1], TrainingFinished)
 
@@ -372,3 +378,20 @@ def test_the_learning_rate_warms_up_peaks_and_falls() -> None:
     assert [learning_rate(linear, s, total_steps=4) for s in range(4)] == [1, 0.75, 0.5, 0.25]
     constant = dataclasses.replace(training, lr_schedule="constant", warmup_ratio=0)
     assert {learning_rate(constant, step, total_steps=5) for step in range(5)} == {1.0}
+
+
+@pytest.mark.parametrize(("approximation", "said"), [("diagonal", True), ("kfac", False)])
+def test_a_natural_gradient_that_amounts_to_adam_is_said(
+    tmp_path: Path, approximation: str, said: bool
+) -> None:
+    text = ModalityConfig(
+        layer_patterns=["model.layers.*.self_attn.q_proj"],
+        rank=4,
+        fisher_approximation=approximation,
+    )
+    config = ModelGRITConfig(text=text)
+    job = tiny_job(tmp_path, config=config, text_only=True, max_steps=2)
+    plan = plan_adaptation(config, build_inventory(job.model))
+    events = train(dataclasses.replace(job, config=config, plan=plan))
+    codes = [event.code for event in events if isinstance(event, Warned)]
+    assert ("diagonal_is_adam" in codes) is said
