@@ -27,7 +27,7 @@ USER grit
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
-CMD ["python", "-m", "uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", "--no-server-header"]
+CMD ["python", "-m", "api", "--host", "0.0.0.0"]
 
 FROM base AS worker
 # Idle OpenMP threads sleep instead of spinning: two torch processes on few cores starve each other otherwise.

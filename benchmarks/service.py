@@ -72,8 +72,7 @@ def start_seconds(home: Path) -> float:
     subprocess.run(
         [sys.executable, "-m", "store", "migrate"], check=True, env=environment, cwd=ROOT
     )
-    command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory"]
-    command += ["--port", str(port), "--log-level", "error"]
+    command = [sys.executable, "-m", "api", "--port", str(port)]
     started = time.perf_counter()
     process = subprocess.Popen(command, env=environment, cwd=ROOT)
     try:

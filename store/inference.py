@@ -1,24 +1,26 @@
 """The mailbox between `POST /infer` and the worker: requests and answers in Redis, for a while."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import math
 import time
 import weakref
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, cast
-
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from store.errors import QueueUnavailable
 from store.queue import Doorbell
-from store.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import redis
+    import redis.asyncio
+
+    from store.settings import Settings
 
 _BLOCK_SECONDS: Final = 2.0
 _CONNECT_SECONDS: Final = 1.0
@@ -33,15 +35,23 @@ class Mailbox:
         self._settings = settings
         self._doorbell = doorbell or Doorbell(settings)
         self._keep_seconds = settings.infer_keep_seconds
-        self._sync = redis.Redis.from_url(
-            settings.broker_url,
-            socket_connect_timeout=_CONNECT_SECONDS,
-            socket_timeout=_ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 1),
-        )
         # A connection belongs to the event loop that opened it.
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = (
             weakref.WeakKeyDictionary()
+        )
+
+    @cached_property
+    def _sync(self) -> redis.Redis:
+        # Imported when a mailbox is first used, so that the API starts without it.
+        import redis  # noqa: PLC0415
+        from redis.backoff import NoBackoff  # noqa: PLC0415
+        from redis.retry import Retry  # noqa: PLC0415
+
+        return redis.Redis.from_url(
+            self._settings.broker_url,
+            socket_connect_timeout=_CONNECT_SECONDS,
+            socket_timeout=_ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 1),
         )
 
     def submit(self, request_id: str, *, device: str, payload: dict[str, Any]) -> None:
@@ -115,6 +125,8 @@ class Mailbox:
 
         A broker that does not answer is left alone: what it keeps expires by itself.
         """
+        from redis.exceptions import RedisError  # noqa: PLC0415 - as in _sync
+
         try:
             with self._sync.pipeline(transaction=True) as both:
                 both.delete(self._key("request", request_id))
@@ -160,6 +172,10 @@ class Mailbox:
         loop = asyncio.get_running_loop()
         client = self._async.get(loop)
         if client is None:
+            import redis.asyncio  # noqa: PLC0415 - as in _sync
+            from redis.asyncio.retry import Retry as AsyncRetry  # noqa: PLC0415
+            from redis.backoff import NoBackoff  # noqa: PLC0415
+
             client = redis.asyncio.Redis.from_url(
                 self._settings.broker_url,
                 socket_connect_timeout=_CONNECT_SECONDS,
@@ -190,6 +206,8 @@ def _reachable() -> Iterator[None]:
     Raises:
         QueueUnavailable: If it does not.
     """
+    from redis.exceptions import RedisError  # noqa: PLC0415 - as in Mailbox._sync
+
     try:
         yield
     except (RedisError, OSError) as error:

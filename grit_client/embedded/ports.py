@@ -42,9 +42,6 @@ def listen(port: int | None) -> socket.socket:
 def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Uvicorn takes a descriptor for a Unix socket, where asyncio leaves Nagle's algorithm on: head
-    # and body of an answer are two writes, and the second would wait 40 ms. Connections inherit it.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((LOOPBACK, port))
         listener.listen(2048)

@@ -127,14 +127,11 @@ class Supervisor:
             self._migrate(environment)
             self._launch(
                 "api",
-                _python(
-                    "uvicorn", "api.app:create_app", "--factory", "--fd", str(listener.fileno()),
-                    "--timeout-graceful-shutdown", "5", "--no-server-header",
-                ),
+                _python("api", "--fd", str(listener.fileno()), "--drain-seconds", "5"),
                 environment,
                 stage=API,
                 pass_fds=(listener.fileno(),),
-            )  # fmt: skip
+            )
             self._start_workers("cpu", environment)
             for device in probe.result():
                 self._start_workers(device, environment)

@@ -1,6 +1,7 @@
 """The process itself: health, readiness, measures, headers, logs, the key file, start-up."""
 
 import json
+import socket
 import stat
 import subprocess
 import sys
@@ -194,10 +195,7 @@ def test_models_are_listed_registered_and_show_their_layers(team: Team, tmp_path
 @pytest.mark.slow
 def test_the_service_answers_soon_after_its_start(tmp_path: Path) -> None:
     port = free_port()
-    command = [
-        *(sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory"),
-        *("--port", str(port), "--log-level", "warning"),
-    ]
+    command = [sys.executable, "-m", "api", "--port", str(port)]
     environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     with subprocess.Popen(command, env=environment) as process:
         try:
@@ -213,3 +211,27 @@ def test_the_service_answers_soon_after_its_start(tmp_path: Path) -> None:
         finally:
             process.terminate()
             process.wait(timeout=20)
+
+
+@pytest.mark.slow
+def test_answers_on_an_inherited_socket_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
+    """Head and body are two writes; with Nagle's algorithm on the second waits 40 ms."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        number = listener.fileno()
+        command = [sys.executable, "-m", "api", "--fd", str(number)]
+        environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        with subprocess.Popen(command, env=environment, pass_fds=[number]) as process:
+            try:
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}/healthz"
+                with httpx.Client(timeout=30) as client:
+                    taken = []
+                    for _ in range(30):
+                        started = time.perf_counter()
+                        client.get(url).raise_for_status()
+                        taken.append(time.perf_counter() - started)
+                assert sorted(taken)[len(taken) // 2] < 0.035
+            finally:
+                process.terminate()
+                process.wait(timeout=20)

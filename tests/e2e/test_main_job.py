@@ -5,6 +5,7 @@ model; what follows uses the service that it leaves behind.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,3 +128,28 @@ def test_the_answer_of_the_adapter_names_model_usage_and_timing(client):
     assert answer["adapter"] == job["result"]["adapter"]
     assert answer["usage"]["image_tokens"] == 16
     assert 0 < answer["timing"]["total_seconds"] < 30
+
+
+def test_the_calls_of_the_readme_work_with_curl_as_they_stand(demo, tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    block = readme.partition("## The calls the demo makes")[2].partition("```sh\n")[2]
+    commands = block.partition("```")[0].replace(".grit/", f"{demo.home}/")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    path = tmp_path / "examples" / "jobs" / "digits.json"
+    spec = json.loads(path.read_text())
+    path.write_text(json.dumps(spec | {"training": SHORT}))
+    # The same model under the same id: what the demo registered is found again.
+    commands = commands.replace("$PWD/examples/digits-vlm", f"{ROOT}/examples/digits-vlm")
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout.splitlines()[-1])
+    assert answer["usage"]["completion_tokens"] >= 1
+    assert "event: status_changed" in ran.stdout
+    assert "problem" not in ran.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from grit_client.embedded import control, ports
+from grit_client.embedded import control
 from grit_client.embedded.children import Child
 from grit_client.embedded.identity import Identity
 from grit_client.embedded.record import Record
@@ -287,11 +287,3 @@ def test_a_child_that_ignores_the_request_is_killed_with_its_children(tmp_path: 
     assert not child.running
     assert grandchild is not None
     assert grandchild.wait_until_gone(5.0)
-
-
-def test_a_connection_to_the_service_does_not_wait_for_delayed_acknowledgements() -> None:
-    with ports.listen(None) as listener:
-        caller = socket.create_connection(listener.getsockname())
-        taken, _ = listener.accept()
-        with caller, taken:
-            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
