@@ -8,6 +8,7 @@ that was not asked for the longest makes room.
 import random
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -123,7 +126,7 @@ class GenerationEngine:
             started = time.perf_counter()
             resident = self._resident(source)
             if adapter is not None:
-                self._load_adapter(resident, adapter)
+                self._load_adapter(source, resident, adapter)
             load_seconds = time.perf_counter() - started
             images = [decode_image(data, index=i) for i, data in enumerate(request.chat.images)]
             inputs = resident.encoder.encode_prompt(request.chat.messages, images)
@@ -203,35 +206,60 @@ class GenerationEngine:
         self._bases.move_to_end(source)
         return found
 
-    def _load_adapter(self, resident: _Resident, adapter: AdapterSource) -> None:
-        """Bring an adapter beside its base model.
-
-        Raises:
-            AdapterInvalid: The folder is no safetensors PEFT folder, or of another base model.
-        """
+    def _load_adapter(self, source: str, resident: _Resident, adapter: AdapterSource) -> None:
+        """Bring an adapter beside its base model."""
         if adapter.id in resident.adapters:
             resident.adapters.move_to_end(adapter.id)
             return
-        missing = [n for n in (CONFIG, WEIGHTS) if not (adapter.folder / n).is_file()]
-        if missing:
-            # Without the safetensors file PEFT would look for a pickle.
-            raise AdapterInvalid(f"The adapter {adapter.id} lacks {', '.join(missing)}.")
         try:
-            if resident.adapted is None:
-                resident.adapted = PeftModel.from_pretrained(
-                    resident.model, str(adapter.folder), adapter_name=adapter.id
-                )
-            else:
-                resident.adapted.load_adapter(str(adapter.folder), adapter_name=adapter.id)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise AdapterInvalid(
-                f"The adapter {adapter.id} cannot be loaded on this base model: {error}"
-            ) from error
+            resident.adapted = _load_beside(resident, adapter)
+        except BaseException:
+            # Half an adapter may be in the layers now, and a first one would be switched on: no
+            # answer may come from this model. The next request loads it afresh.
+            self._bases.pop(source, None)
+            raise
         resident.adapted.eval()
         resident.adapters[adapter.id] = None
         while len(resident.adapters) > self._max_adapters:
             oldest, _ = resident.adapters.popitem(last=False)
             resident.adapted.delete_adapter(oldest)
+
+
+def _load_beside(resident: _Resident, adapter: AdapterSource) -> PeftModel:
+    """Load an adapter with PEFT and check that every tensor of it found its place.
+
+    Raises:
+        AdapterInvalid: The folder is no safetensors PEFT folder, or of another base model.
+    """
+    missing = [n for n in (CONFIG, WEIGHTS) if not (adapter.folder / n).is_file()]
+    if missing:
+        # Without the safetensors file PEFT would look for a pickle.
+        raise AdapterInvalid(f"The adapter {adapter.id} lacks {', '.join(missing)}.")
+    adapted = resident.adapted
+    try:
+        with safe_open(adapter.folder / WEIGHTS, framework="pt") as weights:
+            stored = set(weights.keys())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+            if adapted is None:
+                adapted = PeftModel.from_pretrained(
+                    resident.model, str(adapter.folder), adapter_name=adapter.id
+                )
+            else:
+                adapted.load_adapter(str(adapter.folder), adapter_name=adapter.id)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise AdapterInvalid(
+            f"The adapter {adapter.id} cannot be loaded on this base model: {error}"
+        ) from error
+    state = get_peft_model_state_dict(adapted, adapter_name=adapter.id, save_embedding_layers=False)
+    # PEFT leaves what is missing as it was made, which does nothing, and skips what has no place.
+    astray = sorted(stored ^ set(state))
+    if astray:
+        raise AdapterInvalid(
+            f"The adapter {adapter.id} does not fit this base model: {len(astray)} tensors are "
+            f"missing or have no layer, {astray[0]} among them."
+        )
+    return adapted
 
 
 class _Watch(StoppingCriteria):  # type: ignore[misc]  # mypy follows no transformers
@@ -284,11 +312,12 @@ def _refuse_overflow(
 
 
 def _words(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+    """The words of an answer, without the space that templates leave before it."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).lstrip()
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """Cut at the first stop text, and take away the space that templates leave before an answer."""
+    """Cut at the first stop text."""
     ends = [text.index(one) for one in stop if one in text]
     return text[: min(ends, default=len(text))].strip()
 

@@ -1,8 +1,12 @@
 """Answers from resident models: equal to transformers' own, whichever adapters are around."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from grit_core.artifacts import write_adapter
 from grit_core.data import decode_image
@@ -113,6 +117,14 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(base):
     assert found.completion_tokens < whole.completion_tokens
 
 
+def test_the_space_before_an_answer_is_no_stop_text():
+    """The digits model answers " 7": the space belongs to the chat template."""
+    folder = str(Path(__file__).parents[2] / "examples" / "digits-vlm")
+    plain = GenerationEngine().generate(folder, request_of())
+    assert len(plain.text) == 1
+    assert GenerationEngine().generate(folder, request_of(stop=(" ",))).text == plain.text
+
+
 def test_usage_counts_image_tokens_and_the_length_limit_is_told(base):
     found = GenerationEngine().generate(base, request_of(max_new_tokens=1))
     assert found.image_tokens == 4
@@ -136,6 +148,43 @@ def test_an_adapter_without_safetensors_is_refused(base, adapters, tmp_path):
         GenerationEngine().generate(
             base, request_of(), adapter=AdapterSource(id="adp_x", folder=tmp_path)
         )
+
+
+def damaged(adapter, folder, change):
+    """A copy of an adapter with its tensors changed."""
+    shutil.copytree(adapter.folder, folder)
+    weights = folder / "adapter_model.safetensors"
+    save_file(change(load_file(weights)), weights)
+    return AdapterSource(id=folder.name, folder=folder)
+
+
+def without_text(tensors):
+    return {name: tensor for name, tensor in tensors.items() if "text_model" not in name}
+
+
+def with_a_stranger(tensors):
+    return {**tensors, "base_model.model.nowhere.lora_A.weight": torch.zeros(4, 4)}
+
+
+def with_a_wrong_shape(tensors):
+    last = max(tensors)
+    return {**tensors, last: torch.zeros(len(tensors[last]) + 1, 4)}
+
+
+@pytest.mark.parametrize("change", [without_text, with_a_stranger, with_a_wrong_shape])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_adapter_that_does_not_fit_is_refused_and_leaves_no_trace(
+    base, adapters, tmp_path, change, first
+):
+    engine = GenerationEngine()
+    plain = engine.generate(base, request_of()).text
+    if not first:
+        engine.generate(base, request_of(), adapter=adapters[1])
+    broken = damaged(adapters[0], tmp_path / "adp_broken", change)
+    for _ in range(2):
+        with pytest.raises(AdapterInvalid, match="base model"):
+            engine.generate(base, request_of(), adapter=broken)
+    assert engine.generate(base, request_of()).text == plain
 
 
 def test_a_text_only_model_answers_too(tmp_path):
