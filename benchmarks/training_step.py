@@ -206,6 +206,7 @@ def main() -> None:
         for _ in range(3):
             arm.step()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        arm.close()
         print(json.dumps({"peak_bytes": peak}), flush=True)
         return
     memory = {name: peak_bytes(name, options) for name in makers}
