@@ -31,6 +31,7 @@ from store.objects import Objects
 from store.queue import INFER_TASK, INFERENCE_QUEUES, REGISTER_MODELS_TASK
 from store.settings import Settings
 from worker.app import app
+from worker.periodic import Periodic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +84,9 @@ class InferenceWorker:
             settings.home, Objects(settings), max_adapters=settings.infer_cached_adapters
         )
         self._registering = threading.Lock()
+        self._watch = Periodic(
+            "models", self.register_models, interval_seconds=settings.ring_again_seconds
+        )
 
     @cached_property
     def engine(self) -> GenerationEngine:
@@ -110,6 +114,14 @@ class InferenceWorker:
             reply = {"error": _error_of(error)}
             _log.warning("request_failed", request_id=request_id, code=reply["error"]["code"])
         self._mailbox.answer(request_id, reply)
+
+    def watch_models(self) -> None:
+        """Load torch, and look now and then for models whose bell was lost; in a thread."""
+        self._watch.start()
+
+    def close(self) -> None:
+        """Stop looking for models."""
+        self._watch.stop()
 
     def register_models(self) -> None:
         """Read the layers of every base model that waits for it."""
@@ -236,17 +248,12 @@ def _device_of(task: Any) -> str:
 
 
 def _on_ready(sender: Any, **_options: Any) -> None:
-    """Load torch before the first request needs it, and look for models that nobody rang for."""
+    """Load torch before the first request needs it, and look for models from then on."""
     queues = list(sender.app.amqp.queues.consume_from)
     if len(queues) != 1 or queues[0] not in INFERENCE_QUEUES:
         return
 
-    def warm_up() -> None:
-        worker = inference_worker(queues[0].rpartition(".")[2])
-        _ = worker.engine
-        worker.register_models()
-
-    threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+    inference_worker(queues[0].rpartition(".")[2]).watch_models()
 
 
 signals.worker_ready.connect(_on_ready)

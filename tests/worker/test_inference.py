@@ -171,3 +171,23 @@ def test_the_adapter_cache_keeps_the_adapters_asked_for_last(embedded_settings, 
         cache.fetch(f"adp_{number}", prefix=f"adapters/adp_{number}")
         time.sleep(0.02)
     assert sorted(p.name for p in cache.folder.iterdir()) == ["adp_1", "adp_2"]
+
+
+def test_a_model_whose_bell_was_lost_is_registered_all_the_same(
+    embedded_settings, sqlite_engine, model
+):
+    settings = embedded_settings.model_copy(update={"ring_again_seconds": 0.2})
+    worker = InferenceWorker(settings, device="cpu")
+    worker.watch_models()
+    try:
+        with transaction(sqlite_engine) as session:
+            base_models.register(session, id="late", source=str(model))
+        deadline = time.monotonic() + 20
+        status = None
+        while status != ModelStatus.READY and time.monotonic() < deadline:
+            time.sleep(0.1)
+            with transaction(sqlite_engine, read_only=True) as session:
+                status = base_models.get(session, "late").status
+        assert status == ModelStatus.READY
+    finally:
+        worker.close()
