@@ -13,7 +13,7 @@ from fastapi import Request
 from api.errors import Problem
 from api.services import Services
 from store.database import transaction
-from store.keys import Caller, Scope, authenticate
+from store.keys import Caller, Scope, authenticate, record_use
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -85,8 +85,13 @@ class Doorkeeper:
         return caller
 
     def _look_up(self, token: str) -> Caller:
-        with transaction(self._services.engine) as session:
-            return authenticate(session, token)
+        # Reading takes no write lock; a key's use is noted at most once a minute.
+        with transaction(self._services.engine, read_only=True) as session:
+            caller = authenticate(session, token)
+        if caller.use_is_old:
+            with transaction(self._services.engine) as session:
+                record_use(session, caller)
+        return caller
 
     def _recall(self, digest: bytes) -> Caller | None:
         with self._lock:

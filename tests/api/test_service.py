@@ -124,6 +124,13 @@ def test_the_embedded_key_is_written_once_and_for_its_owner_alone(
         assert client.get("/jobs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
 
 
+def test_a_key_tells_when_it_was_last_used(join: Callable[..., Team]) -> None:
+    admin = join("alpha", Scope.ADMIN)
+    admin.get("/keys")
+    key = next(k for k in admin.get("/keys").json()["data"] if k["team"] == "alpha")
+    assert key["last_used_at"] is not None
+
+
 def test_an_administrator_makes_and_revokes_keys(join: Callable[..., Team]) -> None:
     admin = join("ops", Scope.ADMIN)
     body = {"name": "ci", "team": "beta", "scopes": ["read"]}
