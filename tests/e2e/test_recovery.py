@@ -5,10 +5,12 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -20,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from grit_core.config.model_configs import config_to_dict
 from store.models import JobStatus
-from tests.e2e.deployment import Broker, Deployment, deployed, tiny_config
+from tests.e2e.deployment import Broker, Deployment, WorkerProcess, deployed, tiny_config
 from tests.services import running_postgres, running_s3
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, tiny_vlm_folder, write_jsonl
 from worker.scratch import file_sha256
@@ -305,6 +307,27 @@ def test_a_frozen_process_is_ended_as_stalled(deployment: Deployment) -> None:
     assert not child.is_running()
 
 
+def freeze_between_writes(worker: WorkerProcess, deployment: Deployment) -> None:
+    """Stop a worker at a moment when it does not hold the lock of SQLite's one writer.
+
+    A process that is frozen inside a transaction stops everybody else's writes as well; that is
+    another fault than the one examined here.
+    """
+    path = deployment.settings.database_url.removeprefix("sqlite:///")
+    for _ in range(100):
+        worker.signal(signal.SIGSTOP)
+        time.sleep(0.02)
+        with closing(sqlite3.connect(path, timeout=0.1)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE").connection.rollback()
+            except sqlite3.OperationalError:
+                worker.signal(signal.SIGCONT)
+                time.sleep(0.01)
+                continue
+        return
+    raise AssertionError("the worker was always in the middle of a write")
+
+
 def test_a_worker_that_was_frozen_for_longer_than_its_lease_publishes_nothing(
     deployment: Deployment, reference: Path, tmp_path: Path
 ) -> None:
@@ -312,7 +335,7 @@ def test_a_worker_that_was_frozen_for_longer_than_its_lease_publishes_nothing(
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
     deployment.wait_for_step(job_id, EVERY + 5)
     children = frozen.children()
-    frozen.signal(signal.SIGSTOP)
+    freeze_between_writes(frozen, deployment)
     deployment.start_worker(home=tmp_path / "elsewhere")
     job = deployment.wait(job_id, lambda job: job.attempt == 2)
     frozen.signal(signal.SIGCONT)

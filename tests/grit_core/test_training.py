@@ -312,8 +312,8 @@ def test_rows_left_out_for_their_length_are_counted_once(tmp: Path) -> None:
     )
     events = list(train(dataclasses.replace(job, dataset=path)))
     warnings = [event for event in events if isinstance(event, Warned)]
-    assert [warning.code for warning in warnings] == ["rows_skipped"]
-    assert "lines 4 of long.jsonl" in warnings[0].message
+    assert [warning.code for warning in warnings] == ["diagonal_is_adam", "rows_skipped"]
+    assert "lines 4 of long.jsonl" in warnings[1].message
     assert [event.reason for event in events if isinstance(event, StepSkipped)] == [
         "Every row of the step was left out."
     ] * 2
