@@ -26,13 +26,13 @@ from store import attempts, base_models, datasets, events, jobs
 from store.database import create_engine_from, run_in_transaction, transaction
 from store.ids import new_id
 from store.lifecycle import ENDED, OPEN
+from store.manifests import file_sha256
 from store.migrate import upgrade
 from store.models import DatasetStatus, Event, Job, JobStatus, Team
 from store.objects import Objects
 from store.queue import Doorbell
 from store.settings import Settings
 from tests.services import free_port, running_valkey
-from worker.scratch import file_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 TEAM = "tests"

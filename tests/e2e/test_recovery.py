@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from grit_core.config.model_configs import config_to_dict
+from store.manifests import file_sha256
 from store.models import JobStatus
 from tests.e2e.deployment import Broker, Deployment, WorkerProcess, deployed, tiny_config
 from tests.services import running_postgres, running_s3
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, tiny_vlm_folder, write_jsonl
-from worker.scratch import file_sha256
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from store.errors import ObjectCorrupt
+from store.manifests import file_sha256
 from store.objects import Objects
 from store.settings import Settings
-from worker.scratch import DatasetCache, Scratch, file_sha256, snapshot
+from worker.scratch import DatasetCache, Scratch, snapshot
 
 ROWS = b'{"messages": []}\n' * 100
 
