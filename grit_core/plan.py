@@ -33,6 +33,9 @@ SETTINGS = (
     "projection_budget_start",
     "projection_budget_end",
     "projection_schedule",
+    "projection_energy",
+    "projection_update_freq",
+    "step_rule",
 )
 """The fields of `ModelGRITConfig` that hold for all layers and that training consumes."""
 
@@ -102,7 +105,6 @@ def _plan(
     layers, dropped, warnings = [], [], []
     general = family_warning(config, inventory)
     warnings += [] if general is None else [general]
-    warnings += _without_effect(config)
     for draft in drafts:
         warnings += draft.warnings
         if draft.selection is None:
@@ -136,21 +138,6 @@ def _plan(
     )
 
 
-def _without_effect(config: ModelGRITConfig) -> list[str]:
-    """A word on settings that were changed and that training does not use yet."""
-    default = ModelGRITConfig()
-    names = [
-        name
-        for name in SETTINGS
-        if name.startswith("projection_") and getattr(config, name) != getattr(default, name)
-    ]
-    if not names:
-        return []
-    return [
-        f"{', '.join(names)}: recorded and without effect, for this version does not reproject."
-    ]
-
-
 def _planned(layer: LayerRecord, draft: ModalityDraft, config: ModelGRITConfig) -> PlannedLayer:
     own = draft.config
     rank = rank_of(own, config)
@@ -168,6 +155,7 @@ def _planned(layer: LayerRecord, draft: ModalityDraft, config: ModelGRITConfig) 
         natural_gradient=own.enable_natural_gradient,
         projection=own.enable_projection,
         fisher_approximation=own.fisher_approximation,
+        fisher_block_size=own.fisher_block_size,
     )
 
 

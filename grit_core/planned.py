@@ -27,6 +27,7 @@ class PlannedLayer:
     natural_gradient: bool
     projection: bool
     fisher_approximation: str
+    fisher_block_size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

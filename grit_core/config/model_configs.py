@@ -89,7 +89,9 @@ class ModalityConfig:
     enable_projection: bool = True
     fisher_approximation: str = "diagonal"
     """`diagonal`, `block_diagonal` or `kfac`: how much of each rank-space factor is used. With
-    `diagonal` the step is Adam's, and a job says so; the presets set `kfac`."""
+    `diagonal` an `ekfac` step is Adam's, and a job says so; the presets set `kfac`."""
+    fisher_block_size: int = 4
+    """Side of the blocks that `block_diagonal` keeps: 1 is `diagonal`, the rank is `kfac`."""
 
 
 @dataclass
@@ -118,6 +120,15 @@ class ModelGRITConfig:
     projection_budget_end: int = 96
     """Rank-space directions over a whole modality at the last step."""
     projection_schedule: str = "linear"
+    """How the budget moves between its ends: `linear`, `cosine`, `exponential`, `constant` (stays at
+    the start) or `adaptive` (as many directions as hold `projection_energy`, within the ends)."""
+    projection_energy: float = 0.99
+    """For `adaptive`: the share of a modality's Fisher energy that the active directions hold."""
+    projection_update_freq: int = 50
+    """Optimizer steps between two reprojections."""
+    step_rule: str = "ekfac"
+    """How the natural gradient is taken: `ekfac`, `kfac`, `gauge` or `paper`; see `docs/method.md`.
+    """
     max_layers_per_modality: int | None = None
     """Keeps at most so many layers of each modality, nearest the end that its strategy prefers."""
 
@@ -143,6 +154,9 @@ class GRITLoRAConfig:
     projection_budget_start: int | None = None
     projection_budget_end: int | None = None
     projection_schedule: str | None = None
+    projection_energy: float | None = None
+    projection_update_freq: int | None = None
+    step_rule: str | None = None
     max_layers_per_modality: int | None = None
 
     def overlay(self) -> dict[str, Any]:
@@ -169,6 +183,7 @@ MODALITY_CHECKS: dict[str, Check] = {
     "enable_natural_gradient": Flag(),
     "enable_projection": Flag(),
     "fisher_approximation": Choice(values=("diagonal", "block_diagonal", "kfac")),
+    "fisher_block_size": Number(low=1, high=MAX_RANK, integer=True),
 }
 """The rules for the fields of `ModalityConfig` that stand alone."""
 
@@ -186,6 +201,9 @@ MODEL_CHECKS: dict[str, Check] = {
     "projection_schedule": Choice(
         values=("linear", "cosine", "exponential", "constant", "adaptive")
     ),
+    "projection_energy": Number(low=0, high=1, above_low=True),
+    "projection_update_freq": Number(low=1, high=1_000_000, integer=True),
+    "step_rule": Choice(values=("ekfac", "kfac", "gauge", "paper")),
     "max_layers_per_modality": Number(low=1, high=100_000, integer=True, optional=True),
 }
 """The rules for the fields of `ModelGRITConfig` that are no modality."""

@@ -37,6 +37,12 @@ class TrainingConfig:
     """`float32`, `bfloat16`, `float16` or `auto`."""
     optimizer: str = "grit"
     """`grit` or `adamw`."""
+    gradient_checkpointing: str = "off"
+    """`off`, `non_reentrant` or `reentrant`: activations are computed again in the backward pass, for
+    less memory and about a third more time."""
+    compaction_max_kl: float | None = None
+    """Ends the job by cutting the adapter's weakest directions, as long as the predicted divergence
+    (nats for a label token) stays below this; null cuts nothing."""
     seed: int = 0
     checkpoint_every_steps: int | Auto = "auto"
     eval_every_steps: int | Auto = "auto"
@@ -60,6 +66,8 @@ TRAINING_CHECKS: dict[str, Check] = {
     "max_length": Number(low=8, high=1_048_576, integer=True),
     "precision": Choice(values=("auto", "float32", "bfloat16", "float16")),
     "optimizer": Choice(values=("grit", "adamw")),
+    "gradient_checkpointing": Choice(values=("off", "non_reentrant", "reentrant")),
+    "compaction_max_kl": Number(low=0, high=10, above_low=True, optional=True),
     "seed": Number(low=0, high=2**32 - 1, integer=True),
     "checkpoint_every_steps": Number(low=1, high=10_000_000, integer=True, auto=True),
     "eval_every_steps": Number(low=1, high=10_000_000, integer=True, auto=True),

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK_SIZE = 4
-"""Side of the blocks that `block_diagonal` keeps."""
-
 
 @dataclass
 class RunningFactor:
