@@ -120,8 +120,8 @@ class ModelGRITConfig:
     projection_budget_end: int = 96
     """Rank-space directions over a whole modality at the last step."""
     projection_schedule: str = "linear"
-    """How the budget moves between its ends: `linear`, `cosine`, `exponential`, `constant` (stays at
-    the start) or `adaptive` (as many directions as hold `projection_energy`, within the ends)."""
+    """How the budget moves between its ends: `linear`, `cosine`, `exponential`, `constant` (the
+    start alone) or `adaptive` (as many directions as hold `projection_energy`, within the ends)."""
     projection_energy: float = 0.99
     """For `adaptive`: the share of a modality's Fisher energy that the active directions hold."""
     projection_update_freq: int = 50

@@ -38,8 +38,8 @@ class TrainingConfig:
     optimizer: str = "grit"
     """`grit` or `adamw`."""
     gradient_checkpointing: str = "off"
-    """`off`, `non_reentrant` or `reentrant`: activations are computed again in the backward pass, for
-    less memory and about a third more time."""
+    """`off`, `non_reentrant` or `reentrant`: activations are computed again in the backward pass,
+    for less memory and about a third more time."""
     compaction_max_kl: float | None = None
     """Ends the job by cutting the adapter's weakest directions, as long as the predicted divergence
     (nats for a label token) stays below this; null cuts nothing."""
