@@ -70,9 +70,24 @@ class CurvatureObserved:
     type: ClassVar[str] = "curvature_observed"
     step: int
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By layer name: `effective_rank`, `fisher_energy`, `spectrum` (descending)."""
+    """By layer name: `effective_rank`, `fisher_energy`, `spectrum` (descending), `active` (number
+    of directions that move), `predicted_kl` (of dropping the others, nats for a label token)."""
     modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By modality: `effective_rank` (mean over its layers), `fisher_energy` (sum)."""
+    """By modality: `effective_rank` (mean over its layers), `fisher_energy` (sum), and with a
+    projection budget `requested_budget`, `effective_budget`, `num_directions`, `predicted_kl`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reprojected:
+    """Rank space was written in the canonical Fisher gauge and the budget given out anew."""
+
+    type: ClassVar[str] = "reprojected"
+    step: int
+    modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By modality with projection: `requested_budget`, `effective_budget`, `num_directions`, and
+    `predicted_kl` of dropping the frozen directions, in nats for a label token."""
+    refused: list[str] = field(default_factory=list)
+    """Layers whose gauge was too badly conditioned; they keep their coordinates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +158,7 @@ TrainingEvent = (
     | Evaluated
     | CheckpointSaved
     | CurvatureObserved
+    | Reprojected
     | StepSkipped
     | Warned
     | AdapterSaved

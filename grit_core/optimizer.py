@@ -1,7 +1,7 @@
-"""`GRITOptimizer`: AdamW for LoRA adapters in the eigenbasis of their rank-space factors.
+"""`GRITOptimizer`: AdamW for LoRA adapters, shaped by their rank-space factors.
 
-The `ekfac` rule, after EKFAC (George et al. 2018) and SOAP (Vyas et al. 2024), in rank space. For a
-layer with factors Z = U_Z diag(.) U_Z' and H = U_H diag(.) U_H' (see `grit_core.curvature`):
+For a layer with factors Z = U_Z diag(.) U_Z' and H = U_H diag(.) U_H' (see `grit_core.curvature`)
+the default rule, `ekfac`, after EKFAC (George et al. 2018) and SOAP (Vyas et al. 2024), is
 
     A [R, I]:  m = b1 m + (1-b1) dA       v = b2 v + (1-b2) (U_H' dA)^2     rows turn with H
                A <- A - lr U_H [ (U_H' m^) / (sqrt(v^ + d mean v^) + eps) ]
@@ -9,26 +9,29 @@ layer with factors Z = U_Z diag(.) U_Z' and H = U_H diag(.) U_H' (see `grit_core
                B <- B - lr [ (m^ U_Z) / (sqrt(v^ + d mean v^) + eps) ] U_Z'
 
 ^ is Adam's bias correction, d is `fisher_damping`, relative to the side's mean second moment. The
-first moment lives in the original coordinates and needs no transport; the second is carried to a
-new basis by `transport_second_moment`. Until a layer has been observed it is stepped by torch's own
-AdamW, and so are layers without natural gradient: bit for bit.
+first moment lives in the original coordinates; the second is carried from basis to basis by squared
+overlaps. The other rules are in `grit_core.curvature.side_stack`. Until a layer has been observed
+it is stepped by torch's own AdamW, and so are layers with neither natural gradient nor projection:
+bit for bit.
+
+Layers with projection, and all layers of the `gauge` rule, are written in the canonical Fisher
+gauge every `update_freq` steps (`grit_core.curvature.gauge`), with their moments; the projection
+budget then says which directions move (`grit_core.curvature.projection`).
 
 Layers whose matrices have equal shapes are stacked, so that a step is a dozen operations a shape
 and not a dozen a parameter.
-
-Shape suffixes: L layers of equal shape, R rank, M and N rows and columns of one side: [R, I] for A,
-[O, R] for B.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from grit_core.curvature.capture import LayerSums
-from grit_core.curvature.factors import transport_second_moment
+from grit_core.curvature.gauge import Gauge
+from grit_core.curvature.projection import Budget, ProjectionSettings, allocate, requested_budget
 from grit_core.curvature.rank_group import (
     AdaptedLayer,
     FisherSettings,
@@ -37,126 +40,35 @@ from grit_core.curvature.rank_group import (
     group_by_rank,
     summarise_by_modality,
 )
+from grit_core.curvature.side_stack import stacks_of, step_adamw
 
 __all__ = [
+    "STEP_RULES",
     "AdaptedLayer",
     "FisherSettings",
     "GRITOptimizer",
     "LayerCurvature",
+    "ProjectionSettings",
+    "Reprojection",
+    "budgets_by_modality",
     "summarise_by_modality",
 ]
 
+STEP_RULES = ("ekfac", "kfac", "gauge", "paper")
 
-class SideStack:
-    """One side (A or B) of layers of equal shape: Adam's moments and the basis that turns them."""
 
-    def __init__(self, group: RankGroup, members: Sequence[int], side: str) -> None:
-        self.group, self.members, self.side = group, tuple(members), side
-        layers = [group.layers[index] for index in members]
-        self.names = tuple(layer.name for layer in layers)
-        self.parameters: list[nn.Parameter] = [getattr(layer, side) for layer in layers]
-        first = self.parameters[0]
-        self.m_LMN = torch.zeros(
-            len(layers), *first.shape, dtype=torch.float32, device=first.device
-        )
-        """First moments, in the original coordinates."""
-        self.v_LMN = torch.zeros_like(self.m_LMN)
-        """Second moments, in the coordinates of `basis_LRR`."""
-        self.steps = [0] * len(layers)
-        self.basis_LRR = self._group_basis()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reprojection:
+    """What one reprojection did."""
 
-    def take_basis(self) -> None:
-        """Carry the second moments to the bases that the group has now."""
-        new_LRR = self._group_basis()
-        if self.side == "lora_A":
-            self.v_LMN = transport_second_moment(self.v_LMN, self.basis_LRR, new_LRR)
-        else:
-            v_LNM = transport_second_moment(self.v_LMN.mT, self.basis_LRR, new_LRR)
-            self.v_LMN = v_LNM.mT.contiguous()
-        self.basis_LRR = new_LRR
-
-    def step(self, options: Mapping[str, Any], *, damping: float) -> None:
-        """Step the layers that have a gradient."""
-        active = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        observed_L = self.group.observed_L
-        turned = [i for i in active if observed_L[self.members[i]]]
-        straight = [i for i in active if not observed_L[self.members[i]]]
-        if straight:
-            self._step_straight(straight, options)
-        if turned:
-            self._step_turned(turned, options, damping=damping)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that later steps depend on; the bases are the group's."""
-        return {"m": self.m_LMN, "v": self.v_LMN, "steps": list(self.steps)}
-
-    def load(self, saved: Mapping[str, Any]) -> None:
-        """Continue from `state` of a stack of the same layers, the group being loaded already."""
-        self.m_LMN = saved["m"].to(self.m_LMN).clone()
-        self.v_LMN = saved["v"].to(self.v_LMN).clone()
-        self.steps = [int(number) for number in saved["steps"]]
-        self.basis_LRR = self._group_basis()
-
-    def _group_basis(self) -> Tensor:
-        """The basis that turns the rank axis: H's for A, Z's for B."""
-        basis = self.group.basis_H_LRR if self.side == "lora_A" else self.group.basis_Z_LRR
-        return basis[list(self.members)]
-
-    def _step_straight(self, chosen: Sequence[int], options: Mapping[str, Any]) -> None:
-        """Step layers that no observation has reached, as AdamW does."""
-        steps = [torch.tensor(float(self.steps[i])) for i in chosen]
-        _adamw(
-            [self.parameters[i] for i in chosen],
-            [self.m_LMN[i] for i in chosen],
-            [self.v_LMN[i] for i in chosen],
-            steps,
-            options,
-        )
-        for i in chosen:
-            self.steps[i] += 1
-
-    def _step_turned(
-        self, chosen: Sequence[int], options: Mapping[str, Any], *, damping: float
-    ) -> None:
-        """Step layers in their eigenbasis."""
-        beta1, beta2 = options["betas"]
-        for i in chosen:
-            self.steps[i] += 1
-        parameters: list[Tensor] = [self.parameters[i] for i in chosen]
-        # A slice is a view, so that the moments below change in place.
-        whole = len(chosen) == len(self.parameters)
-        pick = slice(None) if whole else torch.tensor(chosen, device=self.m_LMN.device)
-        m_LMN, v_LMN, basis_LRR = self.m_LMN[pick], self.v_LMN[pick], self.basis_LRR[pick]
-        gradient_LMN = torch.stack([p.grad for p in parameters if p.grad is not None])
-        m_LMN.lerp_(gradient_LMN, 1 - beta1)
-        turned_LMN = self._turn(gradient_LMN, basis_LRR)
-        v_LMN.mul_(beta2).addcmul_(turned_LMN, turned_LMN, value=1 - beta2)
-        if not whole:
-            self.m_LMN[pick], self.v_LMN[pick] = m_LMN, v_LMN
-        correction1, correction2 = (self._correction(beta, chosen) for beta in (beta1, beta2))
-        second_LMN = v_LMN / correction2
-        second_LMN += damping * second_LMN.mean((1, 2), keepdim=True)
-        update_LMN = self._turn(m_LMN, basis_LRR) / correction1 * options["lr"]
-        update_LMN /= second_LMN.sqrt_().add_(options["eps"])
-        update_LMN = self._turn(update_LMN, basis_LRR.mT)
-        if options["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - options["lr"] * options["weight_decay"])
-        torch._foreach_sub_(parameters, list(update_LMN.unbind()))
-
-    def _turn(self, value_LMN: Tensor, basis_LRR: Tensor) -> Tensor:
-        """Express the rank axis in a basis; with the transposed basis this undoes itself."""
-        return basis_LRR.mT @ value_LMN if self.side == "lora_A" else value_LMN @ basis_LRR
-
-    def _correction(self, beta: float, chosen: Sequence[int]) -> float | Tensor:
-        """Adam's bias correction; one number as long as all layers have made the same steps."""
-        corrections = [1 - beta ** self.steps[i] for i in chosen]
-        if len(set(corrections)) == 1:
-            return corrections[0]
-        return torch.tensor(corrections, device=self.m_LMN.device)[:, None, None]
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    """By modality with projection."""
+    refused: tuple[str, ...] = ()
+    """Observed layers whose gauge was too badly conditioned; they keep their coordinates."""
 
 
 class GRITOptimizer(torch.optim.Optimizer):
-    """AdamW on LoRA adapters, in the eigenbasis of their rank-space factors once observed."""
+    """AdamW on LoRA adapters, shaped by their rank-space factors once these are observed."""
 
     def __init__(
         self,
@@ -164,6 +76,9 @@ class GRITOptimizer(torch.optim.Optimizer):
         *,
         plain: Iterable[nn.Parameter] = (),
         fisher: FisherSettings | None = None,
+        projection: ProjectionSettings | None = None,
+        step_rule: str = "ekfac",
+        total_steps: int | None = None,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -172,17 +87,21 @@ class GRITOptimizer(torch.optim.Optimizer):
         """Collect the parameters.
 
         Args:
-            layers: Adapters stepped with the natural gradient; their matrices are float32, which
-                is what PEFT makes of them whatever the base model's type.
+            layers: Adapters with natural gradient, projection or both; their matrices are float32,
+                which is what PEFT makes of them whatever the base model's type.
             plain: Parameters stepped by torch's AdamW.
             fisher: Damping, decay and frequency of the factors.
+            projection: Budget and frequency of the reprojections, for layers that ask for it.
+            step_rule: `ekfac`, `kfac`, `gauge` or `paper`.
+            total_steps: Of the whole job; a budget that moves needs it.
             lr: Learning rate.
             betas: Decay of the first and second moment.
             eps: Added to the root of the second moment.
             weight_decay: Decoupled, as in AdamW.
 
         Raises:
-            ValueError: A layer is not float32.
+            ValueError: A layer is not float32, there is no such rule, or a budget that moves has
+                no number of steps to move over.
         """
         chosen, self._plain = list(layers), list(plain)
         for layer in chosen:
@@ -191,16 +110,40 @@ class GRITOptimizer(torch.optim.Optimizer):
                     f"The adapter of {layer.name} is {layer.lora_A.dtype} and {layer.lora_B.dtype};"
                     " keep adapters in float32 and let autocast choose the type of computation."
                 )
+        if step_rule not in STEP_RULES:
+            raise ValueError(f"{step_rule!r} is no step rule; use {', '.join(STEP_RULES)}.")
+        self.fisher = fisher or FisherSettings()
+        self.projection = projection or ProjectionSettings()
+        moving = self.projection.schedule not in {"constant", "adaptive"}
+        if moving and total_steps is None and any(layer.projection for layer in chosen):
+            raise ValueError(
+                f"The projection budget moves ({self.projection.schedule}) over the steps of the"
+                " job; give total_steps, take projection_schedule constant, or set"
+                " enable_projection to false."
+            )
         parameters = [p for layer in chosen for p in (layer.lora_A, layer.lora_B)] + self._plain
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
-        self.fisher = fisher or FisherSettings()
+        self.total_steps = total_steps
         self.skipped_observations = 0
         """Layers' observations that were refused because they were not finite."""
+        self.budgets: dict[str, Budget] = {}
+        """By modality with projection, as last allocated."""
+        self.reprojection: Reprojection | None = None
+        """What the last step's reprojection did; none if it had none."""
         self.rank_groups = group_by_rank(chosen)
-        self.stacks = [stack for group in self.rank_groups for stack in _stacks_of(group)]
+        self.stacks = [
+            stack
+            for group in self.rank_groups
+            for stack in stacks_of(group, step_rule=step_rule, damping=self.fisher.damping)
+        ]
+        self._reprojects = {
+            layer.name: layer.projection or (step_rule == "gauge" and layer.natural_gradient)
+            for layer in chosen
+        }
         self._modality = {layer.name: layer.modality for layer in chosen}
         self._num_steps = 0
+        self._reprojected = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take the one group of parameters that `__init__` makes.
@@ -214,7 +157,7 @@ class GRITOptimizer(torch.optim.Optimizer):
 
     @property
     def layers(self) -> tuple[AdaptedLayer, ...]:
-        """The layers stepped with the natural gradient."""
+        """The layers with natural gradient, projection or both."""
         return tuple(layer for group in self.rank_groups for layer in group.layers)
 
     def observation_due(self) -> bool:
@@ -225,8 +168,7 @@ class GRITOptimizer(torch.optim.Optimizer):
         """
         if not self.rank_groups:
             return False
-        unseen = not any(any(group.observed_L) for group in self.rank_groups)
-        return unseen or self._num_steps % self.fisher.update_freq == 0
+        return not self._any_observed() or self._num_steps % self.fisher.update_freq == 0
 
     def observe(self, sums: Mapping[str, LayerSums]) -> int:
         """Fold one observation into the factors and turn the second moments to the new bases.
@@ -239,15 +181,13 @@ class GRITOptimizer(torch.optim.Optimizer):
             taken, bad = group.observe(sums, self.fisher)
             refused += bad
             if taken:
-                for stack in self.stacks:
-                    if stack.group is group:
-                        stack.take_basis()
+                self._hand_factors(group)
         self.skipped_observations += refused
         return refused
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not used
-        """Step every parameter that has a gradient.
+        """Step every parameter that has a gradient; reproject when that is due.
 
         Raises:
             ValueError: A closure was given; second moments need the gradients that are there.
@@ -256,9 +196,10 @@ class GRITOptimizer(torch.optim.Optimizer):
             raise ValueError("GRITOptimizer takes no closure; call backward before step.")
         options = self.param_groups[0]
         for stack in self.stacks:
-            stack.step(options, damping=self.fisher.damping)
+            stack.step(options)
         self._step_plain(options)
         self._num_steps += 1
+        self.reprojection = self._reproject() if self._reprojection_due() else None
 
     def curvature(self) -> dict[str, LayerCurvature]:
         """What the factors say of each observed layer."""
@@ -278,7 +219,12 @@ class GRITOptimizer(torch.optim.Optimizer):
             "options": {key: value for key, value in options.items() if key != "params"},
             "layers": [layer.name for layer in self.layers],
             "num_steps": self._num_steps,
+            "reprojected": self._reprojected,
             "skipped_observations": self.skipped_observations,
+            "budgets": {
+                name: [budget.requested, budget.effective, budget.num_directions]
+                for name, budget in self.budgets.items()
+            },
             "groups": [group.state() for group in self.rank_groups],
             "stacks": [stack.state() for stack in self.stacks],
             "plain": [dict(self.state[p]) for p in self._plain],
@@ -304,13 +250,85 @@ class GRITOptimizer(torch.optim.Optimizer):
         options["betas"] = tuple(options["betas"])
         self.param_groups[0].update(options)
         self._num_steps = int(state_dict["num_steps"])
+        self._reprojected = bool(state_dict["reprojected"])
         self.skipped_observations = int(state_dict["skipped_observations"])
+        self.budgets = {
+            name: Budget(requested=requested, effective=effective, num_directions=number)
+            for name, (requested, effective, number) in state_dict["budgets"].items()
+        }
         for group, saved in zip(self.rank_groups, state_dict["groups"], strict=True):
             group.load(saved)
         for stack, saved in zip(self.stacks, state_dict["stacks"], strict=True):
             stack.load(saved)
         for parameter, saved in zip(self._plain, state_dict["plain"], strict=True):
             self.state[parameter] = {key: value.clone() for key, value in saved.items()}
+
+    def _any_observed(self) -> bool:
+        return any(any(group.observed_L) for group in self.rank_groups)
+
+    def _hand_factors(self, group: RankGroup) -> None:
+        for stack in self.stacks:
+            if stack.group is group:
+                stack.take_factors()
+
+    def _reprojection_due(self) -> bool:
+        """At the first step with factors, every `update_freq` steps, and at the last one."""
+        if not any(self._reprojects.values()) or not self._any_observed():
+            return False
+        every = self._num_steps % self.projection.update_freq == 0
+        return every or not self._reprojected or self._num_steps == self.total_steps
+
+    def _reproject(self) -> Reprojection:
+        """Write the layers in the canonical gauge, then give out the budget."""
+        refused: list[str] = []
+        entered: list[tuple[RankGroup, Gauge]] = []
+        for group in self.rank_groups:
+            reprojects = [self._reprojects[layer.name] for layer in group.layers]
+            chosen_L = torch.tensor(reprojects) & group.H.observed_L
+            if not bool(chosen_L.any()):
+                continue
+            gauge = group.gauge(chosen_L, damping=self.fisher.damping)
+            refused += [
+                layer.name
+                for layer, bad in zip(group.layers, chosen_L & ~gauge.sound_L, strict=True)
+                if bad
+            ]
+            group.enter(gauge)
+            entered.append((group, gauge))
+        self._allocate()
+        # Only now, for a basis keeps active and frozen directions apart.
+        for group, gauge in entered:
+            group.take_bases()
+            for stack in self.stacks:
+                if stack.group is group:
+                    stack.enter(gauge)
+        self._reprojected = True
+        return Reprojection(budgets=dict(self.budgets), refused=tuple(refused))
+
+    def _allocate(self) -> None:
+        """Give every modality's budget to the strongest directions of its observed layers."""
+        energies: dict[str, dict[str, Tensor]] = {}
+        for group in self.rank_groups:
+            observed_L = group.observed_L
+            for layer, energy_R, seen in zip(
+                group.layers, group.energies_LR(), observed_L, strict=True
+            ):
+                if layer.projection and seen:
+                    energies.setdefault(layer.modality, {})[layer.name] = energy_R
+        active: dict[str, Tensor] = {}
+        for modality, of_layers in energies.items():
+            requested = requested_budget(
+                self.projection,
+                step=self._num_steps,
+                total_steps=self.total_steps or 0,
+                energies=list(of_layers.values()),
+            )
+            self.budgets[modality], chosen = allocate(of_layers, requested)
+            active |= chosen
+        for group in self.rank_groups:
+            for index, layer in enumerate(group.layers):
+                if layer.name in active:
+                    group.active_LR[index] = active[layer.name].to(group.active_LR.device)
 
     def _step_plain(self, options: Mapping[str, Any]) -> None:
         """Step the parameters without natural gradient exactly as `torch.optim.AdamW` does."""
@@ -324,7 +342,7 @@ class GRITOptimizer(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[p] for p in active]
-        _adamw(
+        step_adamw(
             active,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
@@ -333,35 +351,19 @@ class GRITOptimizer(torch.optim.Optimizer):
         )
 
 
-def _adamw(
-    parameters: Sequence[nn.Parameter],
-    first_moments: list[Tensor],
-    second_moments: list[Tensor],
-    steps: list[Tensor],
-    options: Mapping[str, Any],
-) -> None:
-    """Call the function that `torch.optim.AdamW` calls, with the arguments that it gives."""
-    beta1, beta2 = options["betas"]
-    adamw(
-        list(parameters),
-        [p.grad for p in parameters if p.grad is not None],
-        first_moments,
-        second_moments,
-        [],
-        steps,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=options["lr"],
-        weight_decay=options["weight_decay"],
-        eps=options["eps"],
-        maximize=False,
-    )
-
-
-def _stacks_of(group: RankGroup) -> list[SideStack]:
-    shapes: dict[tuple[str, torch.Size], list[int]] = {}
-    for index, layer in enumerate(group.layers):
-        shapes.setdefault(("lora_A", layer.lora_A.shape), []).append(index)
-        shapes.setdefault(("lora_B", layer.lora_B.shape), []).append(index)
-    return [SideStack(group, members, side) for (side, _), members in shapes.items()]
+def budgets_by_modality(optimizer: GRITOptimizer) -> dict[str, dict[str, float]]:
+    """Return what each modality's budget is, and what dropping the frozen directions would cost."""
+    found: dict[str, dict[str, float]] = {
+        modality: {
+            "requested_budget": budget.requested,
+            "effective_budget": budget.effective,
+            "num_directions": budget.num_directions,
+            "predicted_kl": 0.0,
+        }
+        for modality, budget in optimizer.budgets.items()
+    }
+    for group in optimizer.rank_groups:
+        for layer, cost in zip(group.layers, group.frozen_kl_L().tolist(), strict=True):
+            if layer.projection and layer.modality in found:
+                found[layer.modality]["predicted_kl"] += cost
+    return found

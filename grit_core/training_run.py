@@ -14,7 +14,7 @@ from grit_core.checkpoints import Checkpoint, flatten_state, join_state
 from grit_core.config.training import total_steps
 from grit_core.data import ChatEncoder, EncodedRows, StepRows, StepStream
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
-from grit_core.events import CurvatureObserved, StepSkipped, TrainingEvent
+from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent
 from grit_core.loss import label_loss_sum, to_device
 from grit_core.models.pretrained import (
     DTYPES,
@@ -24,7 +24,7 @@ from grit_core.models.pretrained import (
     load_processor,
 )
 from grit_core.models.vlm_adapter import build_capture, build_optimizer, inject_lora
-from grit_core.optimizer import GRITOptimizer, summarise_by_modality
+from grit_core.optimizer import GRITOptimizer, budgets_by_modality, summarise_by_modality
 from grit_core.random_state import random_tensors, random_values, restore_random, seed_everything
 from grit_core.row_file import RowFile
 from grit_core.sampler import Sampler, split_rows
@@ -118,7 +118,9 @@ class TrainingRun:
         """
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         total = torch.zeros((), device=self.device)
-        with self._observing(gradient_scale=rows.num_label_tokens / scale):
+        with self._observing(
+            gradient_scale=rows.num_label_tokens / scale, num_label_tokens=rows.num_label_tokens
+        ):
             for batch in rows.batches:
                 with self.autocast():
                     loss = label_loss_sum(self.model, to_device(batch, self.device))
@@ -166,28 +168,41 @@ class TrainingRun:
                 reason=f"The curvature of {refused} layers was not finite and was not taken in; the"
                 " step itself was applied.",
             )
-        if sums is None or not isinstance(self.optimizer, GRITOptimizer):
+        if not isinstance(self.optimizer, GRITOptimizer):
             return
+        reprojection = self.optimizer.reprojection
+        if reprojection is not None:
+            yield Reprojected(
+                step=self.progress.step,
+                modalities=budgets_by_modality(self.optimizer),
+                refused=list(reprojection.refused),
+            )
         curvature = self.optimizer.curvature()
-        if not curvature:
+        if (sums is None and reprojection is None) or not curvature:
             return
         names = {name: self.optimizer.modality_of(name) for name in curvature}
+        budgets = budgets_by_modality(self.optimizer)
         yield CurvatureObserved(
             step=self.progress.step,
             layers={
                 name: asdict(layer) | {"spectrum": list(layer.spectrum)}
                 for name, layer in curvature.items()
             },
-            modalities=summarise_by_modality(curvature, names),
+            modalities={
+                modality: measures | budgets.get(modality, {})
+                for modality, measures in summarise_by_modality(curvature, names).items()
+            },
         )
 
     @contextmanager
-    def _observing(self, *, gradient_scale: float) -> Iterator[None]:
+    def _observing(self, *, gradient_scale: float, num_label_tokens: float) -> Iterator[None]:
         """Let the optimizer see z and h of this step, when one is due."""
         if not isinstance(self.optimizer, GRITOptimizer) or not self.optimizer.observation_due():
             yield
             return
-        with self._capture.observing(gradient_scale=gradient_scale) as sums:
+        with self._capture.observing(
+            gradient_scale=gradient_scale, num_label_tokens=num_label_tokens
+        ) as sums:
             yield
         self._sums = sums
 
@@ -199,7 +214,9 @@ class TrainingRun:
         }
         if training.optimizer == "adamw":
             return torch.optim.AdamW(self.parameters.values(), **options)
-        return build_optimizer(self.model, self.job.plan, self.job.config, **options)
+        return build_optimizer(
+            self.model, self.job.plan, self.job.config, total_steps=self.total_steps, **options
+        )
 
     def close(self) -> None:
         """End the thread that reads rows."""

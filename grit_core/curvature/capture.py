@@ -53,16 +53,21 @@ class LayerSums:
     num_positions: Tensor
     """How many positions were counted; a float32 scalar, so that it can be reduced with the sums.
     """
+    num_label_tokens: Tensor
+    """Label tokens of the step's loss; a float32 scalar, reduced with the sums."""
     num_calls: int = 0
     """Forward passes that were hooked."""
 
     @classmethod
-    def empty(cls, rank: int, device: torch.device) -> "LayerSums":
+    def empty(
+        cls, rank: int, device: torch.device, *, num_label_tokens: float = 1.0
+    ) -> "LayerSums":
         """Nothing seen yet."""
         return cls(
             zz_RR=torch.zeros(rank, rank, device=device),
             hh_RR=torch.zeros(rank, rank, device=device),
             num_positions=torch.zeros((), device=device),
+            num_label_tokens=torch.tensor(float(num_label_tokens), device=device),
         )
 
     def add(self, z_TR: Tensor, h_TR: Tensor) -> None:
@@ -100,11 +105,14 @@ class CurvatureCapture:
         ]
 
     @contextmanager
-    def observing(self, *, gradient_scale: float) -> Iterator[dict[str, LayerSums]]:
+    def observing(
+        self, *, gradient_scale: float, num_label_tokens: float
+    ) -> Iterator[dict[str, LayerSums]]:
         """Observe the forward and backward passes of one optimizer step, all micro-batches of it.
 
         Args:
             gradient_scale: N / S: label tokens that the loss was averaged over, by the loss scale.
+            num_label_tokens: Those that this process contributes to N.
 
         Yields:
             The sums by layer name; complete once the block ends (reduced over processes).
@@ -114,7 +122,7 @@ class CurvatureCapture:
         """
         self._scale = gradient_scale
         self._sums = {
-            name: LayerSums.empty(*_rank_and_device(module))
+            name: LayerSums.empty(*_rank_and_device(module), num_label_tokens=num_label_tokens)
             for name, module in self._lora_A.items()
         }
         sums = self._sums
@@ -170,9 +178,13 @@ def _all_reduce(sums: Mapping[str, LayerSums]) -> None:
     """Add the sums of all processes, in one message."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    parts = [t for s in sums.values() for t in (s.zz_RR, s.hh_RR, s.num_positions)]
+    parts = [t for s in sums.values() for t in _tensors(s)]
     flat = torch.cat([part.reshape(-1) for part in parts])
     torch.distributed.all_reduce(flat)
     totals = torch.split(flat, [part.numel() for part in parts])
     for part, total in zip(parts, totals, strict=True):
         part.copy_(total.view_as(part))
+
+
+def _tensors(sums: LayerSums) -> tuple[Tensor, ...]:
+    return sums.zz_RR, sums.hh_RR, sums.num_positions, sums.num_label_tokens

@@ -45,6 +45,15 @@ class RunningFactor:
         self.sum_LRR = torch.where(seen_L11, moved_LRR, self.sum_LRR)
         self.weight_L = torch.where(seen_L, self.weight_L * decay + (1 - decay), self.weight_L)
 
+    def change_coordinates(self, map_LRR: Tensor) -> None:
+        """Write the average for vectors M v in place of v: M F M', exactly.
+
+        Args:
+            map_LRR: M, float64 on the CPU.
+        """
+        moved_LRR = map_LRR @ self.sum_LRR.cpu().double() @ map_LRR.mT
+        self.sum_LRR = moved_LRR.to(self.sum_LRR)
+
     @property
     def observed_L(self) -> Tensor:
         """Which layers have been observed at least once; booleans on the CPU."""
@@ -57,24 +66,17 @@ class RunningFactor:
         return self.sum_LRR.cpu().double() / weight_L11
 
 
-def approximate(factor_LRR: Tensor, approximations: Sequence[str]) -> Tensor:
-    """Keep of each factor what its layer's `fisher_approximation` keeps.
+def approximate(factor_LRR: Tensor, block_sizes: Sequence[int]) -> Tensor:
+    """Keep the blocks on each factor's diagonal: 1 keeps the diagonal, R keeps everything.
 
-    Raises:
-        ValueError: For an approximation that does not exist.
+    Args:
+        factor_LRR: Symmetric.
+        block_sizes: Side of the blocks of each layer; the last block may be smaller.
     """
-    rank = factor_LRR.shape[-1]
-    index_R = torch.arange(rank)
-    masks = {
-        "kfac": torch.ones(rank, rank, dtype=torch.bool),
-        "block_diagonal": (index_R[:, None] // BLOCK_SIZE) == (index_R[None, :] // BLOCK_SIZE),
-        "diagonal": torch.eye(rank, dtype=torch.bool),
-    }
-    unknown = set(approximations) - masks.keys()
-    if unknown:
-        raise ValueError(f"{sorted(unknown)} are no approximations; use {', '.join(masks)}.")
-    mask_LRR = torch.stack([masks[name] for name in approximations]).to(factor_LRR.device)
-    return torch.where(mask_LRR, factor_LRR, torch.zeros((), dtype=factor_LRR.dtype))
+    index_R = torch.arange(factor_LRR.shape[-1], device=factor_LRR.device)
+    size_L1 = torch.tensor(block_sizes, device=factor_LRR.device)[:, None]
+    block_LR = index_R // size_L1
+    return factor_LRR * (block_LR[:, :, None] == block_LR[:, None, :])
 
 
 def damped(factor_LRR: Tensor, damping: float) -> Tensor:
@@ -98,26 +100,6 @@ def eigenbases(factor_LRR: Tensor) -> Tensor:
     return basis_LRR
 
 
-def fisher_spectrum(Z_LRR: Tensor, H_LRR: Tensor, *, damping: float) -> Tensor:
-    """Return the gauge-invariant Fisher energies S_j^2 of each layer, descending, shape [L, R].
-
-    S are the singular values of L_H' L_Z with Z = L_Z L_Z' and H = L_H L_H' (damped): the same for
-    every split of BA into B and A, and the diagonal both factors share in the canonical gauge.
-    """
-    roots = []
-    for factor_LRR in (Z_LRR, H_LRR):
-        trace_L = factor_LRR.diagonal(dim1=-2, dim2=-1).sum(-1)
-        scale_L = torch.where(trace_L > 0, trace_L, torch.ones_like(trace_L))
-        normal_LRR = factor_LRR / scale_L[:, None, None]
-        root_LRR = torch.linalg.cholesky(damped(normal_LRR, max(damping, 1e-12)))
-        roots.append(
-            root_LRR * torch.where(trace_L > 0, trace_L, 0 * trace_L).sqrt()[:, None, None]
-        )
-    root_Z_LRR, root_H_LRR = roots
-    singular_LR: Tensor = torch.linalg.svdvals(root_H_LRR.mT @ root_Z_LRR)
-    return singular_LR.square()
-
-
 def effective_rank(energies_LR: Tensor) -> Tensor:
     """Return exp of the entropy of the normalised energies (Roy & Vetterli 2007), shape [L].
 
@@ -127,19 +109,3 @@ def effective_rank(energies_LR: Tensor) -> Tensor:
     share_LR = energies_LR / total_L.clamp_min(1e-300)[:, None]
     entropy_L = -(share_LR * share_LR.clamp_min(1e-300).log()).sum(-1)
     return torch.where(total_L > 0, entropy_L.exp(), torch.zeros_like(entropy_L))
-
-
-def transport_second_moment(v_LRX: Tensor, old_LRR: Tensor, new_LRR: Tensor) -> Tensor:
-    """Carry second moments from one orthonormal basis of the rank axis to another.
-
-    With overlap O = U_new' U_old the moment of a new coordinate is sum_j O_ij^2 v_j when the old
-    coordinates are uncorrelated, which is what their being eigenvectors says. The sum over the
-    rank axis is kept, and equal bases change nothing.
-
-    Args:
-        v_LRX: Non-negative, the rank axis second.
-        old_LRR: Columns are the basis the moments are in.
-        new_LRR: Columns are the basis they go to.
-    """
-    overlap_LRR = (new_LRR.mT @ old_LRR).square()
-    return overlap_LRR @ v_LRX

@@ -134,5 +134,6 @@ def _root(factor_LRR: Tensor, scale_L: Tensor, usable_L: Tensor, damping: float)
 
 
 def _well_conditioned(T_LRR: Tensor) -> Tensor:
-    singular_LR = torch.linalg.svdvals(T_LRR)
-    return singular_LR[:, 0] <= MAX_CONDITION * singular_LR[:, -1]
+    singular_LR: Tensor = torch.linalg.svdvals(T_LRR)
+    sound_L: Tensor = singular_LR[:, 0] <= MAX_CONDITION * singular_LR[:, -1]
+    return sound_L

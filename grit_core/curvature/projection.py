@@ -12,13 +12,9 @@ Shape suffixes: R rank of one layer.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
-
-FLOOR: Final = 1
-"""Directions that every layer keeps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +38,7 @@ class Budget:
     requested: int
     """What the schedule asks for."""
     effective: int
-    """What the layers can take: at least the floor of each, at most every direction."""
+    """What the layers can take: at least one each, at most every direction."""
     num_directions: int
     """All directions of the modality."""
 
@@ -79,8 +75,8 @@ def requested_budget(
         low, high = sorted((start, end))
         return min(high, max(low, _holding(energies, settings.energy)))
     raise ValueError(
-        f"{settings.schedule!r} is no projection schedule; use linear, cosine, exponential, constant"
-        " or adaptive."
+        f"{settings.schedule!r} is no projection schedule; use linear, cosine, exponential,"
+        " constant or adaptive."
     )
 
 
@@ -96,7 +92,7 @@ def allocate(energies: Mapping[str, Tensor], requested: int) -> tuple[Budget, di
         The budget, and for every layer which directions are active, booleans of shape [R].
     """
     num_directions = sum(energy_R.numel() for energy_R in energies.values())
-    effective = min(num_directions, max(requested, FLOOR * len(energies)))
+    effective = min(num_directions, max(requested, len(energies)))
     active = {
         name: torch.zeros(energy_R.numel(), dtype=torch.bool) for name, energy_R in energies.items()
     }

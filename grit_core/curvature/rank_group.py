@@ -14,10 +14,11 @@ from grit_core.curvature.capture import LayerSums
 from grit_core.curvature.factors import (
     RunningFactor,
     approximate,
+    damped,
     effective_rank,
     eigenbases,
-    fisher_spectrum,
 )
+from grit_core.curvature.gauge import Gauge, canonical_gauge, predicted_kl
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,28 @@ class AdaptedLayer:
     """[O, R]"""
     fisher_approximation: str = "kfac"
     """`diagonal`, `block_diagonal` or `kfac`."""
+    fisher_block_size: int = 4
+    """Of `block_diagonal`."""
+    natural_gradient: bool = True
+    projection: bool = False
+
+    @property
+    def block_size(self) -> int:
+        """Side of the blocks that the approximation keeps of this layer's factors.
+
+        Raises:
+            ValueError: For an approximation that does not exist.
+        """
+        sizes = {
+            "diagonal": 1,
+            "block_diagonal": self.fisher_block_size,
+            "kfac": self.lora_A.shape[0],
+        }
+        if self.fisher_approximation not in sizes:
+            raise ValueError(
+                f"{self.fisher_approximation!r} is no approximation; use {', '.join(sizes)}."
+            )
+        return sizes[self.fisher_approximation]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +75,14 @@ class LayerCurvature:
     effective_rank: float
     fisher_energy: float
     """Sum of the spectrum."""
+    active: int
+    """Directions that move."""
+    predicted_kl: float
+    """What dropping the other directions would cost, in nats for a label token."""
 
 
 class RankGroup:
-    """Layers of equal rank: their factors and eigenbases, stacked."""
+    """Layers of equal rank: their factors, eigenbases and active directions, stacked."""
 
     def __init__(self, layers: Sequence[AdaptedLayer]) -> None:
         self.layers = tuple(layers)
@@ -63,8 +90,13 @@ class RankGroup:
         device = layers[0].lora_A.device
         self.Z = RunningFactor.empty(len(layers), self.rank, device)
         self.H = RunningFactor.empty(len(layers), self.rank, device)
+        self.positions_per_token_L = torch.ones(len(layers), dtype=torch.float64)
+        """Counted positions by label tokens, in the last observation."""
+        self.active_LR = torch.ones(len(layers), self.rank, dtype=torch.bool, device=device)
+        """Which directions move; the others are frozen by the projection budget."""
         self.basis_Z_LRR = torch.eye(self.rank, device=device).repeat(len(layers), 1, 1)
         self.basis_H_LRR = self.basis_Z_LRR.clone()
+        self._block_sizes = [layer.block_size for layer in layers]
 
     @property
     def observed_L(self) -> list[bool]:
@@ -83,32 +115,106 @@ class RankGroup:
         zz_LRR = torch.stack([s.zz_RR for s in shown])
         hh_LRR = torch.stack([s.hh_RR for s in shown])
         count_L = torch.stack([s.num_positions for s in shown])
+        tokens_L = torch.stack([s.num_label_tokens for s in shown])
         finite_L = (zz_LRR.isfinite() & hh_LRR.isfinite()).flatten(1).all(1).cpu()
-        counted_L = (count_L > 0).cpu()
-        taken_L = finite_L & counted_L
+        taken_L = finite_L & (count_L > 0).cpu()
         divisor_L11 = count_L.clamp_min(1)[:, None, None]
         self.Z.update(zz_LRR / divisor_L11, taken_L, decay=settings.ema_decay)
         self.H.update(hh_LRR / divisor_L11, taken_L, decay=settings.ema_decay)
+        ratio_L = (count_L / tokens_L.clamp_min(1)).cpu().double()
+        self.positions_per_token_L = torch.where(taken_L, ratio_L, self.positions_per_token_L)
         taken = int(taken_L.sum())
         if taken:
-            self.basis_Z_LRR = self._basis(self.Z)
-            self.basis_H_LRR = self._basis(self.H)
+            self.take_bases()
         return taken, int((~finite_L).sum())
 
+    def take_bases(self) -> None:
+        """Compute the eigenbases of the factors as they are now."""
+        self.basis_Z_LRR = self._basis(self.Z)
+        self.basis_H_LRR = self._basis(self.H)
+
+    def approximated(self, factor: RunningFactor) -> Tensor:
+        """What each layer's approximation keeps of a factor; float64 on the CPU.
+
+        Active and frozen directions are kept apart, so that no basis mixes them.
+        """
+        active_LR = self.active_LR.cpu()
+        together_LRR = active_LR[:, :, None] == active_LR[:, None, :]
+        return approximate(factor.corrected_LRR(), self._block_sizes) * together_LRR
+
+    def inverse(self, factor: RunningFactor, *, damping: float) -> Tensor:
+        """Return the inverse of a factor, damped relative to its mean eigenvalue, times that mean.
+
+        In float32 on the factor's device; the identity for layers never observed.
+        """
+        approximated_LRR = self.approximated(factor)
+        mean_L = approximated_LRR.diagonal(dim1=-2, dim2=-1).mean(-1)
+        live_L11 = (mean_L > 0)[:, None, None]
+        axes_RR = torch.eye(self.rank, dtype=approximated_LRR.dtype)
+        normal_LRR = approximated_LRR / mean_L.clamp_min(1e-300)[:, None, None]
+        inverse_LRR: Tensor = torch.linalg.inv(
+            torch.where(live_L11, damped(normal_LRR, damping), axes_RR)
+        )
+        return inverse_LRR.float().to(factor.sum_LRR.device)
+
+    def absolute_inverse(self, factor: RunningFactor, *, damping: float) -> Tensor:
+        """Return (factor + damping I)^-1, as the code released with the GRIT paper takes it."""
+        axes_RR = torch.eye(self.rank, dtype=torch.float64)
+        inverse_LRR: Tensor = torch.linalg.inv(factor.corrected_LRR() + damping * axes_RR)
+        return inverse_LRR.float().to(factor.sum_LRR.device)
+
+    def gauge(self, chosen_L: Tensor, *, damping: float) -> Gauge:
+        """Return the canonical gauge of the chosen layers and the identity for the others."""
+        full_LRR = [approximate(f.corrected_LRR(), self._block_sizes) for f in (self.Z, self.H)]
+        gauge = canonical_gauge(*full_LRR, damping=damping)
+        axes_RR = torch.eye(self.rank, dtype=torch.float64)
+        chosen_L11 = chosen_L[:, None, None]
+        return Gauge(
+            T_LRR=torch.where(chosen_L11, gauge.T_LRR, axes_RR),
+            inverse_LRR=torch.where(chosen_L11, gauge.inverse_LRR, axes_RR),
+            singular_LR=gauge.singular_LR,
+            sound_L=gauge.sound_L,
+        )
+
+    def enter(self, gauge: Gauge) -> None:
+        """Write adapters and factors in the gauge's coordinates; BA is the same product."""
+        for layer, T_RR, inverse_RR in zip(
+            self.layers, gauge.T_LRR, gauge.inverse_LRR, strict=True
+        ):
+            lora_A, lora_B = layer.lora_A, layer.lora_B
+            lora_A.copy_((inverse_RR @ lora_A.cpu().double()).to(lora_A))
+            lora_B.copy_((lora_B.cpu().double() @ T_RR).to(lora_B))
+        self.Z.change_coordinates(gauge.inverse_LRR)
+        self.H.change_coordinates(gauge.T_LRR.mT)
+
+    def energies_LR(self) -> Tensor:
+        """Fisher energies Z_jj H_jj of the directions as they lie; S_j^2 right after `enter`."""
+        diagonal_Z_LR, diagonal_H_LR = (
+            factor.corrected_LRR().diagonal(dim1=-2, dim2=-1) for factor in (self.Z, self.H)
+        )
+        return diagonal_Z_LR * diagonal_H_LR
+
+    def frozen_kl_L(self) -> Tensor:
+        """What dropping every frozen direction would cost, in nats for a label token, by layer."""
+        cost_LR = predicted_kl(self.energies_LR().sqrt(), self.positions_per_token_L)
+        return cost_LR.where(~self.active_LR.cpu(), torch.zeros_like(cost_LR)).sum(-1)
+
     def curvature(self, *, damping: float) -> dict[str, LayerCurvature]:
-        """Spectrum, effective rank and energy of every observed layer."""
+        """Spectrum, effective rank, energy and active directions of every observed layer."""
         observed_L = self.observed_L
         if not any(observed_L):
             return {}
-        energies_LR = fisher_spectrum(
-            self.Z.corrected_LRR(), self.H.corrected_LRR(), damping=damping
-        )
+        factors = (self.Z.corrected_LRR(), self.H.corrected_LRR())
+        energies_LR = canonical_gauge(*factors, damping=damping).singular_LR.square()
         ranks_L = effective_rank(energies_LR)
+        cost_L = self.frozen_kl_L()
         return {
             layer.name: LayerCurvature(
                 spectrum=tuple(energies_LR[i].tolist()),
                 effective_rank=float(ranks_L[i]),
                 fisher_energy=float(energies_LR[i].sum()),
+                active=int(self.active_LR[i].sum()),
+                predicted_kl=float(cost_L[i]),
             )
             for i, layer in enumerate(self.layers)
             if observed_L[i]
@@ -121,6 +227,8 @@ class RankGroup:
             "Z_weight": self.Z.weight_L,
             "H": self.H.sum_LRR,
             "H_weight": self.H.weight_L,
+            "positions_per_token": self.positions_per_token_L,
+            "active": self.active_LR,
             "basis_Z": self.basis_Z_LRR,
             "basis_H": self.basis_H_LRR,
         }
@@ -130,14 +238,15 @@ class RankGroup:
         for factor, name in ((self.Z, "Z"), (self.H, "H")):
             factor.sum_LRR = saved[name].to(factor.sum_LRR).clone()
             factor.weight_L = saved[f"{name}_weight"].to(factor.weight_L).clone()
+        self.positions_per_token_L = saved["positions_per_token"].clone()
+        self.active_LR = saved["active"].to(self.active_LR).clone()
         self.basis_Z_LRR = saved["basis_Z"].to(self.basis_Z_LRR).clone()
         self.basis_H_LRR = saved["basis_H"].to(self.basis_H_LRR).clone()
 
     def _basis(self, factor: RunningFactor) -> Tensor:
-        kinds = [layer.fisher_approximation for layer in self.layers]
-        basis_LRR = eigenbases(approximate(factor.corrected_LRR(), kinds))
+        basis_LRR = eigenbases(self.approximated(factor))
         # A diagonal factor's eigenvectors are the axes; sorted by eigenvalue they only permute.
-        diagonal_L = torch.tensor([kind == "diagonal" for kind in kinds])
+        diagonal_L = torch.tensor([size == 1 for size in self._block_sizes])
         fixed_L11 = (diagonal_L | ~factor.observed_L)[:, None, None]
         axes_RR = torch.eye(self.rank, dtype=basis_LRR.dtype)
         return torch.where(fixed_L11, axes_RR, basis_LRR).float().to(factor.sum_LRR.device)

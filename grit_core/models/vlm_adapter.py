@@ -23,8 +23,13 @@ from grit_core.curvature.capture import CurvatureCapture
 from grit_core.errors import Fault, InvalidConfig, PlanMismatch
 from grit_core.models.inventory import inventory_of
 from grit_core.models.pretrained import known_warnings_ignored
-from grit_core.optimizer import AdaptedLayer, FisherSettings, GRITOptimizer
-from grit_core.plan import AdaptationPlan, plan_adaptation
+from grit_core.optimizer import (
+    AdaptedLayer,
+    FisherSettings,
+    GRITOptimizer,
+    ProjectionSettings,
+)
+from grit_core.plan import AdaptationPlan, PlannedLayer, plan_adaptation
 
 ADAPTER = "default"
 """PEFT's name for the one adapter of a model in training."""
@@ -101,7 +106,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def adapted_layers(model: PeftModel, plan: AdaptationPlan) -> list[AdaptedLayer]:
-    """Return the planned layers that use the natural gradient, as the optimizer takes them."""
+    """Return the planned layers that the optimizer observes, as it takes them."""
     wrapped = lora_layers(model)
     return [
         AdaptedLayer(
@@ -110,42 +115,80 @@ def adapted_layers(model: PeftModel, plan: AdaptationPlan) -> list[AdaptedLayer]
             lora_A=wrapped[layer.name].lora_A[ADAPTER].weight,
             lora_B=wrapped[layer.name].lora_B[ADAPTER].weight,
             fisher_approximation=layer.fisher_approximation,
+            fisher_block_size=layer.fisher_block_size,
+            natural_gradient=layer.natural_gradient,
+            projection=layer.projection,
         )
         for layer in plan.layers
-        if layer.natural_gradient
+        if _observed(layer)
     ]
 
 
 def build_optimizer(
-    model: PeftModel, plan: AdaptationPlan, config: ModelGRITConfig, **options: Any
+    model: PeftModel,
+    plan: AdaptationPlan,
+    config: ModelGRITConfig,
+    *,
+    total_steps: int | None = None,
+    **options: Any,
 ) -> GRITOptimizer:
-    """Return the GRIT optimizer of an adapted model; `options` are AdamW's."""
+    """Return the GRIT optimizer of an adapted model.
+
+    Args:
+        model: As `inject_lora` left it.
+        plan: The same plan.
+        config: What the plan was made from.
+        total_steps: Optimizer steps of the whole job; a projection budget that moves needs it.
+        **options: AdamW's.
+    """
     wrapped = lora_layers(model)
     plain = [
         parameter
         for layer in plan.layers
-        if not layer.natural_gradient
+        if not _observed(layer)
         for parameter in (
             wrapped[layer.name].lora_A[ADAPTER].weight,
             wrapped[layer.name].lora_B[ADAPTER].weight,
         )
     ]
-    fisher = FisherSettings(
-        damping=config.fisher_damping,
-        ema_decay=config.fisher_ema_decay,
-        update_freq=config.fisher_update_freq,
+    return GRITOptimizer(
+        adapted_layers(model, plan),
+        plain=plain,
+        fisher=FisherSettings(
+            damping=config.fisher_damping,
+            ema_decay=config.fisher_ema_decay,
+            update_freq=config.fisher_update_freq,
+        ),
+        projection=ProjectionSettings(
+            budget_start=config.projection_budget_start,
+            budget_end=config.projection_budget_end,
+            schedule=config.projection_schedule,
+            energy=config.projection_energy,
+            update_freq=config.projection_update_freq,
+        ),
+        step_rule=config.step_rule,
+        total_steps=total_steps,
+        **options,
     )
-    return GRITOptimizer(adapted_layers(model, plan), plain=plain, fisher=fisher, **options)
 
 
 def build_capture(model: PeftModel, plan: AdaptationPlan) -> CurvatureCapture:
-    """Return the hooks over the planned layers that use the natural gradient."""
+    """Return the hooks over the planned layers with natural gradient or projection."""
+    return capture_of(model, [layer.name for layer in plan.layers if _observed(layer)])
+
+
+def capture_of(model: PeftModel, names: Sequence[str]) -> CurvatureCapture:
+    """Return the hooks over adapted layers of these names."""
     wrapped = lora_layers(model)
-    names = [layer.name for layer in plan.layers if layer.natural_gradient]
     return CurvatureCapture(
         {name: wrapped[name].lora_A[ADAPTER] for name in names},
         {name: wrapped[name].lora_B[ADAPTER] for name in names},
     )
+
+
+def _observed(layer: PlannedLayer) -> bool:
+    """Tell whether a layer's factors are needed."""
+    return layer.natural_gradient or layer.projection
 
 
 class VLMGRITAdapter:
@@ -204,9 +247,16 @@ class VLMGRITAdapter:
         lines.append(f"total: {len(self.plan.layers)} layers, {size:,} parameters")
         return "\n".join([*lines, *self.plan.warnings])
 
-    def optimizer(self, **options: Any) -> GRITOptimizer:
-        """Return the GRIT optimizer over this adapter; `options` are AdamW's."""
-        return build_optimizer(self.model, self.plan, self.config, **options)
+    def optimizer(self, *, total_steps: int | None = None, **options: Any) -> GRITOptimizer:
+        """Return the GRIT optimizer over this adapter.
+
+        Args:
+            total_steps: Optimizer steps to come; a projection budget that moves needs it.
+            **options: AdamW's.
+        """
+        return build_optimizer(
+            self.model, self.plan, self.config, total_steps=total_steps, **options
+        )
 
     def capture(self) -> CurvatureCapture:
         """Return the hooks that observe this adapter's curvature."""

@@ -56,7 +56,9 @@ def sums_of(step, *, scale=1.0):
         h = torch.randn(30, RANK, generator=generator) @ torch.randn(
             RANK, RANK, generator=generator
         )
-        found[name] = LayerSums(z.mT @ z * scale, h.mT @ h * scale, torch.tensor(30.0), 1)
+        found[name] = LayerSums(
+            z.mT @ z * scale, h.mT @ h * scale, torch.tensor(30.0), torch.tensor(10.0), 1
+        )
     return found
 
 
@@ -143,7 +145,9 @@ def test_turning_rank_space_turns_the_step_with_it():
         for step in range(6):
             s = sums_of(step)["c"]
             optimizer.observe({
-                "c": LayerSums(R @ s.zz_RR @ R.mT, R @ s.hh_RR @ R.mT, s.num_positions, 1)
+                "c": LayerSums(
+                    R @ s.zz_RR @ R.mT, R @ s.hh_RR @ R.mT, s.num_positions, s.num_label_tokens, 1
+                )
             })
             fill_gradients(models, step)
             pair.lora_A.grad = R @ pair.lora_A.grad
@@ -333,7 +337,7 @@ def final_loss(seed, lr, *, natural, steps=120, batch=128):
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         chosen = torch.randint(0, len(data), (batch,), generator=generator)
-        with capture.observing(gradient_scale=float(batch)) as sums:
+        with capture.observing(gradient_scale=float(batch), num_label_tokens=batch) as sums:
             nn.functional.cross_entropy(model(data[chosen]), labels[chosen]).backward()
         if natural and optimizer.observation_due():
             optimizer.observe(sums)

@@ -83,7 +83,9 @@ def observe(model, *, splits=1, loss_scale=1.0, dtype=None):
     num_labels = int((labels != -100).sum())
     capture = capture_of(model)
     model.zero_grad(set_to_none=True)
-    with capture.observing(gradient_scale=num_labels / loss_scale) as sums:
+    with capture.observing(
+        gradient_scale=num_labels / loss_scale, num_label_tokens=num_labels
+    ) as sums:
         for part_x, part_y in zip(x.chunk(splits), labels.chunk(splits), strict=True):
             inputs = part_x.clone().requires_grad_()
             with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
@@ -176,7 +178,7 @@ def test_a_backward_under_autocast_still_sums_in_float32():
     for around in (False, True):
         model = adapted()
         x, labels = batch()
-        with capture_of(model).observing(gradient_scale=1.0) as sums:
+        with capture_of(model).observing(gradient_scale=1.0, num_label_tokens=1) as sums:
             loss = loss_sum(model, x, labels)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=around):
                 loss.backward()
@@ -225,7 +227,7 @@ def llama_factors(model, *, padding=0):
     labels = torch.where(ids == 0, -100, ids)
     labels[:, :3] = -100
     num_labels = float((labels[:, 1:] != -100).sum())
-    with capture.observing(gradient_scale=num_labels) as sums:
+    with capture.observing(gradient_scale=num_labels, num_label_tokens=num_labels) as sums:
         model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
     capture.close()
     return {
@@ -258,7 +260,7 @@ torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world
 model, (x, labels) = adapted(), batch()
 x, labels = (t[:2] if rank == 0 else t[2:] for t in (x, labels))
 num_labels = int((labels != -100).sum())
-with capture_of(model).observing(gradient_scale=num_labels) as sums:
+with capture_of(model).observing(gradient_scale=num_labels, num_label_tokens=num_labels) as sums:
     (loss_sum(model, x, labels) / num_labels).backward()
 found = {n: (s.zz_RR / s.num_positions, s.hh_RR / s.num_positions) for n, s in sums.items()}
 save_file({f"{n}/{i}": f[i].contiguous() for n, f in found.items() for i in (0, 1)}, out)
@@ -319,7 +321,7 @@ def test_nothing_is_kept_outside_an_observation():
     x, labels = batch()
     loss_sum(model, x, labels).backward()
     model.zero_grad(set_to_none=True)
-    with capture.observing(gradient_scale=1.0) as sums:
+    with capture.observing(gradient_scale=1.0, num_label_tokens=1) as sums:
         pass
     assert {int(s.num_positions) for s in sums.values()} == {0}
 
@@ -335,5 +337,5 @@ def test_a_kernel_that_bypasses_lora_a_is_an_error():
 
     layer.forward = fused
     with pytest.raises(CurvatureBypassed, match="first"):  # noqa: SIM117
-        with capture_of(model).observing(gradient_scale=1.0):
+        with capture_of(model).observing(gradient_scale=1.0, num_label_tokens=1):
             loss_sum(model, x, labels).backward()

@@ -35,7 +35,9 @@ def sums_of(*names, seed=0, positions=30, scale=1.0):
     found = {}
     for name in names:
         z, h = (torch.randn(positions, RANK, generator=generator) * scale for _ in range(2))
-        found[name] = LayerSums(z.mT @ z, h.mT @ h, torch.tensor(float(positions)), 1)
+        found[name] = LayerSums(
+            z.mT @ z, h.mT @ h, torch.tensor(float(positions)), torch.tensor(10.0), 1
+        )
     return found
 
 
@@ -111,7 +113,13 @@ def test_what_the_factors_tell_is_sorted_and_sums_up():
 
 def test_a_modality_has_the_mean_effective_rank_and_the_summed_energy_of_its_layers():
     told = {
-        name: LayerCurvature(spectrum=(energy,), effective_rank=rank, fisher_energy=energy)
+        name: LayerCurvature(
+            spectrum=(energy,),
+            effective_rank=rank,
+            fisher_energy=energy,
+            active=1,
+            predicted_kl=0.0,
+        )
         for name, energy, rank in (("a", 1.0, 2.0), ("b", 3.0, 4.0), ("v", 5.0, 1.0))
     }
     assert summarise_by_modality(told, {"a": "text", "b": "text", "v": "vision"}) == {

@@ -270,7 +270,7 @@ def train(model, optimizer, *, steps, capture=None):
     model.train()
     for _ in range(steps):
         if capture is not None and optimizer.observation_due():
-            with capture.observing(gradient_scale=15) as sums:
+            with capture.observing(gradient_scale=15, num_label_tokens=15) as sums:
                 token_loss(model).backward()
             optimizer.observe(sums)
         else:

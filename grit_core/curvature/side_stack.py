@@ -1,0 +1,251 @@
+"""One side (A or B) of layers of equal shape, and the rules that step it.
+
+Every rule is Adam on something: on gradients preconditioned by a factor, in a factor's eigenbasis,
+or in coordinates that were chosen before. With G = dA [R, I] or dB [O, R], U the eigenbasis of the
+side's own factor (H for A, Z for B) and ^ Adam's bias correction:
+
+    ekfac   G in the basis U          Adam's second moment there, damped; first moment outside
+    kfac    G times the factor's inverse, grafted to the length of G, then Adam
+    paper   G times the other side's inverse, then Adam: the code released with arXiv 2601.00231
+    adam    G; what the gauge rule does between its changes of coordinates
+
+Shape suffixes: L layers of equal shape, R rank, M and N rows and columns of one side: [R, I] for A,
+[O, R] for B.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from grit_core.curvature.gauge import Gauge, transport_squares
+from grit_core.curvature.rank_group import RankGroup
+
+PAPER_DAMPING: Final = 1e-2
+"""Absolute; where the released code's own adaptation of its damping ends up in practice."""
+
+
+class SideStack:
+    """Adam's moments of one side of layers of equal shape, and what preconditions them."""
+
+    def __init__(
+        self, group: RankGroup, members: Sequence[int], side: str, *, rule: str, damping: float
+    ) -> None:
+        self.group, self.members, self.side = group, tuple(members), side
+        self.rule, self.damping = rule, damping
+        layers = [group.layers[index] for index in members]
+        self.parameters: list[nn.Parameter] = [getattr(layer, side) for layer in layers]
+        first = self.parameters[0]
+        self.m_LMN = torch.zeros(
+            len(layers), *first.shape, dtype=torch.float32, device=first.device
+        )
+        """First moments, in the original coordinates."""
+        self.v_LMN = torch.zeros_like(self.m_LMN)
+        """Second moments, in the coordinates of `basis_LRR` where the rule has a basis."""
+        self.steps = [0] * len(layers)
+        self.basis_LRR: Tensor | None = None
+        """Of the `ekfac` rule."""
+        self.inverse_LRR: Tensor | None = None
+        """Of the `kfac` and `paper` rules."""
+        self._read_group()
+
+    def take_factors(self) -> None:
+        """Use the group's factors as they are now; second moments move to the new basis."""
+        old_LRR = self.basis_LRR
+        self._read_group()
+        if old_LRR is not None and self.basis_LRR is not None:
+            self._transport_second(self.basis_LRR.mT @ old_LRR)
+
+    def enter(self, gauge: Gauge) -> None:
+        """Carry the moments to the gauge's coordinates, which the group has entered already."""
+        picked = list(self.members)
+        T_LRR, inverse_LRR = gauge.T_LRR[picked], gauge.inverse_LRR[picked]
+        # How gradients of this side map, written for the rank axis in front.
+        covector_LRR = T_LRR.mT if self.side == "lora_A" else inverse_LRR
+        # Gradients times an inverse factor are vectors again, and move like the parameters do.
+        vector_LRR = inverse_LRR if self.side == "lora_A" else T_LRR.mT
+        map_LRR = vector_LRR if self.rule == "kfac" else covector_LRR
+        old_LRR = self.basis_LRR
+        self._read_group()
+        m_LRX = self._rank_first(self.m_LMN)
+        moved_LRX = (map_LRR @ m_LRX.cpu().double()).to(m_LRX)
+        self.m_LMN = self._rank_first(moved_LRX).contiguous()
+        if old_LRR is not None and self.basis_LRR is not None:
+            map_LRR = self.basis_LRR.mT.cpu().double() @ map_LRR @ old_LRR.cpu().double()
+        self._transport_second(map_LRR.to(self.v_LMN))
+
+    def step(self, options: Mapping[str, Any]) -> None:
+        """Step the layers that have a gradient."""
+        present = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        observed_L = self.group.observed_L
+        shaped = [i for i in present if observed_L[self.members[i]]]
+        straight = [i for i in present if not observed_L[self.members[i]]]
+        if straight:
+            self._step_straight(straight, options)
+        if shaped:
+            self._step_shaped(shaped, options)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on; bases and inverses are the group's."""
+        return {"m": self.m_LMN, "v": self.v_LMN, "steps": list(self.steps)}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Continue from `state` of a stack of the same layers, the group being loaded already."""
+        self.m_LMN = saved["m"].to(self.m_LMN).clone()
+        self.v_LMN = saved["v"].to(self.v_LMN).clone()
+        self.steps = [int(number) for number in saved["steps"]]
+        self._read_group()
+
+    def _read_group(self) -> None:
+        """Take what the rule needs from the group: the rank axis of A turns with H, of B with Z."""
+        group, picked, of_A = self.group, list(self.members), self.side == "lora_A"
+        if self.rule == "ekfac":
+            basis_LRR = group.basis_H_LRR if of_A else group.basis_Z_LRR
+            self.basis_LRR = basis_LRR[picked]
+        elif self.rule == "kfac":
+            own = group.H if of_A else group.Z
+            self.inverse_LRR = group.inverse(own, damping=self.damping)[picked]
+        elif self.rule == "paper":
+            other = group.Z if of_A else group.H
+            self.inverse_LRR = group.absolute_inverse(other, damping=PAPER_DAMPING)[picked]
+
+    def _step_straight(self, chosen: Sequence[int], options: Mapping[str, Any]) -> None:
+        """Step layers that no observation has reached, as AdamW does."""
+        steps = [torch.tensor(float(self.steps[i])) for i in chosen]
+        step_adamw(
+            [self.parameters[i] for i in chosen],
+            [self.m_LMN[i] for i in chosen],
+            [self.v_LMN[i] for i in chosen],
+            steps,
+            options,
+        )
+        for i in chosen:
+            self.steps[i] += 1
+
+    def _step_shaped(self, chosen: Sequence[int], options: Mapping[str, Any]) -> None:
+        """Step observed layers by the rule."""
+        beta1, beta2 = options["betas"]
+        for i in chosen:
+            self.steps[i] += 1
+        parameters: list[Tensor] = [self.parameters[i] for i in chosen]
+        # A slice is a view, so that the moments below change in place.
+        whole = len(chosen) == len(self.parameters)
+        pick = slice(None) if whole else torch.tensor(chosen, device=self.m_LMN.device)
+        m_LMN, v_LMN = self.m_LMN[pick], self.v_LMN[pick]
+        frozen = self._frozen(pick)
+        gradient_LMN = torch.stack([p.grad for p in parameters if p.grad is not None])
+        gradient_LMN = self._preconditioned(gradient_LMN, pick)
+        turned_LMN = self._turn(gradient_LMN, pick)
+        if frozen is None:
+            m_LMN.lerp_(gradient_LMN, 1 - beta1)
+            v_LMN.mul_(beta2).addcmul_(turned_LMN, turned_LMN, value=1 - beta2)
+        else:
+            kept_LMN, kept_turned_LMN = frozen
+            m_LMN = m_LMN.lerp(gradient_LMN, 1 - beta1).where(~kept_LMN, m_LMN)
+            new_v_LMN = v_LMN * beta2 + turned_LMN.square() * (1 - beta2)
+            v_LMN = new_v_LMN.where(~kept_turned_LMN, v_LMN)
+        if not whole or frozen is not None:
+            self.m_LMN[pick], self.v_LMN[pick] = m_LMN, v_LMN
+        correction1, correction2 = (self._correction(beta, chosen) for beta in (beta1, beta2))
+        second_LMN = v_LMN / correction2
+        if self.rule == "ekfac":
+            second_LMN += self.damping * second_LMN.mean((1, 2), keepdim=True)
+        update_LMN = self._turn(m_LMN, pick) / correction1 * options["lr"]
+        update_LMN /= second_LMN.sqrt_().add_(options["eps"])
+        update_LMN = self._turn(update_LMN, pick, back=True)
+        if options["weight_decay"]:
+            decay_LMN = torch.stack(parameters) * (options["lr"] * options["weight_decay"])
+            update_LMN = update_LMN + decay_LMN
+        if frozen is not None:
+            update_LMN = update_LMN.masked_fill(frozen[0], 0.0)
+        torch._foreach_sub_(parameters, list(update_LMN.unbind()))
+
+    def _preconditioned(self, gradient_LMN: Tensor, pick: Any) -> Tensor:
+        if self.inverse_LRR is None:
+            return gradient_LMN
+        inverse_LRR = self.inverse_LRR[pick]
+        of_A = self.side == "lora_A"
+        shaped_LMN = inverse_LRR @ gradient_LMN if of_A else gradient_LMN @ inverse_LRR
+        if self.rule == "paper":
+            return shaped_LMN
+        length_L11 = gradient_LMN.norm(dim=(1, 2), keepdim=True)
+        shaped_length_L11 = shaped_LMN.norm(dim=(1, 2), keepdim=True)
+        grafted_LMN: Tensor = shaped_LMN * (length_L11 / shaped_length_L11.clamp_min(1e-30))
+        return grafted_LMN
+
+    def _frozen(self, pick: Any) -> tuple[Tensor, Tensor] | None:
+        """The entries of frozen directions, in the original coordinates and in those of v."""
+        active_LR = self.group.active_LR[list(self.members)][pick]
+        if bool(active_LR.all()):
+            return None
+        turned_LR = active_LR
+        if self.basis_LRR is not None:
+            # No basis mixes active and frozen directions, so that each vector is one or the other.
+            share_LR = self.basis_LRR[pick].square().mT @ active_LR.float()[:, :, None]
+            turned_LR = share_LR.squeeze(-1) > 0.5
+        first, second = ((~a_LR)[:, :, None] for a_LR in (active_LR, turned_LR))
+        return self._rank_first(first), self._rank_first(second)
+
+    def _turn(self, value_LMN: Tensor, pick: Any, *, back: bool = False) -> Tensor:
+        """Express the rank axis in the rule's basis, or undo that."""
+        if self.basis_LRR is None:
+            return value_LMN
+        basis_LRR = self.basis_LRR[pick]
+        basis_LRR = basis_LRR.mT if back else basis_LRR
+        return basis_LRR.mT @ value_LMN if self.side == "lora_A" else value_LMN @ basis_LRR
+
+    def _transport_second(self, map_LRR: Tensor) -> None:
+        moved_LRX = transport_squares(self._rank_first(self.v_LMN), map_LRR)
+        self.v_LMN = self._rank_first(moved_LRX).contiguous()
+
+    def _rank_first(self, value: Tensor) -> Tensor:
+        """Put the rank axis in front, or back again: B holds it last."""
+        return value if self.side == "lora_A" else value.mT
+
+    def _correction(self, beta: float, chosen: Sequence[int]) -> float | Tensor:
+        """Adam's bias correction; one number as long as all layers have made the same steps."""
+        corrections = [1 - beta ** self.steps[i] for i in chosen]
+        if len(set(corrections)) == 1:
+            return corrections[0]
+        return torch.tensor(corrections, device=self.m_LMN.device)[:, None, None]
+
+
+def step_adamw(
+    parameters: Sequence[nn.Parameter],
+    first_moments: list[Tensor],
+    second_moments: list[Tensor],
+    steps: list[Tensor],
+    options: Mapping[str, Any],
+) -> None:
+    """Call the function that `torch.optim.AdamW` calls, with the arguments that it gives."""
+    beta1, beta2 = options["betas"]
+    adamw(
+        list(parameters),
+        [p.grad for p in parameters if p.grad is not None],
+        first_moments,
+        second_moments,
+        [],
+        steps,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=options["lr"],
+        weight_decay=options["weight_decay"],
+        eps=options["eps"],
+        maximize=False,
+    )
+
+
+def stacks_of(group: RankGroup, *, step_rule: str, damping: float) -> list[SideStack]:
+    """Stack a group's layers by side, shape and rule."""
+    members: dict[tuple[str, torch.Size, str], list[int]] = {}
+    for index, layer in enumerate(group.layers):
+        rule = "adam" if step_rule == "gauge" or not layer.natural_gradient else step_rule
+        for side, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            members.setdefault((side, parameter.shape, rule), []).append(index)
+    return [
+        SideStack(group, chosen, side, rule=rule, damping=damping)
+        for (side, _, rule), chosen in members.items()
+    ]
