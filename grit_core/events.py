@@ -55,6 +55,18 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RetentionEvaluated:
+    """The retention rows were run: what the model could do before this job."""
+
+    type: ClassVar[str] = "retention_evaluated"
+    step: int
+    when: str
+    """`before` the first step (the base model) or `after` the last (the adapter as exported)."""
+    loss: float
+    """Mean over the label tokens of the retention rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointSaved:
     """A checkpoint is complete on disk."""
 
@@ -137,6 +149,10 @@ class TrainingFinished:
     step: int
     train_loss: float
     eval_loss: float | None
+    retention_loss_before: float | None = None
+    """Of the base model; `None` when the job names no retention rows."""
+    retention_loss_after: float | None = None
+    """Of the exported adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +172,7 @@ TrainingEvent = (
     TrainingStarted
     | StepCompleted
     | Evaluated
+    | RetentionEvaluated
     | CheckpointSaved
     | CurvatureObserved
     | Reprojected

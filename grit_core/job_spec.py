@@ -25,7 +25,8 @@ OVERRIDABLE: Final = (Modality.VISION, Modality.TEXT, Modality.CROSS_MODAL)
 """The modalities whose layers a request may name one by one."""
 
 FIELDS: Final = (
-    *("model", "dataset", "eval_dataset", "eval_fraction", "preset", "config"),
+    *("model", "dataset", "eval_dataset", "eval_fraction", "retention_dataset"),
+    *("preset", "config"),
     *(f"{modality}_layers" for modality in OVERRIDABLE),
     *("training", "device", "name", "metadata", "priority", "plan_hash", "auto_start"),
 )

@@ -44,6 +44,10 @@ class TrainingJob:
     eval_fraction: float = 0.0
     """Share of `dataset` held out for evaluation, between 0 and 1, chosen by the seed."""
 
+    retention_dataset: Path | None = None
+    """Rows of what the base model can do already: their loss is measured before the first step and
+    after the last, and never trained on."""
+
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1` or `mps`."""
 
@@ -73,6 +77,7 @@ def job_to_json(job: TrainingJob) -> dict[str, Any]:
         "dataset": str(job.dataset),
         "eval_dataset": None if job.eval_dataset is None else str(job.eval_dataset),
         "eval_fraction": job.eval_fraction,
+        "retention_dataset": None if job.retention_dataset is None else str(job.retention_dataset),
         "device": job.device,
         "precision": job.precision,
         "work_dir": str(job.work_dir),
@@ -83,7 +88,7 @@ def job_to_json(job: TrainingJob) -> dict[str, Any]:
 def job_from_json(data: Mapping[str, Any] | str) -> TrainingJob:
     """Build a job from `job_to_json`'s values, or from their JSON text."""
     values: dict[str, Any] = json.loads(data) if isinstance(data, str) else dict(data)
-    eval_dataset = values["eval_dataset"]
+    eval_dataset, retention = values["eval_dataset"], values["retention_dataset"]
     return TrainingJob(
         model=values["model"],
         model_name=values["model_name"],
@@ -93,6 +98,7 @@ def job_from_json(data: Mapping[str, Any] | str) -> TrainingJob:
         dataset=Path(values["dataset"]),
         eval_dataset=None if eval_dataset is None else Path(eval_dataset),
         eval_fraction=values["eval_fraction"],
+        retention_dataset=None if retention is None else Path(retention),
         device=values["device"],
         precision=values["precision"],
         work_dir=Path(values["work_dir"]),

@@ -7,6 +7,8 @@ from grit_core.events import (
     CheckpointSaved,
     CurvatureObserved,
     Evaluated,
+    Reprojected,
+    RetentionEvaluated,
     StepCompleted,
     StepSkipped,
     TrainingEvent,
@@ -35,12 +37,14 @@ EVENTS: list[TrainingEvent] = [
         elapsed_seconds=6.1,
     ),
     Evaluated(step=3, eval_loss=2.0),
+    RetentionEvaluated(step=0, when="before", loss=2.5),
     CheckpointSaved(step=3, folder="checkpoints/step-3"),
     CurvatureObserved(
         step=3,
         layers={"a.b": {"effective_rank": 3.5, "fisher_energy": 0.1, "spectrum": [1.0, 0.5]}},
         modalities={"text": {"effective_rank": 3.5, "fisher_energy": 0.1}},
     ),
+    Reprojected(step=3, modalities={"text": {"requested_budget": 8}}, refused=["a.b"]),
     StepSkipped(step=4, reason="The gradient is not finite."),
     Warned(code="long_rows", message="Two rows were left out."),
     AdapterSaved(

@@ -11,7 +11,11 @@ from tests.grit_core.training_jobs import tiny_job
 
 
 def test_a_job_survives_one_line_of_json(tmp_path: Path) -> None:
-    job = dataclasses.replace(tiny_job(tmp_path), eval_dataset=tmp_path / "eval.jsonl")
+    job = dataclasses.replace(
+        tiny_job(tmp_path),
+        eval_dataset=tmp_path / "eval.jsonl",
+        retention_dataset=tmp_path / "retention.jsonl",
+    )
     line = json.dumps(job_to_json(job))
     assert "\n" not in line
     again = job_from_json(line)
