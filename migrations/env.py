@@ -7,6 +7,7 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import JSON, Connection
 
 from store.database import create_engine_from
+from store.migrate import migrating
 from store.models import Base, UtcDateTime
 from store.settings import Settings
 
@@ -31,5 +32,5 @@ given: Connection | None = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    with create_engine_from(Settings()).begin() as own:
+    with migrating(create_engine_from(Settings())) as own:
         run(own)

@@ -5,9 +5,10 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from store.errors import NotFound
+from store.errors import NotFound, StillReferenced
 from store.ids import new_id
-from store.models import Adapter, AdapterOrigin
+from store.lifecycle import OPEN
+from store.models import Adapter, AdapterOrigin, Job, JobKind
 from store.pages import Page, read_page
 
 
@@ -20,6 +21,7 @@ def create_adapter(  # noqa: PLR0913 - the columns of one row
     prefix: str,
     id: str | None = None,  # noqa: A002 - the vocabulary's word for it
     job_id: str | None = None,
+    parent_id: str | None = None,
     name: str | None = None,
     sha256: str | None = None,
     size_bytes: int | None = None,
@@ -34,6 +36,7 @@ def create_adapter(  # noqa: PLR0913 - the columns of one row
         model=model,
         prefix=prefix,
         job_id=job_id,
+        parent_id=parent_id,
         name=name,
         sha256=sha256,
         size_bytes=size_bytes,
@@ -85,21 +88,44 @@ def list_adapters(
     return read_page(session, statement, key=Adapter.id, cursor=cursor, limit=limit)
 
 
+def training_job_of(session: Session, adapter: Adapter) -> Job | None:
+    """Return the job that trained an adapter, or what it was cut from; none if that is gone."""
+    seen: set[str] = set()
+    current: Adapter | None = adapter
+    while current is not None and current.id not in seen:
+        seen.add(current.id)
+        job = None if current.job_id is None else session.get(Job, current.job_id)
+        if job is not None and job.kind == JobKind.TRAINING:
+            return job
+        current = None if current.parent_id is None else session.get(Adapter, current.parent_id)
+    return None
+
+
 def delete_adapter(session: Session, adapter_id: str, *, team: str) -> str:
-    """Delete an adapter's row.
+    """Delete an adapter's row, unless a job that has not ended is to compress it.
 
     Returns:
         The prefix of its objects, for the caller to delete after the commit.
 
     Raises:
         NotFound: If the team has no such adapter.
+        StillReferenced: If an open job has it as its source.
     """
+    # Locked, so that no job can take it as its source between the check and the deletion.
     prefix = session.scalars(
-        delete(Adapter)
+        select(Adapter.prefix)
         .where(Adapter.id == adapter_id, Adapter.team == team)
-        .returning(Adapter.prefix),
-        execution_options={"synchronize_session": False},
+        .with_for_update()
     ).one_or_none()
     if prefix is None:
         raise NotFound("adapter", adapter_id)
+    needed_by = session.scalars(
+        select(Job.id).where(Job.source_adapter_id == adapter_id, Job.status.in_(OPEN)).limit(1)
+    ).one_or_none()
+    if needed_by is not None:
+        raise StillReferenced("adapter", adapter_id, by=f"job {needed_by}")
+    session.execute(
+        delete(Adapter).where(Adapter.id == adapter_id),
+        execution_options={"synchronize_session": False},
+    )
     return prefix

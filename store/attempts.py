@@ -19,6 +19,7 @@ from store.models import (
     AttemptOutcome,
     Checkpoint,
     Job,
+    JobKind,
     JobStatus,
     Team,
 )
@@ -44,6 +45,10 @@ __all__ = [
 ]
 
 _BELLS_AT_ONCE: Final = 8
+_ORIGINS: Final = {
+    JobKind.TRAINING: AdapterOrigin.JOB,
+    JobKind.COMPRESSION: AdapterOrigin.COMPRESSION,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +261,8 @@ def complete(
             id=adapter.id,
             team=job.team,
             job_id=job.id,
-            origin=AdapterOrigin.JOB,
+            origin=_ORIGINS[JobKind(job.kind)],
+            parent_id=job.source_adapter_id,
             name=adapter.name if adapter.name is not None else job.name,
             model=job.model,
             prefix=adapter.prefix,

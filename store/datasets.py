@@ -89,11 +89,12 @@ def delete_dataset(session: Session, dataset_id: str, *, team: str) -> str | Non
     ).one_or_none()
     if dataset is None:
         raise NotFound("dataset", dataset_id)
-    named_by = session.scalars(
-        select(Job.id)
-        .where(or_(Job.dataset_id == dataset_id, Job.eval_dataset_id == dataset_id))
-        .limit(1)
-    ).one_or_none()
+    named = or_(
+        Job.dataset_id == dataset_id,
+        Job.eval_dataset_id == dataset_id,
+        Job.retention_dataset_id == dataset_id,
+    )
+    named_by = session.scalars(select(Job.id).where(named).limit(1)).one_or_none()
     if named_by is not None:
         raise StillReferenced("dataset", dataset_id, by=f"job {named_by}")
     session.execute(

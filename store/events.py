@@ -140,7 +140,11 @@ def last_effective_ranks(session: Session, job_id: str) -> dict[str, float] | No
     found = next((one for one in modalities if one), None)
     if found is None:
         return None
-    return {name: measures["effective_rank"] for name, measures in found.items()}
+    return {
+        name: measures["effective_rank"]
+        for name, measures in found.items()
+        if "effective_rank" in measures
+    }
 
 
 def read_layer_statistics(session: Session, job_id: str) -> list[LayerStatistics]:

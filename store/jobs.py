@@ -12,11 +12,13 @@ from store.errors import IdempotencyConflict, IllegalTransition, NotFound, Quota
 from store.ids import new_id
 from store.lifecycle import ENDED, OPEN, TRANSITIONS, record_creation, transition
 from store.models import (
+    Adapter,
     Attempt,
     BaseModelRow,
     Dataset,
     IdempotencyKey,
     Job,
+    JobKind,
     JobStatus,
     Team,
 )
@@ -36,7 +38,11 @@ class NewJob:
     plan_hash: str
     device: str
     queue: str
+    kind: JobKind = JobKind.TRAINING
     eval_dataset_id: str | None = None
+    retention_dataset_id: str | None = None
+    source_adapter_id: str | None = None
+    """The adapter that a compression cuts."""
     preset: str | None = None
     device_reason: str | None = None
     name: str | None = None
@@ -76,7 +82,8 @@ def create_job(
     Raises:
         IdempotencyConflict: If the key was used with another request hash.
         QuotaExceeded: If the team has too many open jobs.
-        NotFound: If the dataset is not this team's, or the model is not registered.
+        NotFound: If a dataset or the source adapter is not this team's, or the model is not
+            registered.
         ValueError: If an idempotency key comes without a request hash.
     """
     if idempotency_key is not None and request_hash is None:
@@ -206,9 +213,10 @@ def retry_job(session: Session, job_id: str, *, team: str) -> Job:
     It goes on from its last checkpoint, if there is one.
 
     Raises:
-        NotFound: If the team has no such job.
+        NotFound: If the team has no such job, or the adapter that it was to compress is deleted.
         IllegalTransition: If it is neither failed, cancelled, queued nor running.
     """
+    _hold_source(session, get_job(session, job_id, team=team))
     return _queue_again(
         session,
         job_id,
@@ -312,7 +320,7 @@ def _check_quota(session: Session, team: str, *, default: int | None) -> None:
 
 
 def _check_references(session: Session, team: str, spec: NewJob) -> None:
-    for dataset_id in (spec.dataset_id, spec.eval_dataset_id):
+    for dataset_id in (spec.dataset_id, spec.eval_dataset_id, spec.retention_dataset_id):
         if dataset_id is None:
             continue
         # Held until the commit, so that the dataset is not deleted between the check and the job.
@@ -323,8 +331,38 @@ def _check_references(session: Session, team: str, spec: NewJob) -> None:
         ).one_or_none()
         if found is None:
             raise NotFound("dataset", dataset_id)
+    if spec.source_adapter_id is not None:
+        _hold_adapter(session, team, spec.source_adapter_id)
     if session.get(BaseModelRow, spec.model) is None:
         raise NotFound("model", spec.model)
+
+
+def _hold_source(session: Session, job: Job) -> None:
+    """Keep the source of an ended compression from being deleted until the commit.
+
+    Raises:
+        NotFound: If it is deleted already.
+    """
+    if job.kind != JobKind.COMPRESSION or job.status not in ENDED:
+        return
+    if job.source_adapter_id is None:
+        raise NotFound("adapter", str(job.request.get("adapter")))
+    _hold_adapter(session, job.team, job.source_adapter_id)
+
+
+def _hold_adapter(session: Session, team: str, adapter_id: str) -> None:
+    """Keep an adapter from being deleted until the commit.
+
+    Raises:
+        NotFound: If the team has no such adapter.
+    """
+    found = session.scalars(
+        select(Adapter.id)
+        .where(Adapter.id == adapter_id, Adapter.team == team)
+        .with_for_update(read=True, key_share=True)
+    ).one_or_none()
+    if found is None:
+        raise NotFound("adapter", adapter_id)
 
 
 def _insert(session: Session, job_id: str, team: str, spec: NewJob) -> Job:

@@ -1,5 +1,7 @@
 """Bring the tables to the version of the code. Safe to run twice, and in several processes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,16 +18,23 @@ _LOCK: Final = 0x67726974
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Migrate up to a revision; another process that migrates is waited for."""
-    with engine.begin() as connection:
-        _wait_for_others(connection)
+    with migrating(engine) as connection:
         command.upgrade(alembic_config(connection), revision)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
     """Migrate down to a revision; `base` removes every table."""
-    with engine.begin() as connection:
-        _wait_for_others(connection)
+    with migrating(engine) as connection:
         command.downgrade(alembic_config(connection), revision)
+
+
+@contextmanager
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """Open the one transaction of a migration; another process that migrates is waited for."""
+    with engine.connect() as connection, _rebuilding(connection), connection.begin():
+        _wait_for_others(connection)
+        yield connection
+        _check_references(connection)
 
 
 def current_revision(engine: Engine) -> str | None:
@@ -49,6 +58,37 @@ def alembic_config(connection: Connection | None) -> Config:
     config.set_main_option("truncate_slug_length", "60")
     config.attributes["connection"] = connection
     return config
+
+
+@contextmanager
+def _rebuilding(connection: Connection) -> Iterator[None]:
+    """Let SQLite's tables be rebuilt: dropping one would empty those that refer to it.
+
+    As SQLite's documentation of ALTER TABLE has it: foreign keys off, and checked at the end.
+    """
+    driver = connection.connection.driver_connection
+    if connection.dialect.name != "sqlite" or driver is None:
+        yield
+        return
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _check_references(connection: Connection) -> None:
+    """Refuse a migration that would leave rows which refer to nothing.
+
+    Raises:
+        RuntimeError: If there are such rows; nothing is committed.
+    """
+    if connection.dialect.name != "sqlite":
+        return
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        tables = ", ".join(sorted({row[0] for row in broken}))
+        raise RuntimeError(f"After the migration {len(broken)} rows refer to nothing: {tables}.")
 
 
 def _wait_for_others(connection: Connection) -> None:

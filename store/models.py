@@ -81,6 +81,15 @@ class JobStatus(StrEnum):
     FAILED = "failed"
 
 
+class JobKind(StrEnum):
+    """What a job makes an adapter from."""
+
+    TRAINING = "training"
+    """From a base model and a dataset."""
+    COMPRESSION = "compression"
+    """From another adapter, by cutting its weakest directions."""
+
+
 class AttemptOutcome(StrEnum):
     """How an execution of a job went."""
 
@@ -115,6 +124,7 @@ class AdapterOrigin(StrEnum):
     JOB = "job"
     IMPORT = "import"
     MERGE = "merge"
+    COMPRESSION = "compression"
 
 
 class Base(DeclarativeBase):
@@ -200,11 +210,12 @@ class Dataset(Base):
 
 
 class Job(Base):
-    """A request to fine-tune, and where it stands. The queued row is the queue."""
+    """A request to make an adapter, and where it stands. The queued row is the queue."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         one_of("status", JobStatus),
+        one_of("kind", JobKind),
         CheckConstraint("attempt >= 0 AND charged_attempts >= 0", name="attempts"),
         Index(None, "team", "id"),
         Index(None, "queue", "status", "priority", "created_at"),
@@ -218,11 +229,26 @@ class Job(Base):
     status_reason: Mapped[str | None]
 
     # what was asked for, frozen
+    kind: Mapped[str] = mapped_column(
+        String(16), default=JobKind.TRAINING, server_default=JobKind.TRAINING.value
+    )
     name: Mapped[str | None]
     user_metadata: Mapped[JsonObject] = mapped_column("metadata", default=dict)
     model: Mapped[str] = mapped_column(ForeignKey("models.id"))
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), index=True)
     eval_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
+    retention_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
+    # An open job keeps its source (`store.adapters.delete_adapter`); an ended one lets it go. The
+    # two tables refer to each other, hence `use_alter`.
+    source_adapter_id: Mapped[str | None] = mapped_column(
+        ForeignKey(
+            "adapters.id",
+            name="fk_jobs_source_adapter_id_adapters",
+            ondelete="SET NULL",
+            use_alter=True,
+        ),
+        index=True,
+    )
     preset: Mapped[str | None]
     request: Mapped[JsonObject]
     config: Mapped[JsonObject]
@@ -352,7 +378,7 @@ class Checkpoint(Base):
 
 
 class Adapter(Base):
-    """A trained, imported or merged adapter; its objects are complete."""
+    """A trained, compressed, imported or merged adapter; its objects are complete."""
 
     __tablename__ = "adapters"
     __table_args__ = (one_of("origin", AdapterOrigin), Index(None, "team", "id"))
@@ -364,6 +390,10 @@ class Adapter(Base):
         ForeignKey("jobs.id", ondelete="SET NULL"), unique=True
     )
     origin: Mapped[str] = mapped_column(String(16), default=AdapterOrigin.JOB)
+    # What it was cut from, as long as that is there.
+    parent_id: Mapped[str | None] = mapped_column(
+        ForeignKey("adapters.id", ondelete="SET NULL"), index=True
+    )
     name: Mapped[str | None]
     model: Mapped[str] = mapped_column(ForeignKey("models.id"))
     prefix: Mapped[str]

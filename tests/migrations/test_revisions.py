@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import IntegrityError
 
-from store import migrate
+from store import events, jobs, migrate
 from store.__main__ import main
+from store.adapters import create_adapter
 from store.database import create_engine_from, transaction
 from store.keys import authenticate
-from store.models import Base
+from store.models import Adapter, AdapterOrigin, Base, Job, JobKind
 from store.settings import Settings
-from tests.builders import running_job
+from tests.builders import MODEL, TEAM, new_job, prepare, running_job
 
 if TYPE_CHECKING:
     from tests.services import Postgres
@@ -120,3 +122,118 @@ def test_an_operators_mistake_is_one_line_and_a_status(
     for wrong in (["--scopes", "root"], ["--scopes", ","], ["--team", "A B"]):
         assert main(["keys", "create", "--team", "ml", "--name", "x", *wrong]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_rows_of_the_first_revision_live_on_with_all_that_belongs_to_them(empty: Engine) -> None:
+    migrate.upgrade(empty, "0001")
+    _fill_first_revision(empty)
+    migrate.upgrade(empty)
+    with transaction(empty) as session:
+        job = session.get_one(Job, "job_1")
+        adapter = session.get_one(Adapter, "adp_1")
+        assert (job.kind, job.retention_dataset_id, job.source_adapter_id) == (
+            "training",
+            None,
+            None,
+        )
+        assert (adapter.origin, adapter.job_id, adapter.parent_id) == ("job", "job_1", None)
+        # Rebuilding a table must not take along what cascades from it.
+        assert len(events.read(session, "job_1")) == 1
+    with empty.begin() as connection:  # an older process, still running, names none of the columns
+        connection.execute(text(_OLD_JOB), {"id": "job_2"})
+        kind = connection.execute(text("SELECT kind FROM jobs WHERE id = 'job_2'")).scalar_one()
+    assert kind == "training"
+    empty.dispose()
+
+
+def test_a_step_back_keeps_jobs_and_adapters_and_forgets_compressions(empty: Engine) -> None:
+    migrate.upgrade(empty)
+    with transaction(empty) as session:
+        dataset = prepare(session)
+        trained, _ = jobs.create_job(
+            session, team=TEAM, spec=new_job(dataset, retention_dataset_id=dataset)
+        )
+        source = create_adapter(
+            session, team=TEAM, origin=AdapterOrigin.JOB, model=MODEL, prefix="a", job_id=trained.id
+        )
+        spec = new_job(dataset, kind=JobKind.COMPRESSION, source_adapter_id=source.id)
+        compression, _ = jobs.create_job(session, team=TEAM, spec=spec)
+        cut = create_adapter(
+            session,
+            team=TEAM,
+            origin=AdapterOrigin.COMPRESSION,
+            model=MODEL,
+            prefix="b",
+            job_id=compression.id,
+            parent_id=source.id,
+        )
+    migrate.downgrade(empty, "0001")
+    with empty.connect() as connection:
+        assert connection.execute(text("SELECT id FROM jobs")).scalars().all() == [trained.id]
+        told = connection.execute(text("SELECT DISTINCT job_id FROM events")).scalars().all()
+        assert told == [trained.id]
+        kept = connection.execute(text("SELECT id, origin, job_id FROM adapters ORDER BY prefix"))
+        assert [tuple(row) for row in kept] == [
+            (source.id, "job", trained.id),
+            (cut.id, "job", None),
+        ]
+    migrate.upgrade(empty)
+    with transaction(empty) as session:
+        assert session.get_one(Job, trained.id).retention_dataset_id is None
+    empty.dispose()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE jobs SET kind = 'merge'",
+        "UPDATE jobs SET kind = NULL",
+        "UPDATE jobs SET retention_dataset_id = 'ds_unknown'",
+        "UPDATE jobs SET source_adapter_id = 'adp_unknown'",
+        "UPDATE adapters SET parent_id = 'adp_unknown'",
+        "UPDATE adapters SET origin = 'theft'",
+    ],
+)
+def test_the_database_itself_refuses_what_is_not_in_the_models(
+    empty: Engine, statement: str
+) -> None:
+    migrate.upgrade(empty)
+    with transaction(empty) as session:
+        job, _ = jobs.create_job(session, team=TEAM, spec=new_job(prepare(session)))
+        create_adapter(
+            session, team=TEAM, origin=AdapterOrigin.JOB, model=MODEL, prefix="a", job_id=job.id
+        )
+    with pytest.raises(IntegrityError), empty.begin() as connection:
+        connection.execute(text(statement))
+    empty.dispose()
+
+
+_OLD_JOB = (
+    "INSERT INTO jobs (id, team, status, metadata, model, dataset_id, request, config, training,"
+    " plan, plan_hash, device, queue, priority, attempt, charged_attempts, max_attempts,"
+    " infra_failures, last_sequence, version, created_at, updated_at) VALUES (:id, 'ml',"
+    " 'succeeded', '{}', 'm', 'ds_1', '{}', '{}', '{}', '{}', '0', 'cpu', 'cpu', 0, 1, 1, 3, 0, 1,"
+    " 2, '2026-11-23 01:00', '2026-11-23 01:00')"
+)
+_OLD_ROWS = """
+INSERT INTO teams (name, created_at) VALUES ('ml', '2026-11-23 01:00');
+INSERT INTO models (id, source, status, created_at, requested_at)
+    VALUES ('m', 'm', 'ready', '2026-11-23 01:00', '2026-11-23 01:00');
+INSERT INTO datasets (id, team, status, created_at)
+    VALUES ('ds_1', 'ml', 'ready', '2026-11-23 01:00');
+INSERT INTO events (job_id, sequence, type, payload, created_at)
+    VALUES ('job_1', 1, 'status_changed', '{}', '2026-11-23 01:00');
+INSERT INTO adapters (id, team, job_id, origin, model, prefix, created_at)
+    VALUES ('adp_1', 'ml', 'job_1', 'job', 'm', 'adapters/adp_1', '2026-11-23 01:00')
+"""
+
+
+def _fill_first_revision(engine: Engine) -> None:
+    """Write rows as the first revision's code did: a job, its event and its adapter."""
+    statements = _OLD_ROWS.split(";")
+    with engine.begin() as connection:
+        for statement in statements[:3]:
+            connection.exec_driver_sql(statement)
+        connection.execute(text(_OLD_JOB), {"id": "job_1"})
+        for statement in statements[3:]:
+            connection.exec_driver_sql(statement)

@@ -124,6 +124,37 @@ def test_curvature_becomes_statistics_by_layer_and_by_modality(engine: Engine) -
     assert (metric.train_loss, metric.modalities) == (1.0, modalities)
 
 
+def test_reprojection_retention_and_compaction_are_told_as_they_are(engine: Engine) -> None:
+    job = running_job(engine)
+    text = {
+        "requested_budget": 6,
+        "effective_budget": 7,
+        "num_directions": 16,
+        "predicted_kl": 1e-4,
+    }
+    told = [
+        {"type": "retention_evaluated", "step": 0, "when": "before", "loss": 1.5},
+        {"type": "reprojected", "step": 1, "modalities": {"text": text}, "refused": ["a.b"]},
+        {"type": "compacted", "step": 9, "ranks": {"a.b": 3}, "predicted_kl": float("inf")},
+    ]
+    record(engine, job.id, 1, told)
+    with transaction(engine, read_only=True) as session:
+        found = {event.type: event.payload for event in events.read(session, job.id)}
+        assert events.read_metrics(session, job.id) == []
+    assert found["retention_evaluated"] == {"step": 0, "when": "before", "loss": 1.5}
+    assert found["reprojected"] == {"step": 1, "modalities": {"text": text}, "refused": ["a.b"]}
+    assert found["compacted"] == {"step": 9, "ranks": {"a.b": 3}, "predicted_kl": None}
+
+
+def test_the_last_effective_ranks_are_of_those_modalities_that_have_one(engine: Engine) -> None:
+    job = running_job(engine)
+    modalities = {"text": {"effective_rank": 3.5}, "vision": {"requested_budget": 4}}
+    observed = {"type": "curvature_observed", "step": 1, "layers": {}, "modalities": modalities}
+    record(engine, job.id, 1, [step(1), observed])
+    with transaction(engine, read_only=True) as session:
+        assert events.last_effective_ranks(session, job.id) == {"text": 3.5}
+
+
 def test_numbers_that_json_cannot_say_become_null(engine: Engine) -> None:
     job = running_job(engine)
     record(engine, job.id, 1, [step(1, loss=float("nan"))])

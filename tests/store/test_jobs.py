@@ -237,6 +237,28 @@ def test_a_dataset_that_a_job_names_stays(engine: Engine) -> None:
         delete(session)
 
 
+@pytest.mark.parametrize("column", ["eval_dataset_id", "retention_dataset_id"])
+def test_a_dataset_that_a_job_only_evaluates_on_stays_too(engine: Engine, column: str) -> None:
+    with transaction(engine) as session:
+        other = prepare(session)
+    job = job_in(engine, S.CANCELLED, **{column: other})
+    with pytest.raises(StillReferenced, match=job.id), transaction(engine) as session:
+        datasets.delete_dataset(session, other, team=TEAM)
+    with transaction(engine) as session:
+        assert getattr(jobs.get_job(session, job.id, team=TEAM), column) == other
+        jobs.delete_job(session, job.id, team=TEAM)
+        datasets.delete_dataset(session, other, team=TEAM)
+
+
+def test_another_teams_retention_dataset_is_not_there(engine: Engine) -> None:
+    with transaction(engine) as session:
+        foreign = prepare(session, team="other")
+        own = prepare(session)
+    with pytest.raises(NotFound, match=foreign), transaction(engine) as session:
+        spec = new_job(own, retention_dataset_id=foreign)
+        jobs.create_job(session, team=TEAM, spec=spec)
+
+
 def test_a_job_without_its_model_or_team_is_refused(engine: Engine) -> None:
     with transaction(engine) as session:
         dataset_id = prepare(session)
