@@ -121,6 +121,28 @@ class Warned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Compacted:
+    """The adapter's weakest directions were cut; what is exported is what is left."""
+
+    type: ClassVar[str] = "compacted"
+    step: int
+    """Optimizer steps that the adapter has had; 0 when an adapter was compressed by itself."""
+    ranks: dict[str, int]
+    """What is left of each adapted layer; a layer of rank 0 is not exported."""
+    parameters_before: int
+    parameters_after: int
+    predicted_kl: float
+    """Of the cut, in nats for a label token of the calibration rows, to second order."""
+    max_kl: float
+    """The limit that the job set; neither prediction nor measurement is above it."""
+    eval_loss_before: float | None
+    """Mean over the label tokens of the evaluation rows; `None` when there are none."""
+    eval_loss_after: float | None
+    measured_kl: float | None = None
+    """KL(whole adapter || cut adapter) over the calibration rows' label tokens, by exact softmax."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterSaved:
     """The adapter folder is written and agrees with the trained model when plain PEFT loads it."""
 
@@ -153,6 +175,8 @@ class TrainingFinished:
     """Of the base model; `None` when the job names no retention rows."""
     retention_loss_after: float | None = None
     """Of the exported adapter."""
+    compaction: dict[str, Any] | None = None
+    """The fields of `Compacted` without its step; `None` when nothing was to be cut."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +202,7 @@ TrainingEvent = (
     | Reprojected
     | StepSkipped
     | Warned
+    | Compacted
     | AdapterSaved
     | TrainingStopped
     | TrainingFinished

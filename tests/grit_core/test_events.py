@@ -5,6 +5,7 @@ import pytest
 from grit_core.events import (
     AdapterSaved,
     CheckpointSaved,
+    Compacted,
     CurvatureObserved,
     Evaluated,
     Reprojected,
@@ -47,6 +48,17 @@ EVENTS: list[TrainingEvent] = [
     Reprojected(step=3, modalities={"text": {"requested_budget": 8}}, refused=["a.b"]),
     StepSkipped(step=4, reason="The gradient is not finite."),
     Warned(code="long_rows", message="Two rows were left out."),
+    Compacted(
+        step=9,
+        ranks={"a.b": 3, "a.c": 0},
+        parameters_before=96,
+        parameters_after=48,
+        predicted_kl=4e-4,
+        max_kl=1e-3,
+        eval_loss_before=2.0,
+        eval_loss_after=2.001,
+        measured_kl=5e-4,
+    ),
     AdapterSaved(
         folder="adapter", sha256="0" * 64, trainable_parameters=8, max_logit_difference=0.0
     ),
