@@ -277,7 +277,8 @@ def test_the_listings_of_the_guide_are_our_fields_and_defaults(ours: Any) -> Non
     run(block, text=block.text, page="original-guide.md", namespace=namespace)
     listed = namespace[ours.__name__]
     fields = {field.name: field for field in dataclasses.fields(listed)}
-    assert list(fields) == [field.name for field in dataclasses.fields(ours)]
+    own = [field.name for field in dataclasses.fields(ours)]
+    assert [name for name in own if name in fields] == list(fields)
     hints, our_hints = typing.get_type_hints(listed), typing.get_type_hints(ours)
     for name, field in fields.items():
         assert plain(hints[name]) == plain(our_hints[name]), name

@@ -244,14 +244,6 @@ def test_a_parameter_that_the_strategy_ignores_is_a_warning() -> None:
     assert "vision.n_layers" in warning
 
 
-def test_projection_settings_that_do_nothing_yet_are_a_warning() -> None:
-    config = ModelGRITConfig(
-        vision=ModalityConfig(layer_patterns=[Q]), projection_schedule="cosine"
-    )
-    (warning,) = plan_adaptation(config, smolvlm_256m()).warnings
-    assert "projection_schedule: recorded and without effect" in warning
-
-
 def test_layers_of_another_part_of_the_model_are_a_warning() -> None:
     config = ModelGRITConfig(vision=ModalityConfig(layer_patterns=[V]))
     (warning,) = plan_adaptation(config, smolvlm_256m()).warnings

@@ -31,6 +31,8 @@ def test_the_defaults_are_those_of_the_api() -> None:
         "max_length": 2048,
         "precision": "auto",
         "optimizer": "grit",
+        "gradient_checkpointing": "off",
+        "compaction_max_kl": None,
         "seed": 0,
         "checkpoint_every_steps": "auto",
         "eval_every_steps": "auto",

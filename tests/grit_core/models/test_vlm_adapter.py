@@ -252,12 +252,13 @@ def test_a_saved_adapter_is_read_by_plain_peft_with_equal_logits(causal, tmp_pat
     torch.testing.assert_close(merged(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-4)
 
 
-def causal_config(*, natural_gradient=True, approximation="kfac"):
+def causal_config(*, natural_gradient=True, projection=True, approximation="kfac"):
     return ModelGRITConfig(
         text=ModalityConfig(
             layer_patterns=["model.layers.*.*_proj", "model.layers.*.*.*_proj"],
             rank=4,
             enable_natural_gradient=natural_gradient,
+            enable_projection=projection,
             fisher_approximation=approximation,
         ),
         global_dropout=0.1,
@@ -279,11 +280,13 @@ def train(model, optimizer, *, steps, capture=None):
         optimizer.zero_grad()
 
 
-def test_without_natural_gradient_training_is_byte_for_byte_peft_with_adamw(causal):
+def test_with_neither_natural_gradient_nor_projection_training_is_peft_with_adamw_to_the_byte(
+    causal,
+):
     options = {"lr": 1e-2, "weight_decay": 0.1}
     results = []
     for ours in (True, False):
-        config = causal_config(natural_gradient=False)
+        config = causal_config(natural_gradient=False, projection=False)
         model = load(causal)
         plan = plan_adaptation(config, inventory_of(model))
         adapted = inject_lora(model, plan)
@@ -306,7 +309,7 @@ def test_with_natural_gradient_the_curvature_of_a_real_model_is_observed_and_use
     model = load(causal)
     plan = plan_adaptation(config, inventory_of(model))
     adapted = inject_lora(model, plan)
-    optimizer = build_optimizer(adapted, plan, config, lr=1e-2)
+    optimizer = build_optimizer(adapted, plan, config, total_steps=20, lr=1e-2)
     before = token_loss(adapted.eval()).item()
     train(adapted, optimizer, steps=20, capture=build_capture(adapted, plan))
     assert set(optimizer.curvature()) == {layer.name for layer in plan.layers}
@@ -316,8 +319,9 @@ def test_with_natural_gradient_the_curvature_of_a_real_model_is_observed_and_use
 def test_layers_with_and_without_natural_gradient_go_to_their_own_rule(vlm):
     config = config_of()
     config.vision.enable_natural_gradient = False
+    config.vision.enable_projection = False
     adapter = VLMGRITAdapter(load(vlm), config)
-    optimizer = adapter.optimizer(lr=1e-3)
+    optimizer = adapter.optimizer(total_steps=10, lr=1e-3)
     text = {layer.name for layer in adapter.plan.of(Modality.TEXT)}
     assert {layer.name for layer in optimizer.layers} == text
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
