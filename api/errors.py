@@ -83,6 +83,7 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("model_unavailable", 422, "The model is not available"),
     Kind("device_unavailable", 422, "The device is not available"),
     Kind("streaming_unavailable", 422, "Streaming is not available"),
+    Kind("adapter_not_compressible", 422, "The adapter cannot be compressed"),
     Kind("inference_failed", 422, "The answer could not be generated"),
     # bounds and outages
     Kind("headers_too_large", 431, "The headers are too large"),

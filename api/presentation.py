@@ -7,6 +7,7 @@ from api.schemas.adapters import AdapterRead
 from api.schemas.datasets import DatasetRead
 from api.schemas.jobs import (
     AttemptRead,
+    CompressionRead,
     EventRead,
     JobError,
     JobPlan,
@@ -17,7 +18,17 @@ from api.schemas.jobs import (
 )
 from api.schemas.keys import KeyRead
 from api.schemas.models import ModelRead
-from store.models import Adapter, ApiKey, Attempt, BaseModelRow, Dataset, Event, Job, JobStatus
+from store.models import (
+    Adapter,
+    ApiKey,
+    Attempt,
+    BaseModelRow,
+    Dataset,
+    Event,
+    Job,
+    JobKind,
+    JobStatus,
+)
 
 
 def present_job(job: Job, *, position: int | None = None, reason: str | None = None) -> JobRead:
@@ -26,12 +37,16 @@ def present_job(job: Job, *, position: int | None = None, reason: str | None = N
     links = {name: f"{path}/{name}" for name in ("events", "metrics", "layers", "checkpoints")}
     return JobRead(
         id=job.id,
+        kind=JobKind(job.kind),
         status=JobStatus(job.status),
         phase=job.phase,
         status_reason=job.status_reason,
         model=job.model,
         dataset=job.dataset_id,
         eval_dataset=job.eval_dataset_id,
+        retention_dataset=job.retention_dataset_id,
+        source_adapter=job.source_adapter_id,
+        compression=_compression(job),
         preset=job.preset,
         config=job.config,
         training=job.training,
@@ -57,6 +72,12 @@ def present_job(job: Job, *, position: int | None = None, reason: str | None = N
         error=None if job.error is None else JobError.model_validate(_known(JobError, job.error)),
         links={"self": path, "manifest": f"{path}/manifest", **links},
     )
+
+
+def _compression(job: Job) -> CompressionRead | None:
+    if job.kind != JobKind.COMPRESSION:
+        return None
+    return CompressionRead.model_validate(_known(CompressionRead, job.request))
 
 
 def _progress(stored: dict[str, Any] | None) -> JobProgress | None:
@@ -126,8 +147,15 @@ def present_adapter(adapter: Adapter) -> AdapterRead:
     links = {"self": path, "download": f"{path}/download"}
     if adapter.job_id is not None:
         links["job"] = f"/jobs/{adapter.job_id}"
-    columns = _columns(adapter, AdapterRead)
-    return AdapterRead.model_validate({**columns, "job": adapter.job_id, "links": links})
+    if adapter.parent_id is not None:
+        links["parent"] = f"/adapters/{adapter.parent_id}"
+    return AdapterRead.model_validate({
+        **_columns(adapter, AdapterRead),
+        "job": adapter.job_id,
+        "parent": adapter.parent_id,
+        "ranks": (adapter.details or {}).get("ranks"),
+        "links": links,
+    })
 
 
 def present_model(row: BaseModelRow) -> ModelRead:

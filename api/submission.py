@@ -50,6 +50,7 @@ class Submission:
             model=self.model.id,
             dataset_id=self.dataset.id,
             eval_dataset_id=self.body.eval_dataset,
+            retention_dataset_id=self.body.retention_dataset,
             request=self.body.spec(),
             config=resolved.config_json(),
             training=resolved.training_json(),
@@ -153,11 +154,13 @@ def _weigh(
     faults: list[Item] = [] if isinstance(model, BaseModelRow) else [model]
     waiting: list[Item] = []
     with transaction(services.engine, read_only=True) as session:
-        dataset = _dataset(session, team, body.dataset, "/dataset", faults, waiting)
-        if body.eval_dataset is not None:
-            _dataset(session, team, body.eval_dataset, "/eval_dataset", faults, waiting)
+        dataset = find_dataset(session, team, body.dataset, "/dataset", faults, waiting)
+        for name in ("eval_dataset", "retention_dataset"):
+            given = getattr(body, name)
+            if given is not None:
+                find_dataset(session, team, given, f"/{name}", faults, waiting)
         seen = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
-    choice, reason = _device(body.device, seen, faults)
+    choice, reason = find_device(body.device, seen, faults)
     resolved = _plan(body, model, dataset, choice, faults)
     if faults:
         raise InvalidRequest(faults + waiting)
@@ -176,9 +179,10 @@ def _weigh(
     )
 
 
-def _dataset(
+def find_dataset(
     session: Any, team: str, dataset_id: str, pointer: str, faults: list[Item], waiting: list[Item]
 ) -> Dataset | None:
+    """Return a team's dataset; what is wrong with it goes to `faults`, or to `waiting`."""
     try:
         found = datasets.get_dataset(session, dataset_id, team=team)
     except NotFound:
@@ -200,8 +204,10 @@ def training_devices(seen: list[Worker]) -> tuple[str, ...]:
     return tuple(device for device in TRAINING_QUEUES if device in served)
 
 
-def _device(wanted: str, seen: list[Worker], faults: list[Item]) -> tuple[DeviceChoice | None, str]:
-    """Choose among the devices of the live workers; with none live, the CPU is assumed."""
+def find_device(
+    wanted: str, seen: list[Worker], faults: list[Item]
+) -> tuple[DeviceChoice | None, str]:
+    """Choose among the devices of the live workers, and say why; without any, the CPU."""
     live = training_devices(seen)
     named = wanted in KINDS and not live
     available = live or (("cpu", wanted) if named else ("cpu",))

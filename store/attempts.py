@@ -254,7 +254,7 @@ def complete(
         job_id,
         to=JobStatus.SUCCEEDED,
         expected_attempt=attempt,
-        result={**result, "adapter": adapter.id},
+        result=events.finite({**result, "adapter": adapter.id}),
     )
     session.add(
         Adapter(

@@ -44,9 +44,7 @@ def append(
         LeaseLost: If the attempt is no longer the current one.
     """
     last = _advance(session, job_id, attempt, by=1)
-    event = Event(
-        job_id=job_id, sequence=last, type=type, payload=_finite(payload), attempt=attempt
-    )
+    event = Event(job_id=job_id, sequence=last, type=type, payload=finite(payload), attempt=attempt)
     session.add(event)
     session.flush()
     return event
@@ -83,7 +81,7 @@ def record_progress(
     layers: dict[int, Any] = {}
     progress: dict[str, Any] = dict(session.scalars(_progress_of(job_id)).one() or {})
     moved = False
-    for event in map(_finite, events):
+    for event in map(finite, events):
         kind = event["type"]
         if kind == "training_started":
             truncate_after(session, job_id, step=event["start_step"])
@@ -228,8 +226,8 @@ def _moved(progress: dict[str, Any], event: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _percent(step: int, total: int) -> float:
-    return round(100.0 * step / total, 2) if total else 100.0
+def _percent(step: int, total: int) -> float | None:
+    return round(100.0 * step / total, 2) if total else None  # a compression has no steps
 
 
 def _save_measures(
@@ -256,12 +254,12 @@ def _save_measures(
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return JSON values with null for what JSON cannot say: NaN and the infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return value

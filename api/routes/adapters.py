@@ -1,23 +1,30 @@
-"""Adapters: list, look, download, delete."""
+"""Adapters: list, look, download, compress, delete."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import Query
+from anyio import to_thread
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.auth import requires
+from api.compression import consider_compression
+from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.downloads import stream_tar
 from api.pagination import Cursor, Limit
 from api.presentation import present_adapter
 from api.routing import service_router
-from api.schemas.adapters import AdapterPage, AdapterRead
+from api.schemas.adapters import AdapterCompress, AdapterPage, AdapterRead
+from api.schemas.jobs import JobRead
 from store import adapters
 from store.database import run_in_transaction, transaction
+from store.jobs import NewJob
 from store.keys import Scope
 
 router = service_router("adapters")
+
+_COMPRESS: Final = "POST /adapters/{adapter_id}/compress"
 
 
 @router.get("/adapters", responses=problems("cursor_invalid"))
@@ -72,10 +79,54 @@ def download_adapter(
     )
 
 
-@router.delete("/adapters/{adapter_id}", status_code=204, responses=problems("not_found"))
+@router.post(
+    "/adapters/{adapter_id}/compress",
+    status_code=202,
+    response_model=JobRead,
+    responses=problems(
+        "not_found",
+        "request_invalid",
+        "dataset_not_ready",
+        "adapter_not_compressible",
+        "storage_unavailable",
+        *CREATION_PROBLEMS,
+    ),
+)
+@requires(Scope.WRITE)
+async def compress_adapter(
+    request: Request,
+    response: Response,
+    adapter_id: str,
+    body: AdapterCompress,
+    caller: CallerDep,
+    services: ServicesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JobRead:
+    """Create a job that cuts the adapter's weakest directions into a new adapter.
+
+    The job (kind `compression`) is queued at once and moves as every job does. It has no
+    checkpoints: after a pause, a lost worker or a retry it begins anew. The adapter itself stays
+    as it is, and cannot be deleted while the job is open.
+    """
+
+    async def resolve() -> NewJob:
+        return await to_thread.run_sync(
+            consider_compression, services, caller.team, adapter_id, body
+        )
+
+    content = {"adapter": adapter_id, "body": await request.json()}
+    mark = once(_COMPRESS, key=idempotency_key, content=content)
+    return await create_once(services, caller, response, mark, resolve)
+
+
+@router.delete(
+    "/adapters/{adapter_id}",
+    status_code=204,
+    responses=problems("not_found", "still_referenced"),
+)
 @requires(Scope.WRITE)
 def delete_adapter(adapter_id: str, caller: CallerDep, services: ServicesDep) -> None:
-    """Delete an adapter and its files."""
+    """Delete an adapter and its files, unless a job that has not ended is to compress it."""
     prefix = run_in_transaction(
         services.engine,
         lambda session: adapters.delete_adapter(session, adapter_id, team=caller.team),

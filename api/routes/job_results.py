@@ -3,11 +3,12 @@
 import csv
 import io
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 from fastapi import Query, Request, Response
+from sqlalchemy.orm import Session
 
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
@@ -22,10 +23,10 @@ from api.schemas.jobs import (
     ManifestRead,
     MetricsRead,
 )
-from store import attempts, base_models, datasets, events, jobs
+from store import adapters, attempts, base_models, datasets, events, jobs
 from store.database import transaction
 from store.keys import Scope
-from store.models import LayerStatistics, Metric
+from store.models import Dataset, Job, JobKind, LayerStatistics, Metric
 
 router = service_router("jobs")
 
@@ -41,6 +42,8 @@ _COLUMNS: Final = (
     "elapsed_seconds",
 )
 _BY_MODALITY: Final = ("effective_rank", "fisher_energy")
+_BY_MODALITY_IF_OBSERVED: Final = ("requested_budget", "effective_budget", "predicted_kl")
+_LAST_OBSERVED: Final = ("effective_rank", "fisher_energy", "active", "predicted_kl")
 _MAX_HISTORY: Final = 100
 
 
@@ -95,12 +98,13 @@ def _series(rows: Sequence[Metric]) -> dict[str, list[Any]]:
     series: dict[str, list[Any]] = {
         name: [finite(getattr(row, name)) for row in rows] for name in _COLUMNS
     }
-    modalities = sorted({name for row in rows for name in row.modalities or {}})
-    for measure in _BY_MODALITY:
+    observed = [row.modalities or {} for row in rows]
+    modalities = sorted({name for each in observed for name in each})
+    for measure in (*_BY_MODALITY, *_BY_MODALITY_IF_OBSERVED):
         for modality in modalities:
-            series[f"{measure}.{modality}"] = [
-                finite((row.modalities or {}).get(modality, {}).get(measure)) for row in rows
-            ]
+            told = [each.get(modality, {}) for each in observed]
+            if measure in _BY_MODALITY or any(measure in each for each in told):
+                series[f"{measure}.{modality}"] = [finite(each.get(measure)) for each in told]
     return series
 
 
@@ -119,7 +123,8 @@ def read_layers(job_id: str, caller: CallerDep, services: ServicesDep) -> Layers
     with transaction(services.engine, read_only=True) as session:
         job = jobs.get_job(session, job_id, team=caller.team)
         observed = _some(events.read_layer_statistics(session, job_id), _MAX_HISTORY)
-    layers = [_layer(planned, observed) for planned in job.plan.get("layers", ())]
+    ranks = ((job.result or {}).get("compaction") or {}).get("ranks", {})
+    layers = [_layer(planned, observed, ranks) for planned in job.plan.get("layers", ())]
     return LayersRead(job=job_id, layers=layers)
 
 
@@ -131,14 +136,16 @@ def _some(rows: Sequence[LayerStatistics], bound: int) -> list[LayerStatistics]:
     return kept
 
 
-def _layer(planned: dict[str, Any], observed: Iterable[LayerStatistics]) -> LayerRead:
+def _layer(
+    planned: dict[str, Any], observed: Iterable[LayerStatistics], ranks: Mapping[str, int]
+) -> LayerRead:
     name = planned["name"]
     history = [{"step": row.step, **row.layers[name]} for row in observed if name in row.layers]
     last = history[-1] if history else {}
     return LayerRead.model_validate({
         **{key: planned[key] for key in LayerRead.model_fields if key in planned},
-        "effective_rank": last.get("effective_rank"),
-        "fisher_energy": last.get("fisher_energy"),
+        **{key: last.get(key) for key in _LAST_OBSERVED},
+        "compacted_rank": ranks.get(name),
         "history": history,
     })
 
@@ -168,29 +175,55 @@ def read_checkpoints(job_id: str, caller: CallerDep, services: ServicesDep) -> C
 @requires(Scope.READ)
 def read_manifest(job_id: str, caller: CallerDep, services: ServicesDep) -> ManifestRead:
     """Return all that reproduces the job: resolved settings, hashes, versions, seed, device."""
+    team = caller.team
     with transaction(services.engine, read_only=True) as session:
-        job = jobs.get_job(session, job_id, team=caller.team)
+        job = jobs.get_job(session, job_id, team=team)
         model = base_models.get(session, job.model)
-        used = [job.dataset_id, *([job.eval_dataset_id] if job.eval_dataset_id else [])]
-        rows = [datasets.get_dataset(session, each, team=caller.team) for each in used]
+        used = {
+            "dataset": job.dataset_id,
+            "eval_dataset": job.eval_dataset_id,
+            "retention_dataset": job.retention_dataset_id,
+        }
+        content = {
+            role: None
+            if each is None
+            else _identity(datasets.get_dataset(session, each, team=team))
+            for role, each in used.items()
+        }
+        source = _source(session, job)
         executed = jobs.list_attempts(session, job_id)
-    content = [
-        {"id": row.id, "sha256": row.sha256, "num_rows": row.num_rows, "size_bytes": row.size_bytes}
-        for row in rows
-    ]
     return ManifestRead(
         job=job.id,
+        kind=JobKind(job.kind),
         request=job.request,
         config=job.config,
         training=job.training,
         plan=job.plan,
         plan_hash=job.plan_hash,
         model={"id": model.id, "source": model.source, "inventory_hash": model.inventory_hash},
-        dataset=content[0],
-        eval_dataset=content[1] if len(content) > 1 else None,
+        **content,
+        source_adapter=source,
         device=job.device,
         seed=job.training.get("seed"),
         versions={"grit-service": version("grit-service"), "api_python": platform.python_version()},
         attempts=[present_attempt(attempt) for attempt in executed],
         result=job.result,
     )
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "id": dataset.id,
+        "sha256": dataset.sha256,
+        "num_rows": dataset.num_rows,
+        "size_bytes": dataset.size_bytes,
+    }
+
+
+def _source(session: Session, job: Job) -> dict[str, Any] | None:
+    if job.kind != JobKind.COMPRESSION:
+        return None
+    if job.source_adapter_id is None:  # deleted since
+        return {"id": job.request.get("adapter"), "sha256": None}
+    source = adapters.get_adapter(session, job.source_adapter_id, team=job.team)
+    return {"id": source.id, "sha256": source.sha256}

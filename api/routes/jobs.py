@@ -1,16 +1,15 @@
 """Jobs: plan, create, look, list, move, delete."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Final
 
-from anyio import to_thread
 from fastapi import Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import requires
+from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once, standing
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import Item, Problem
@@ -18,28 +17,18 @@ from api.pagination import Cursor, Limit
 from api.presentation import present_job
 from api.routing import service_router
 from api.schemas.jobs import JobCreate, JobPage, JobRead, PlanRead
-from api.services import Services
 from api.submission import consider
 from api.waiting import wait_for_change
-from store import jobs, replays, workers
+from store import jobs
 from store.database import run_in_transaction, transaction
-from store.jobs import JobFilters
-from store.keys import Caller, Scope
+from store.jobs import JobFilters, NewJob
+from store.keys import Scope
 from store.models import Job, JobStatus
 
 router = service_router("jobs")
 
 Move = Callable[..., Job]
-_MAX_KEY: Final = 255
 _CONSIDERED: Final = ("dataset_not_ready", "model_not_ready", "request_invalid")
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        description="Any text of yours; the same key and body give the same job.",
-        alias="Idempotency-Key",
-    ),
-]
 
 
 @router.post("/jobs/plan", responses=problems(*_CONSIDERED))
@@ -67,10 +56,7 @@ async def plan_job(body: JobCreate, caller: CallerDep, services: ServicesDep) ->
     responses=problems(
         *_CONSIDERED,
         "plan_changed",
-        "idempotency_key_invalid",
-        "idempotency_key_reused",
-        "quota_exceeded",
-        "storage_full",
+        *CREATION_PROBLEMS,
     ),
 )
 @requires(Scope.WRITE)
@@ -83,36 +69,20 @@ async def create_job(
     idempotency_key: IdempotencyKey = None,
 ) -> JobRead:
     """Create a job; it is queued at once unless `auto_start` is false."""
-    key = _checked_key(idempotency_key)
-    digest = _request_hash(await request.json())
-    known = None
-    if key is not None:
-        known = await to_thread.run_sync(_replayed, services, caller, key, digest)
-    if known is not None:
-        return _created(response, known, replayed=True)
-    found = await consider(services, caller.team, body)
-    spec = found.new_job(max_attempts=services.settings.max_attempts)
-    if body.plan_hash is not None and body.plan_hash != spec.plan_hash:
-        detail = f"The plan is now {spec.plan_hash}; look at POST /jobs/plan again."
-        item = Item(code="plan_changed", detail=detail, pointer="/plan_hash", input=body.plan_hash)
-        raise Problem("plan_changed", detail, errors=[item])
 
-    def create(session: Session) -> tuple[JobRead, bool]:
-        job, replayed = jobs.create_job(
-            session,
-            team=caller.team,
-            spec=spec,
-            idempotency_key=key,
-            request_hash=None if key is None else digest,
-            max_open_jobs=services.settings.max_open_jobs,
-        )
-        return _standing(session, services, job), replayed
+    async def resolve() -> NewJob:
+        found = await consider(services, caller.team, body)
+        spec = found.new_job(max_attempts=services.settings.max_attempts)
+        if body.plan_hash is not None and body.plan_hash != spec.plan_hash:
+            detail = f"The plan is now {spec.plan_hash}; look at POST /jobs/plan again."
+            item = Item(
+                code="plan_changed", detail=detail, pointer="/plan_hash", input=body.plan_hash
+            )
+            raise Problem("plan_changed", detail, errors=[item])
+        return spec
 
-    job, replayed = await to_thread.run_sync(run_in_transaction, services.engine, create)
-    if job.status == JobStatus.QUEUED and not replayed:
-        # After the commit, in a thread, and it never fails: the row is the queue.
-        await to_thread.run_sync(services.doorbell.ring, job.queue.name)
-    return _created(response, job, replayed=replayed)
+    mark = once("POST /jobs", key=idempotency_key, content=await request.json())
+    return await create_once(services, caller, response, mark, resolve)
 
 
 @router.get("/jobs", responses=problems("cursor_invalid", "request_invalid"))
@@ -168,7 +138,7 @@ async def read_job(
     def read() -> tuple[bytes, str, bool]:
         with transaction(services.engine, read_only=True) as session:
             job = jobs.get_job(session, job_id, team=caller.team)
-            shown = _standing(session, services, job)
+            shown = standing(session, services, job)
         data = shown.model_dump_json().encode()
         etag = f'"{hashlib.sha256(data).hexdigest()[:24]}"'
         return data, etag, shown.finished_at is not None
@@ -191,7 +161,7 @@ def delete_job(job_id: str, caller: CallerDep, services: ServicesDep) -> None:
 def _verb(name: str, move: Move, words: str) -> None:
     def endpoint(job_id: str, caller: CallerDep, services: ServicesDep) -> JobRead:
         def work(session: Session) -> JobRead:
-            return _standing(session, services, move(session, job_id, team=caller.team))
+            return standing(session, services, move(session, job_id, team=caller.team))
 
         job = run_in_transaction(services.engine, work)
         if job.status == JobStatus.QUEUED:
@@ -208,53 +178,15 @@ def _verb(name: str, move: Move, words: str) -> None:
 _verb(
     "cancel", jobs.request_cancel, "Cancel a job: at once, or as soon as its attempt has stopped."
 )
-_verb("pause", jobs.request_pause, "Pause a job: it saves a checkpoint and gives its device back.")
+_verb(
+    "pause",
+    jobs.request_pause,
+    "Pause a job: it saves a checkpoint and gives its device back. A compression saves none: when"
+    " it is resumed, it begins anew.",
+)
 _verb("resume", jobs.resume_job, "Queue a paused job again; it goes on where it stopped.")
 _verb("retry", jobs.retry_job, "Queue a failed or cancelled job again, with fresh attempts.")
 _verb("start", jobs.start_job, "Queue a job that was created with `auto_start: false`.")
-
-
-def _standing(session: Session, services: Services, job: Job) -> JobRead:
-    """Return a job with its place in the queue, and why it waits longer than that."""
-    if job.status != JobStatus.QUEUED:
-        return present_job(job)
-    live = workers.live_queues(session, seen_within_seconds=services.settings.worker_seen_seconds)
-    reason = None
-    if job.queue not in live:
-        reason = f"No live worker serves the queue {job.queue!r}; the job starts when one does."
-    elif job.not_before is not None and job.attempt > 0:
-        reason = f"Waits until {job.not_before.isoformat()} after an attempt that failed."
-    return present_job(job, position=jobs.queue_position(session, job), reason=reason)
-
-
-def _created(response: Response, job: JobRead, *, replayed: bool) -> JobRead:
-    response.headers["Location"] = f"/jobs/{job.id}"
-    if replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return job
-
-
-def _replayed(services: Services, caller: Caller, key: str, digest: str) -> JobRead | None:
-    with transaction(services.engine, read_only=True) as session:
-        job = replays.find_replayed(
-            session, team=caller.team, idempotency_key=key, request_hash=digest
-        )
-        return None if job is None else _standing(session, services, job)
-
-
-def _checked_key(key: str | None) -> str | None:
-    if key is not None and not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
-        detail = f"Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters."
-        item = Item(
-            code="idempotency_key_invalid", detail=detail, parameter="header.idempotency-key"
-        )
-        raise Problem("idempotency_key_invalid", detail, errors=[item])
-    return key
-
-
-def _request_hash(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: str | None, name: str) -> str | None:

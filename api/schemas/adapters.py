@@ -1,24 +1,50 @@
 """Adapters on the wire."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from api.schemas.fields import Answer
+from pydantic import Field
+
+from api.schemas.fields import Answer, Body, Id, Name
+from grit_core.compression_job import COMPRESSION_CHECKS, DEFAULT_MAX_KL, DEFAULT_NUM_ROWS
 from store.models import AdapterOrigin
+
+_MAX_KL, _ROWS = COMPRESSION_CHECKS["max_kl"], COMPRESSION_CHECKS["num_rows"]
+
+
+class AdapterCompress(Body):
+    """Cut an adapter's weakest directions into a new adapter; the old one stays as it is."""
+
+    max_kl: Annotated[float, Field(strict=True, gt=_MAX_KL.low, le=_MAX_KL.high)] = DEFAULT_MAX_KL
+    """Directions are cut as long as the predicted divergence from the adapter as it is, in nats for
+    a label token, stays at or below this."""
+    dataset: Id | None = None
+    """Rows on which curvature is measured. None: the dataset that the adapter was trained on."""
+    num_rows: Annotated[int, Field(strict=True, ge=int(_ROWS.low), le=int(_ROWS.high))] = (
+        DEFAULT_NUM_ROWS
+    )
+    """At most so many of its rows."""
+    name: Name | None = None
+    """What you call the job, and the new adapter."""
 
 
 class AdapterRead(Answer):
-    """A trained adapter."""
+    """A trained or compressed adapter."""
 
     id: str
     name: str | None
     model: str
     job: str | None
+    parent: str | None
+    """The adapter that this one was cut from; none once that one is deleted."""
     origin: AdapterOrigin
     sha256: str | None
     """Of `adapter_model.safetensors`."""
     size_bytes: int | None
     trainable_parameters: int | None
+    """As stored: after compaction, those that are left."""
+    ranks: dict[str, int] | None
+    """By layer, where compaction left the layers different ranks; none: each has its plan's."""
     details: dict[str, Any] | None
     created_at: datetime
     links: dict[str, str]

@@ -8,7 +8,7 @@ from pydantic import Field
 from api.schemas.config import ModelGRITConfig, TrainingConfig
 from api.schemas.fields import Answer, Body, Id, Line, ModelName, Name
 from grit_core.job_spec import DEFAULT_EVAL_FRACTION
-from store.models import JobStatus
+from store.models import JobKind, JobStatus
 
 LayerNames = Annotated[
     list[Annotated[Line, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=1000)
@@ -28,6 +28,9 @@ class JobCreate(Body):
     """Another dataset to evaluate on; `eval_fraction` then takes nothing away."""
     eval_fraction: Annotated[float, Field(strict=True, ge=0, le=0.5)] = DEFAULT_EVAL_FRACTION
     """Share of the dataset held out for evaluation."""
+    retention_dataset: Id | None = None
+    """Rows of what the model can do already. They are never trained on; their loss before and after
+    training is in the result, so that forgetting is seen."""
     preset: Annotated[Line, Field(min_length=1, max_length=100)] | None = None
     """A named configuration (`GET /presets`); `config` is laid over it field by field."""
     config: ModelGRITConfig | None = None
@@ -137,6 +140,35 @@ class JobPlan(Answer):
     trainable_parameters: int
 
 
+class RetentionResult(Answer):
+    """What training did to what the model could do before."""
+
+    dataset: str
+    """The job's `retention_dataset`."""
+    loss_before: float | None
+    """Of the base model: mean over the label tokens."""
+    loss_after: float | None
+    """Of the adapter that the job made."""
+
+
+class CompactionResult(Answer):
+    """What cutting the adapter's weakest directions changed."""
+
+    ranks: dict[str, int]
+    """By layer: the directions that were kept; a layer with none is not in the adapter."""
+    parameters_before: int
+    parameters_after: int
+    predicted_kl: float | None
+    """Divergence from the adapter before, as predicted: nats for a label token."""
+    measured_kl: float | None = None
+    """The same, measured on the rows that the prediction was made from."""
+    max_kl: float
+    """The bound that was asked for; neither of the two is above it."""
+    eval_loss_before: float | None = None
+    """Measured on the evaluation rows; none when there are none."""
+    eval_loss_after: float | None = None
+
+
 class JobResult(Answer):
     """What a job made."""
 
@@ -145,6 +177,17 @@ class JobResult(Answer):
     trainable_parameters: int | None = None
     effective_rank: dict[str, float] | None = None
     """By modality: the mean over its layers when curvature was last observed."""
+    retention: RetentionResult | None = None
+    """None without a `retention_dataset`."""
+    compaction: CompactionResult | None = None
+    """None when nothing was to be cut: neither `training.compaction_max_kl` nor a compression."""
+
+
+class CompressionRead(Answer):
+    """What a compression was asked for."""
+
+    max_kl: float
+    num_rows: int
 
 
 class JobError(Answer):
@@ -162,12 +205,20 @@ class JobRead(Answer):
     """A job as it stands."""
 
     id: str
+    kind: JobKind
+    """`training`, or `compression` of an adapter (`POST /adapters/{id}/compress`)."""
     status: JobStatus
     phase: str | None
     status_reason: str | None
     model: str
     dataset: str
+    """What is trained on; in a compression, where curvature is measured."""
     eval_dataset: str | None
+    retention_dataset: str | None
+    source_adapter: str | None
+    """The adapter that a compression cuts; none once that adapter is deleted."""
+    compression: CompressionRead | None
+    """None for a training."""
     preset: str | None
     config: dict[str, Any]
     training: dict[str, Any]
@@ -223,7 +274,9 @@ class MetricsRead(Answer):
     steps: int
     """Number of recorded steps before downsampling."""
     series: dict[str, list[float | int | None]]
-    """`step`, `train_loss`, ..., and `effective_rank.<modality>`, `fisher_energy.<modality>`."""
+    """`step`, `train_loss`, ..., and `effective_rank.<modality>`, `fisher_energy.<modality>`; where
+    observed, also `requested_budget.<modality>`, `effective_budget.<modality>` (directions of all
+    its layers) and `predicted_kl.<modality>` (nats for a label token)."""
 
 
 class LayerRead(Answer):
@@ -239,8 +292,15 @@ class LayerRead(Answer):
     effective_rank: float | None
     """At the last observation."""
     fisher_energy: float | None
+    active: int | None
+    """Directions that moved at the last observation; the others were frozen by the budget."""
+    predicted_kl: float | None
+    """Of dropping those that did not move, at the last observation: nats for a label token."""
+    compacted_rank: int | None
+    """Directions that the job's adapter has; none when it was not compacted."""
     history: list[dict[str, Any]]
-    """`step`, `effective_rank`, `fisher_energy` and `spectrum` (descending) of each observation."""
+    """`step`, `effective_rank`, `fisher_energy` and `spectrum` (descending) of each observation;
+    `active` and `predicted_kl` where they were observed."""
 
 
 class LayersRead(Answer):
@@ -287,6 +347,7 @@ class ManifestRead(Answer):
     """All that reproduces a job."""
 
     job: str
+    kind: JobKind
     request: dict[str, Any]
     """The request, as it was sent."""
     config: dict[str, Any]
@@ -296,6 +357,9 @@ class ManifestRead(Answer):
     model: dict[str, Any]
     dataset: dict[str, Any]
     eval_dataset: dict[str, Any] | None
+    retention_dataset: dict[str, Any] | None
+    source_adapter: dict[str, Any] | None
+    """`id` and `sha256` of the adapter that a compression cuts; none for a training."""
     device: str
     seed: int | None
     versions: dict[str, Any]

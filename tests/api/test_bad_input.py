@@ -156,6 +156,9 @@ FIELDS: list[Any] = [
     pytest.param({"training": {"seed": -1}}, "out_of_range", "/training/seed", id="B37"),
     pytest.param({"dataset": "ds_unknown"}, "dataset_not_found", "/dataset", id="B39"),
     pytest.param({"eval_dataset": "ds_x"}, "dataset_not_found", "/eval_dataset", id="B39 eval"),
+    pytest.param(
+        {"retention_dataset": "ds_x"}, "dataset_not_found", "/retention_dataset", id="retention"
+    ),
     pytest.param({"preset": "smolvlm_slow"}, "unknown_preset", "/preset", id="preset"),
     pytest.param({"metadata": {"a": 1}}, "type_invalid", "/metadata/a", id="metadata"),
     pytest.param(

@@ -18,11 +18,13 @@ from store import adapters
 from store.database import transaction
 from store.keys import Scope
 from store.models import AdapterOrigin
-from tests.api.conftest import MODEL, Team, app_settings, new_team, opened
+from tests.api.conftest import MODEL, Team, app_settings, job_body, new_team, opened
 
 ALL_ROUTES = [route for module in ROUTES for route in module.router.routes]
 SHARED = {"model_id", "name", "key_id"}
 """Ids that belong to no team: base models and presets; keys are the administrators'."""
+BODIES: dict[str, dict[str, Any]] = {"/adapters/{adapter_id}/compress": {}}
+"""What the routes that want a body are sent."""
 
 
 def cases() -> list[Any]:
@@ -80,9 +82,10 @@ def test_another_teams_row_is_not_found(
 ) -> None:
     assert name in owned, f"a new kind of id {name!r}: make one of it in `owned`"
     stranger = join("stranger", *Scope)
-    real = stranger.request(method, path.replace(f"{{{name}}}", owned[name]))
+    body = BODIES.get(path)
+    real = stranger.request(method, path.replace(f"{{{name}}}", owned[name]), json=body)
     unknown = owned[name][:-4] + "0000"
-    other = stranger.request(method, path.replace(f"{{{name}}}", unknown))
+    other = stranger.request(method, path.replace(f"{{{name}}}", unknown), json=body)
     assert real.status_code == other.status_code == 404
     assert real.json()["code"] == "not_found"
     assert real.json()["detail"].replace(owned[name], unknown) == other.json()["detail"]
@@ -107,6 +110,19 @@ def test_a_job_cannot_name_another_teams_dataset(
     for answer in (real, unknown):
         assert answer.status_code == 422
         assert [fault["code"] for fault in answer.json()["errors"]] == ["dataset_not_found"]
+
+
+@pytest.mark.parametrize("field", ["eval_dataset", "retention_dataset"])
+def test_a_job_cannot_be_measured_on_another_teams_dataset(
+    join: Callable[..., Team], owned: dict[str, str], field: str
+) -> None:
+    stranger = join("stranger")
+    answer = stranger.post(
+        "/jobs", json=job_body(stranger.dataset(), **{field: owned["dataset_id"]})
+    )
+    assert answer.status_code == 422
+    faults = [(fault["code"], fault["pointer"]) for fault in answer.json()["errors"]]
+    assert faults == [("dataset_not_found", f"/{field}")]
 
 
 @pytest.mark.parametrize("field", ["adapter", "job"])

@@ -253,6 +253,101 @@ def test_layers_checkpoints_and_the_manifest_belong_to_the_job(team: Team) -> No
     assert manifest["seed"] == 0
 
 
+def observation(step: int, layer: str, **projected: Any) -> dict[str, Any]:
+    """What an attempt tells of the curvature of a layer, with projection or without."""
+    curvature = {"effective_rank": 3.0, "fisher_energy": 1.0}
+    budget = {"requested_budget": 8, "effective_budget": 9, "predicted_kl": 2e-4}
+    return {
+        "type": "curvature_observed",
+        "step": step,
+        "layers": {layer: {**curvature, "spectrum": [2.0, 1.0], **projected}},
+        "modalities": {"text": {**curvature, **(budget if projected else {})}},
+    }
+
+
+def test_layers_and_metrics_show_the_budget_where_it_was_observed(
+    team: Team, services: Services
+) -> None:
+    job = team.job()["id"]
+    claimed = claim(services)
+    layer = "model.text_model.layers.4.self_attn.v_proj"
+    with transaction(services.engine) as session:  # as versions before projection told it
+        events.record_progress(session, job, claimed.attempt, [observation(1, layer)])
+    before = {each["name"]: each for each in team.get(f"/jobs/{job}/layers").json()["layers"]}
+    assert before[layer]["effective_rank"] == 3.0
+    assert (before[layer]["active"], before[layer]["predicted_kl"]) == (None, None)
+    names = team.get(f"/jobs/{job}/metrics").json()["series"].keys()
+    assert "effective_rank.text" in names
+    assert not [name for name in names if "budget" in name or "predicted_kl" in name]
+
+    told = [observation(5, layer, active=9, predicted_kl=0.0), observation(9, layer, active=7)]
+    told[1]["layers"][layer]["predicted_kl"] = 2e-4
+    with transaction(services.engine) as session:
+        events.record_progress(session, job, claimed.attempt, told)
+    layers = {each["name"]: each for each in team.get(f"/jobs/{job}/layers").json()["layers"]}
+    assert (layers[layer]["active"], layers[layer]["predicted_kl"]) == (7, 2e-4)
+    assert layers[layer]["compacted_rank"] is None
+    assert [each.get("active") for each in layers[layer]["history"]] == [None, 9, 7]
+    assert {each["active"] for name, each in layers.items() if name != layer} == {None}
+    series = team.get(f"/jobs/{job}/metrics").json()["series"]
+    assert series["step"] == [1, 5, 9]
+    assert series["requested_budget.text"] == [None, 8, 8]
+    assert series["effective_budget.text"] == [None, 9, 9]
+    assert series["predicted_kl.text"] == [None, 2e-4, 2e-4]
+    header = team.get(f"/jobs/{job}/metrics", headers={"Accept": "text/csv"}).text.splitlines()[0]
+    assert "effective_budget.text" in header.split(",")
+
+
+def test_a_retention_dataset_is_frozen_in_the_job_and_its_losses_are_in_the_result(
+    team: Team, services: Services
+) -> None:
+    own, kept = team.dataset(), team.dataset(4)
+    job = team.job(dataset=own, retention_dataset=kept)
+    assert (job["retention_dataset"], job["result"]) == (kept, None)
+    manifest = team.get(f"/jobs/{job['id']}/manifest").json()
+    assert manifest["retention_dataset"]["id"] == kept
+    assert manifest["retention_dataset"]["num_rows"] == 4
+    assert (manifest["dataset"]["id"], manifest["eval_dataset"]) == (own, None)
+    refused = team.delete(f"/datasets/{kept}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "still_referenced")
+    claimed = claim(services)
+    retention = {"dataset": kept, "loss_before": 1.5, "loss_after": 1.75}
+    told = {"type": "retention_evaluated", "step": 3, "when": "after", "loss": 1.75}
+    with transaction(services.engine) as session:
+        events.record_progress(session, job["id"], claimed.attempt, [told])
+        attempts.complete(
+            session,
+            job_id=job["id"],
+            attempt=claimed.attempt,
+            adapter=attempts.NewAdapter(id="adp_1", prefix="adapters/adp_1"),
+            result={"final_loss": 0.5, "retention": retention, "compaction": None},
+        )
+    ended = team.get(f"/jobs/{job['id']}").json()
+    assert ended["result"]["retention"] == retention
+    assert ended["result"]["compaction"] is None
+    page = team.get(f"/jobs/{job['id']}/events").json()["data"]
+    [event] = [each for each in page if each["type"] == "retention_evaluated"]
+    assert event["payload"] == {"step": 3, "when": "after", "loss": 1.75}
+
+
+def test_a_result_of_before_retention_and_compaction_is_read(
+    team: Team, services: Services
+) -> None:
+    job = team.job()["id"]
+    claimed = claim(services)
+    with transaction(services.engine) as session:
+        attempts.complete(
+            session,
+            job_id=job,
+            attempt=claimed.attempt,
+            adapter=attempts.NewAdapter(id="adp_1", prefix="adapters/adp_1"),
+            result={"final_loss": 0.5, "effective_rank": {"text": 2.0}},
+        )
+    result = team.get(f"/jobs/{job}").json()["result"]
+    assert (result["retention"], result["compaction"]) == (None, None)
+    assert result["effective_rank"] == {"text": 2.0}
+
+
 def test_the_quota_of_open_jobs_is_told(team: Team, services: Services) -> None:
     dataset = team.dataset()
     with transaction(services.engine) as session:

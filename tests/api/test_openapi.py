@@ -78,7 +78,10 @@ def test_bounds_are_in_the_schema(document: dict[str, Any]) -> None:
 
 def test_every_number_in_a_request_has_bounds(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    requests = ("JobCreate", "ModelGRITConfig", "ModalityConfig", "TrainingConfig", "InferRequest")
+    requests = (
+        *("JobCreate", "ModelGRITConfig", "ModalityConfig", "TrainingConfig", "InferRequest"),
+        "AdapterCompress",
+    )
     for schema in requests:
         for name, field in schemas[schema]["properties"].items():
             for each in field.get("anyOf", [field]):

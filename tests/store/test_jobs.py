@@ -254,8 +254,8 @@ def test_another_teams_retention_dataset_is_not_there(engine: Engine) -> None:
     with transaction(engine) as session:
         foreign = prepare(session, team="other")
         own = prepare(session)
+    spec = new_job(own, retention_dataset_id=foreign)
     with pytest.raises(NotFound, match=foreign), transaction(engine) as session:
-        spec = new_job(own, retention_dataset_id=foreign)
         jobs.create_job(session, team=TEAM, spec=spec)
 
 
