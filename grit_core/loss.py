@@ -14,6 +14,22 @@ from grit_core.data import IGNORED, Batch
 def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     """Sum the cross entropy over a batch's label tokens.
 
+    Args:
+        model: A causal model or a VLM, PEFT-wrapped or not; called with the batch's inputs.
+        batch: Rows on the model's device.
+
+    Returns:
+        A float32 scalar; divide by the number of label tokens of the whole step.
+    """
+    logits, targets = predictions(model, batch)
+    return cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run a model and return its logits with the tokens that they should predict.
+
     The vocabulary projection is the largest activation of a small model, so models that accept
     `logits_to_keep` are asked only for the columns in which some row has a label.
 
@@ -22,19 +38,15 @@ def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
         batch: Rows on the model's device.
 
     Returns:
-        A float32 scalar; divide by the number of label tokens of the whole step.
+        Logits `(rows, columns, vocabulary)` and tokens `(rows, columns)`, `IGNORED` where a row has
+        no label.
     """
     targets = batch.labels[:, 1:]
     inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
     if keeps_chosen_logits(model):
         columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-        targets = targets[:, columns]
-        logits = model(**inputs, logits_to_keep=columns).logits
-    else:
-        logits = model(**inputs).logits[:, :-1]
-    return cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+        return model(**inputs, logits_to_keep=columns).logits, targets[:, columns]
+    return model(**inputs).logits[:, :-1], targets
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

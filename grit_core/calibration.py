@@ -1,0 +1,235 @@
+"""Passes over calibration rows that weigh the directions of an adapter, whatever trained it.
+
+What a change of the weights does to the model's answers is, to second order, half the Fisher form
+of the change: KL(whole || cut) = 1/2 d' F d with F = E[J'(diag p - p p')J], J the derivative of the
+logits and p the model's own softmax. The labels have no part in it: the "empirical" Fisher, made
+of label gradients, is another matrix, several times too small near the end of training (Kunstner
+et al. 2019). Sampling labels from p would give F; signs give it with far less noise:
+
+    u = sqrt(p) e - p (sqrt(p)' e)      e: random signs, one for each token of the vocabulary
+    E[u u'] = diag p - p p'
+
+so that a backward pass of u, at all label tokens of all rows at once, is one unbiased draw: the
+signs of different tokens are independent, and their cross terms vanish in the mean.
+
+A gate is a factor m = 1 between `lora_A` and `lora_B`: m_j = 0 takes direction j out. Its gradient
+is the sum of h_j z_j over all positions, so gate gradients hold the Fisher form of every cut, with
+all that positions, directions and layers have to do with each other; a sum of independent layers'
+energies leaves that out. On the digits model the form agrees with the measured divergence to 15 %
+from 1e-7 to 1e-3 nats, where the sum of energies is a third or less of it.
+
+Shape suffixes: N label tokens, V vocabulary, R rank, L layers, P draws, B batches, D directions of
+all layers, in the order of `layers`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from grit_core.curvature.capture import CurvatureCapture, LayerSums
+from grit_core.data import IGNORED, Batch
+from grit_core.errors import GritError
+from grit_core.loss import predictions, to_device
+from grit_core.models.pretrained import DTYPES
+from grit_core.models.vlm_adapter import ADAPTER, lora_layers
+
+SEED: Final = 0
+"""Of the signs, which come from a generator of their own: no draw of the caller's is touched."""
+
+HALF_SCALE: Final = 256.0
+"""Gradients are this much larger in float16, so that the small ones are not lost."""
+
+COMPARED_TOKENS: Final = 64
+"""Label tokens whose distributions are compared at a time, in float64."""
+
+
+class Interrupted(GritError):
+    """The caller asked to stop."""
+
+
+class Calibration:
+    """An adapted model and the rows that weigh its directions. Leaves the weights as they are."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        batches: Iterable[Batch],
+        *,
+        precision: str = "float32",
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Hold the rows.
+
+        Args:
+            model: Its `default` adapter is weighed, in evaluation mode.
+            batches: Read anew for every pass; all label tokens count alike. The fewer rows a batch
+                has, the more draws there are of the gates' gradients.
+            precision: Of the computation, as in training.
+            should_stop: Asked before every batch; `Interrupted` is raised when it says so.
+        """
+        self.model = model
+        self.layers = lora_layers(model)
+        self.device = next(model.parameters()).device
+        self.num_label_tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in batches)
+        self._batches = batches
+        self._precision = precision
+        self._should_stop = should_stop
+        self._scale = HALF_SCALE if precision == "float16" else 1.0
+
+    def observe_factors(self) -> dict[str, LayerSums]:
+        """Observe Z and H of every adapted layer, at the weights as they are.
+
+        One draw of the true Fisher. The signs are drawn token by token, so that the factors do not
+        depend on how the rows are divided into batches.
+        """
+        capture = CurvatureCapture(
+            {name: layer.lora_A[ADAPTER] for name, layer in self.layers.items()},
+            {name: layer.lora_B[ADAPTER] for name, layer in self.layers.items()},
+        )
+        weights = [layer.lora_A[ADAPTER].weight for layer in self.layers.values()]
+        signs = _generator()
+        try:
+            with capture.observing(
+                gradient_scale=1 / self._scale, num_label_tokens=self.num_label_tokens
+            ) as sums:
+                for batch in self._read():
+                    logits_NV = self._label_logits(batch)
+                    drawn_NV = fisher_draw(logits_NV, signs) * self._scale
+                    # Asking for gradients of A runs the hooks and leaves nothing in `.grad`.
+                    torch.autograd.grad(logits_NV, weights, drawn_NV, allow_unused=True)
+        finally:
+            capture.close()
+        return sums
+
+    def gate_gradients(self, *, num_draws: int) -> Tensor:
+        """Return draws of all gates' gradients, float64 on the CPU, [P, B, D].
+
+        For a cut c (0 or 1 for each direction), 1/2 sum_b (g_pb . c)^2 / `num_label_tokens` is an
+        unbiased estimate of its divergence, whatever the batches.
+        """
+        signs = _generator()
+        draws_PBD: list[list[Tensor]] = [[] for _ in range(num_draws)]
+        with self._gated() as gates:
+            for gate in gates.values():
+                gate.requires_grad_()
+            for batch in self._read():
+                logits_NV = self._label_logits(batch)
+                for draw in draws_PBD:
+                    drawn_NV = fisher_draw(logits_NV, signs) * self._scale
+                    draw.append(self._gradient(logits_NV, drawn_NV, list(gates.values())))
+        return torch.stack([torch.stack(draw_BD) for draw_BD in draws_PBD])
+
+    @torch.no_grad()
+    def divergence(self, dropped: Mapping[str, Tensor]) -> float:
+        """Return KL(whole || cut), mean over the label tokens, by exact softmax.
+
+        Args:
+            dropped: Booleans [R] by layer: the directions taken out.
+        """
+        total = 0.0
+        with self._gated() as gates:
+            for batch in self._read():
+                whole_NV = self._label_logits(batch)
+                for name, dropped_R in dropped.items():
+                    gates[name].masked_fill_(dropped_R.to(self.device), 0.0)
+                total += _divergence_sum(whole_NV, self._label_logits(batch))
+                for gate in gates.values():
+                    gate.fill_(1.0)
+        return total / max(1, self.num_label_tokens)
+
+    def _gradient(self, logits_NV: Tensor, drawn_NV: Tensor, gates: list[Tensor]) -> Tensor:
+        found = torch.autograd.grad(
+            logits_NV, gates, drawn_NV, retain_graph=True, allow_unused=True
+        )
+        parts = [
+            torch.zeros_like(gate) if gradient is None else gradient
+            for gate, gradient in zip(gates, found, strict=True)
+        ]
+        return torch.cat(parts).cpu().double() / self._scale
+
+    def _read(self) -> Iterator[Batch]:
+        """Yield the batches on the device, the model being in evaluation mode meanwhile.
+
+        Raises:
+            Interrupted: The caller wants to stop.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            for batch in self._batches:
+                if self._should_stop():
+                    raise Interrupted("Stopped as asked.")
+                yield to_device(batch, self.device)
+        finally:
+            self.model.train(training)
+
+    def _label_logits(self, batch: Batch) -> Tensor:
+        """Float32 logits at the label tokens, row by row."""
+        with self._autocast():
+            logits, targets = predictions(self.model, batch)
+        logits_NV: Tensor = logits[targets != IGNORED].float()
+        return logits_NV
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self._precision])
+
+    @contextmanager
+    def _gated(self) -> Iterator[dict[str, Tensor]]:
+        """Multiply every layer's z by a gate; yields the gates, ones of shape [R], by layer."""
+        gates = {
+            name: torch.ones(layer.lora_A[ADAPTER].weight.shape[0], device=self.device)
+            for name, layer in self.layers.items()
+        }
+        handles = [
+            layer.lora_A[ADAPTER].register_forward_hook(_gate_hook(gates[name]))
+            for name, layer in self.layers.items()
+        ]
+        try:
+            yield gates
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def fisher_draw(logits_NV: Tensor, signs: torch.Generator) -> Tensor:
+    """Draw u with E[u u'] = diag p - p p', the Fisher matrix of the softmax in its logits.
+
+    Args:
+        logits_NV: Of the model; no gradient goes through them here.
+        signs: On the CPU.
+    """
+    p_NV = logits_NV.detach().softmax(-1)
+    # Bytes, because one bit of each is all that is needed; drawn on the CPU, so that every device
+    # sees the same signs.
+    drawn_NV = torch.randint(0, 2, p_NV.shape, generator=signs, dtype=torch.int8)
+    root_NV = p_NV.sqrt() * (2 * drawn_NV - 1).to(p_NV.device)
+    return root_NV - p_NV * root_NV.sum(-1, keepdim=True)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def _gate_hook(gate: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def on_forward(_module: nn.Module, _inputs: object, z: Tensor) -> Tensor:
+        return z * gate.to(z.dtype)
+
+    return on_forward
+
+
+def _divergence_sum(whole_NV: Tensor, cut_NV: Tensor) -> float:
+    """KL summed over label tokens. In float64, for the small ones; on the CPU, as MPS has none."""
+    total = 0.0
+    for start in range(0, whole_NV.shape[0], COMPARED_TOKENS):
+        chunk = slice(start, start + COMPARED_TOKENS)
+        log_p_NV, log_q_NV = (
+            logits_NV[chunk].cpu().double().log_softmax(-1) for logits_NV in (whole_NV, cut_NV)
+        )
+        total += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
+    return total
