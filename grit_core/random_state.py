@@ -9,9 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grit_core.processes import Processes
 
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
+
+def seed_everything(seed: int, *, rank: int = 0) -> None:
+    """Seed python, numpy and torch (all devices).
+
+    Args:
+        seed: Of the run.
+        rank: Of the process: each draws its own dropout. The first draws what a single one would.
+    """
+    if rank:
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the legacy generator
     torch.manual_seed(seed)
@@ -25,6 +34,25 @@ def random_tensors(device: torch.device) -> dict[str, Tensor]:
     elif device.type == "mps":
         states["mps"] = torch.mps.get_rng_state()
     return states
+
+
+def random_tensors_of_all(device: torch.device, processes: Processes) -> dict[str, Tensor]:
+    """The states of all processes: those of rank 1 under `cpu.1`, and so on."""
+    return {
+        name if rank == 0 else f"{name}.{rank}": state
+        for name, own in random_tensors(device).items()
+        for rank, state in enumerate(processes.gather(own))
+    }
+
+
+def random_tensors_of(rank: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The states of one process; empty when `tensors` was taken with fewer of them."""
+    ending = f".{rank}" if rank else ""
+    return {
+        kind: tensors[f"{kind}{ending}"]
+        for kind in ("cpu", "cuda", "mps")
+        if f"{kind}{ending}" in tensors
+    }
 
 
 def random_values() -> dict[str, Any]:

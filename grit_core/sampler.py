@@ -32,7 +32,11 @@ class Sampler:
 
     rows: tuple[int, ...]
     rows_per_step: int
+    """Of all processes together."""
     seed: int
+    rank: int = 0
+    """Of the process that takes its share."""
+    num_processes: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -40,11 +44,15 @@ class Sampler:
         return math.ceil(len(self.rows) / self.rows_per_step)
 
     def rows_of(self, step: int) -> list[int]:
-        """The dataset rows of optimizer step `step` (counted from 0), in their order."""
+        """This process's rows of optimizer step `step` (counted from 0), in their order.
+
+        Every `num_processes`-th row of the step's, so that the processes' rows are the step's.
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _permutation(len(self.rows), seed=self.seed, stream=epoch + 1)
         start = position * self.rows_per_step
-        return [self.rows[index] for index in order[start : start + self.rows_per_step]]
+        chosen = order[start : start + self.rows_per_step]
+        return [self.rows[index] for index in chosen[self.rank :: self.num_processes]]
 
 
 def _permutation(length: int, *, seed: int, stream: int) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from grit_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from grit_core.data import StepRows
 from grit_core.errors import TrainingDiverged
-from grit_core.evaluation import evaluate
+from grit_core.evaluation import evaluate, retention_before
 from grit_core.events import (
     CheckpointSaved,
     Evaluated,
@@ -43,7 +43,11 @@ def train(
     Errors: `PlanMismatch` (another model), `ModelUnavailable`, `DeviceUnavailable`,
     `InvalidDataset` (naming file and line), `CheckpointCorrupt` (of `resume_from`),
     `TrainingDiverged` (a loss or gradient that is not finite, found before the step is applied),
-    `AdapterInvalid` (the written adapter does not give the trained model's logits).
+    `AdapterInvalid` (the written adapter does not give the trained model's logits); in several
+    processes also `ProcessLost` and `ReplicasDiverged`.
+
+    In several processes (see `grit_core.processes`) every one of them runs this to its end; the
+    first alone yields events and writes files.
 
     Args:
         job: What to train.
@@ -58,19 +62,30 @@ def train(
         try:
             if checkpoint is not None:
                 run.restore(checkpoint)
-            yield _started(run)
-            yield from _changed_threads(run, checkpoint)
-            yield from _adam_by_another_name(job)
-            yield from _optimize(run, should_stop)
+            for event in _train(run, checkpoint, should_stop):
+                if run.processes.leads:
+                    yield event
         finally:
             run.close()
+
+
+def _train(
+    run: TrainingRun, checkpoint: Checkpoint | None, should_stop: Callable[[], bool]
+) -> Iterator[TrainingEvent]:
+    """Everything from the first event to the last, in every process alike."""
+    _refuse_difference(run, what="what they begin with")
+    yield _started(run)
+    yield from _changed_machine(run, checkpoint)
+    yield from _adam_by_another_name(run.job)
+    yield from retention_before(run)
+    yield from _optimize(run, should_stop)
 
 
 def _optimize(run: TrainingRun, should_stop: Callable[[], bool]) -> Iterator[TrainingEvent]:
     """Step until the job is done, told to stop, or no longer improving; then export."""
     clock = time.perf_counter()
     while run.progress.step < run.total_steps:
-        if should_stop():
+        if run.processes.any_of(should_stop()):
             yield from _save(run)
             yield TrainingStopped(step=run.progress.step, reason="Stopped as asked.")
             return
@@ -84,6 +99,7 @@ def _optimize(run: TrainingRun, should_stop: Callable[[], bool]) -> Iterator[Tra
             yield from _save(run)
     if run.eval_indices and run.progress.evaluated_at_step != run.progress.step:
         yield _evaluate(run)
+    _refuse_difference(run, what="the adapter they trained")
     yield from _save(run)
     yield from export(run)
 
@@ -92,7 +108,7 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
     """Do one optimizer step."""
     began = time.perf_counter()
     step = run.progress.step
-    rows = run.stream.rows_of(step, last=step + 1 == run.total_steps)
+    rows = run.rows_of(step)
     rate = learning_rate(run.job.training, step, total_steps=run.total_steps)
     run.progress.step = step + 1
     yield from _length_warnings(run, rows)
@@ -103,7 +119,7 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
     _refuse_non_finite(run, "loss", loss)
     grad_norm = run.unscaled_grad_norm()
     if run.overflowed(grad_norm):
-        yield StepSkipped(step=step + 1, reason="A float16 gradient overflowed; scale lowered.")
+        yield _overflow(run)
         return
     _refuse_non_finite(run, "gradient norm", grad_norm)
     run.optimizer_step(rate)
@@ -123,6 +139,11 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
     yield from run.curvature_events()
 
 
+def _refuse_difference(run: TrainingRun, *, what: str) -> None:
+    if run.processes.count > 1:
+        run.processes.refuse_difference(run.fingerprint(), what=what)
+
+
 def _refuse_non_finite(run: TrainingRun, what: str, value: float) -> None:
     """End a run that has diverged before its step is applied.
 
@@ -139,6 +160,15 @@ def _refuse_non_finite(run: TrainingRun, what: str, value: float) -> None:
     )
 
 
+def _overflow(run: TrainingRun) -> StepSkipped:
+    return StepSkipped(
+        step=run.progress.step,
+        reason="A float16 gradient overflowed: the step and its observation were dropped"
+        f" ({run.progress.overflowed_steps} so far), and the loss scale is now"
+        f" {run.loss_scale:g}.",
+    )
+
+
 def _threads_of(job: TrainingJob, checkpoint: Checkpoint | None) -> int | None:
     """The job's number of threads, else the one that the checkpoint was made with."""
     if job.num_threads is not None or checkpoint is None:
@@ -146,8 +176,18 @@ def _threads_of(job: TrainingJob, checkpoint: Checkpoint | None) -> int | None:
     return int(checkpoint.values["num_threads"])
 
 
-def _changed_threads(run: TrainingRun, checkpoint: Checkpoint | None) -> Iterator[Warned]:
-    if checkpoint is not None and checkpoint.values["num_threads"] != run.num_threads:
+def _changed_machine(run: TrainingRun, checkpoint: Checkpoint | None) -> Iterator[Warned]:
+    """Say it when a run goes on with other threads or processes than it had."""
+    if checkpoint is None:
+        return
+    num_processes = checkpoint.values.get("num_processes", 1)
+    if num_processes != run.processes.count:
+        yield Warned(
+            code="processes_changed",
+            message=f"Resumed in {run.processes.count} processes after {num_processes}; the result"
+            " may differ in the last bits, and dropout drops other entries.",
+        )
+    if checkpoint.values["num_threads"] != run.num_threads:
         yield Warned(
             code="threads_changed",
             message=f"Resumed with {run.num_threads} CPU threads after"
@@ -222,9 +262,11 @@ def _save(run: TrainingRun) -> Iterator[CheckpointSaved]:
     """Save a checkpoint, unless this very state is saved already."""
     if run.saved_at_step == run.progress.step:
         return
-    folder = save_checkpoint(run.job.work_dir / "checkpoints", run.checkpoint())
+    checkpoint = run.checkpoint()
     run.saved_at_step = run.progress.step
-    yield CheckpointSaved(step=run.progress.step, folder=str(folder))
+    if run.processes.leads:
+        folder = save_checkpoint(run.job.work_dir / "checkpoints", checkpoint)
+        yield CheckpointSaved(step=run.progress.step, folder=str(folder))
 
 
 def _evaluate(run: TrainingRun) -> Evaluated:

@@ -15,6 +15,7 @@ from grit_core.artifacts import (
 )
 from grit_core.config.model_configs import config_to_dict
 from grit_core.data import collate
+from grit_core.evaluation import retention_after
 from grit_core.events import AdapterSaved, TrainingEvent, TrainingFinished
 from grit_core.loss import to_device
 from grit_core.training_run import TrainingRun
@@ -22,6 +23,9 @@ from grit_core.training_run import TrainingRun
 
 def export(run: TrainingRun) -> Iterator[TrainingEvent]:
     """Write `work_dir/adapter/`; the run's model is released on the way and cannot train on."""
+    yield from retention_after(run)
+    if not run.processes.leads:
+        return
     unfinished = run.job.work_dir / ".adapter.new"
     remove_folder(unfinished)
     trainable_parameters = sum(parameter.numel() for parameter in run.parameters.values())
@@ -53,6 +57,8 @@ def export(run: TrainingRun) -> Iterator[TrainingEvent]:
         step=progress.step,
         train_loss=0.0 if progress.train_loss is None else progress.train_loss,
         eval_loss=progress.eval_loss,
+        retention_loss_before=progress.retention_loss_before,
+        retention_loss_after=progress.retention_loss_after,
     )
 
 
@@ -67,6 +73,7 @@ def _probe(run: TrainingRun) -> Probe:
 def _manifest(run: TrainingRun) -> dict[str, Any]:
     job, progress = run.job, run.progress
     held_out = None if job.eval_dataset is None else run.eval_rows.file.sha256
+    retained = None if run.retention_rows is None else run.retention_rows.file.sha256
     return {
         "format": 1,
         "base_model": {
@@ -82,17 +89,21 @@ def _manifest(run: TrainingRun) -> dict[str, Any]:
             "sha256": run.train_rows.file.sha256,
             "num_rows": len(run.sampler.rows),
             "eval_sha256": held_out,
+            "retention_sha256": retained,
             "eval_fraction": job.eval_fraction,
             "num_eval_rows": len(run.eval_indices),
         },
         "device": job.device,
         "precision": job.precision,
         "num_threads": run.num_threads,
+        "num_processes": run.processes.count,
         "metrics": {
             "steps": progress.step,
             "train_loss": progress.train_loss,
             "eval_loss": progress.eval_loss,
             "best_eval_loss": progress.best_eval_loss,
+            "retention_loss_before": progress.retention_loss_before,
+            "retention_loss_after": progress.retention_loss_after,
         },
         "versions": versions(),
     }

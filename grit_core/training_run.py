@@ -1,21 +1,23 @@
 """One training run put together: model, adapter, optimizer and rows, fresh or from a checkpoint."""
 
 import gc
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from grit_core.checkpoints import Checkpoint, flatten_state, join_state
+from grit_core.checkpoints import Checkpoint, canonical_json, flatten_state, join_state
 from grit_core.config.training import total_steps
-from grit_core.data import ChatEncoder, EncodedRows, StepRows, StepStream
+from grit_core.data import IGNORED, ChatEncoder, EncodedRows, StepRows, StepStream
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
 from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent
 from grit_core.loss import label_loss_sum, to_device
+from grit_core.models.gradient_checkpointing import enable_gradient_checkpointing
 from grit_core.models.pretrained import (
     DTYPES,
     auto_class_of,
@@ -25,7 +27,14 @@ from grit_core.models.pretrained import (
 )
 from grit_core.models.vlm_adapter import build_capture, build_optimizer, inject_lora
 from grit_core.optimizer import GRITOptimizer, budgets_by_modality, summarise_by_modality
-from grit_core.random_state import random_tensors, random_values, restore_random, seed_everything
+from grit_core.processes import Processes
+from grit_core.random_state import (
+    random_tensors_of,
+    random_tensors_of_all,
+    random_values,
+    restore_random,
+    seed_everything,
+)
 from grit_core.row_file import RowFile
 from grit_core.sampler import Sampler, split_rows
 from grit_core.training_job import TrainingJob
@@ -40,11 +49,16 @@ class Progress:
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
+    overflowed_steps: int = 0
+    """Of these, how many were dropped because a float16 gradient overflowed."""
     train_loss: float | None = None
     eval_loss: float | None = None
     evaluated_at_step: int | None = None
     best_eval_loss: float | None = None
     evaluations_without_gain: int = 0
+    retention_loss_before: float | None = None
+    """Of the base model; measured by the first attempt alone."""
+    retention_loss_after: float | None = None
 
 
 class TrainingRun:
@@ -57,14 +71,19 @@ class TrainingRun:
         """
         self.job = job
         self.num_threads = num_threads
+        self.processes = Processes.current()
         self.device = torch_device(job.device)
         self.progress = Progress()
         self.saved_at_step: int | None = None
         base = load_base_model(job.model, device=self.device, dtype=job.precision)
         self.auto_class = auto_class_of(base)
-        seed_everything(job.training.seed)
+        seed_everything(job.training.seed, rank=self.processes.rank)
         with known_warnings_ignored():
             self.model = inject_lora(base, job.plan, seed=job.training.seed)
+        if job.training.gradient_checkpointing != "off":
+            enable_gradient_checkpointing(
+                self.model.get_base_model(), kind=job.training.gradient_checkpointing
+            )
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._open_rows()
         self.optimizer = self._build_optimizer()
@@ -73,7 +92,7 @@ class TrainingRun:
         """What the present step's observation has seen, until the optimizer takes it in."""
         self._refused = 0
         """Layers whose observation of the present step was not finite."""
-        scaling = job.precision == "float16" and self.device.type != "cpu"
+        scaling = job.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type) if scaling else None
         self.model.train()
 
@@ -93,11 +112,18 @@ class TrainingRun:
             indices, self.eval_indices = split_rows(
                 len(file), eval_fraction=job.eval_fraction, seed=training.seed
             )
+        self.retention_rows = (
+            None
+            if job.retention_dataset is None
+            else self._encoded(RowFile(job.retention_dataset), encoder)
+        )
         self.batch_size = int(training.batch_size)
         self.sampler = Sampler(
             rows=tuple(indices),
             rows_per_step=self.batch_size * training.gradient_accumulation_steps,
             seed=training.seed,
+            rank=self.processes.rank,
+            num_processes=self.processes.count,
         )
         self.total_steps = total_steps(training, num_rows=len(indices))
         self.stream = StepStream(self.train_rows, self.sampler, batch_size=self.batch_size)
@@ -111,15 +137,39 @@ class TrainingRun:
             on_long_rows=training.on_long_rows,
         )
 
+    def rows_of(self, step: int) -> StepRows:
+        """This process's rows of a step (from 0), with the counts and lines of all processes."""
+        rows = self.stream.rows_of(step, last=step + 1 == self.total_steps)
+        if self.processes.count == 1:
+            return rows
+        slots = self.sampler.rows_per_step
+        lines = torch.zeros(2, slots, dtype=torch.int64)  # lines count from 1
+        lines[0, : len(rows.skipped_lines)] = torch.tensor(rows.skipped_lines)
+        lines[1, : len(rows.cut_lines)] = torch.tensor(rows.cut_lines)
+        counts = torch.tensor([rows.num_label_tokens, rows.num_tokens])
+        found = torch.stack(self.processes.gather(torch.cat([counts, lines.flatten()])))
+        skipped, cut = (
+            tuple(line for line in part.flatten().tolist() if line)
+            for part in (found[:, 2 : 2 + slots], found[:, 2 + slots :])
+        )
+        return replace(
+            rows,
+            num_label_tokens=int(found[:, 0].sum()),
+            num_tokens=int(found[:, 1].sum()),
+            skipped_lines=skipped,
+            cut_lines=cut,
+        )
+
     def forward_backward(self, rows: StepRows) -> float:
         """Leave the gradient of the step's mean loss over all its label tokens; return that loss.
 
-        With a gradient scaler the gradients are scaled until `unscaled_grad_norm`.
+        Loss and gradient are those of all processes. With a gradient scaler the gradients are
+        scaled until `unscaled_grad_norm`.
         """
-        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         total = torch.zeros((), device=self.device)
+        own = sum(int((batch.labels[:, 1:] != IGNORED).sum()) for batch in rows.batches)
         with self._observing(
-            gradient_scale=rows.num_label_tokens / scale, num_label_tokens=rows.num_label_tokens
+            gradient_scale=rows.num_label_tokens / self.loss_scale, num_label_tokens=own
         ):
             for batch in rows.batches:
                 with self.autocast():
@@ -128,7 +178,13 @@ class TrainingRun:
                 mean = loss / rows.num_label_tokens
                 torch.autograd.backward(mean if self.scaler is None else self.scaler.scale(mean))
                 total += loss.detach()
+        total = self.processes.add_up_gradients(list(self.parameters.values()), total)
         return float(total) / rows.num_label_tokens
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before it goes backward; 1 but in float16."""
+        return 1.0 if self.scaler is None else self.scaler.get_scale()
 
     def unscaled_grad_norm(self) -> float:
         """Unscale and clip the gradients; return their norm before clipping."""
@@ -138,11 +194,16 @@ class TrainingRun:
         return float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
 
     def overflowed(self, grad_norm: float) -> bool:
-        """With float16, drop a step whose gradient overflowed and lower the loss scale."""
+        """With float16, drop a step whose gradient overflowed and lower the loss scale.
+
+        Its observation is dropped with it. Below a scale of 1 it is no overflow but divergence.
+        """
         if self.scaler is None or math.isfinite(grad_norm) or self.scaler.get_scale() < 1:
             return False
-        self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+        self.scaler.update()  # `unscale_` has told it
         self.optimizer.zero_grad(set_to_none=True)
+        self._sums = None
+        self.progress.overflowed_steps += 1
         return True
 
     def optimizer_step(self, learning_rate: float) -> None:
@@ -236,7 +297,7 @@ class TrainingRun:
         return torch.autocast(self.device.type, dtype=DTYPES[self.job.precision])
 
     def checkpoint(self) -> Checkpoint:
-        """The whole state of the run, as a value."""
+        """The whole state of the run, as a value; every process has to ask for it."""
         optimizer_tensors, optimizer_values = flatten_state(self.optimizer.state_dict())
         scaler = None if self.scaler is None else self.scaler.state_dict()
         return Checkpoint(
@@ -244,11 +305,12 @@ class TrainingRun:
             tensors={
                 "adapter": {name: p.detach() for name, p in self.parameters.items()},
                 "optimizer": optimizer_tensors,
-                "random": random_tensors(self.device),
+                "random": random_tensors_of_all(self.device, self.processes),
             },
             values={
                 "identity": self.identity(),
                 "num_threads": self.num_threads,
+                "num_processes": self.processes.count,
                 "progress": asdict(self.progress),
                 "optimizer": optimizer_values,
                 "scaler": scaler,
@@ -279,7 +341,11 @@ class TrainingRun:
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
         self.progress = Progress(**values["progress"])
-        restore_random(checkpoint.tensors["random"], values["random"], device=self.device)
+        random = random_tensors_of(self.processes.rank, checkpoint.tensors["random"])
+        if random:
+            restore_random(random, values["random"], device=self.device)
+        else:  # a process that the checkpoint knows nothing of
+            seed_everything(self.job.training.seed + checkpoint.step, rank=self.processes.rank)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued exactly."""
@@ -287,9 +353,18 @@ class TrainingRun:
             "plan_hash": self.job.plan.plan_hash,
             "training": asdict(self.job.training),
             "dataset_sha256": self.train_rows.file.sha256,
+            "retention_sha256": self.retention_rows and self.retention_rows.file.sha256,
             "precision": self.job.precision,
             "total_steps": self.total_steps,
         }
+
+    def fingerprint(self) -> bytes:
+        """A digest of what all processes must have in common: job, step and adapter."""
+        common = self.identity() | {"step": self.progress.step}
+        digest = hashlib.sha256(canonical_json(common))
+        for parameter in self.parameters.values():
+            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+        return digest.digest()
 
 
 def torch_device(name: str) -> torch.device:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from grit_core.errors import GritError
+from grit_core.processes import Processes
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -176,11 +177,12 @@ def _rank_and_device(module: nn.Module) -> tuple[int, torch.device]:
 
 def _all_reduce(sums: Mapping[str, LayerSums]) -> None:
     """Add the sums of all processes, in one message."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    processes = Processes.current()
+    if processes.count == 1:
         return
     parts = [t for s in sums.values() for t in _tensors(s)]
     flat = torch.cat([part.reshape(-1) for part in parts])
-    torch.distributed.all_reduce(flat)
+    processes.add_up(flat)
     totals = torch.split(flat, [part.numel() for part in parts])
     for part, total in zip(parts, totals, strict=True):
         part.copy_(total.view_as(part))
