@@ -1,6 +1,7 @@
 """The library's own command line, for runs without the service.
 
     python -m grit_core train job.json --dataset rows.jsonl --output DIR [--resume]
+    torchrun --nproc-per-node 2 -m grit_core train ...
     python -m grit_core plan job.json [--dataset rows.jsonl]
     python -m grit_core inventory MODEL
 
@@ -11,6 +12,7 @@ options. Exit status: 0 done, 1 failed, 2 refused input, 130 interrupted (a chec
 import argparse
 import dataclasses
 import json
+import math
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,7 @@ from grit_core.events import (
     AdapterSaved,
     CheckpointSaved,
     Evaluated,
+    RetentionEvaluated,
     StepCompleted,
     StepSkipped,
     TrainingEvent,
@@ -57,12 +60,23 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 ASSUMED_ROWS = 1000
 """Rows for which `plan` counts steps when no dataset is given."""
 
+DEFAULT_PROCESS_TIMEOUT_SECONDS = 600.0
+"""They may load the model from disks of different speed."""
+MAX_PROCESS_TIMEOUT_SECONDS = 86_400
+
+TRAIN_NOTES = """The settings are those of the file: training.gradient_checkpointing
+(off, non_reentrant, reentrant) trades time for memory, training.precision chooses float32,
+bfloat16 or float16. With several cards or machines start it by torchrun: the processes share the
+rows of every step, so that batch size and number of steps stay what the file says."""
+"""What the options do not say."""
+
 LINES: dict[type[TrainingEvent], str] = {
     TrainingStarted: "Training on {device} in {precision}: {num_rows} rows, {num_eval_rows} to"
     " evaluate on; {start_step} of {total_steps} steps are done.",
     StepCompleted: "step {step}/{total_steps}  loss {train_loss:.4f}  rate {learning_rate:.2e}"
     "  {tokens_per_second:.0f} tokens/s",
     Evaluated: "step {step}  evaluation loss {eval_loss:.4f}",
+    RetentionEvaluated: "step {step}  retention loss {loss:.4f}, {when} training",
     CheckpointSaved: "step {step}  checkpoint {folder}",
     StepSkipped: "step {step}  skipped: {reason}",
     Warned: "warning ({code}): {message}",
@@ -91,13 +105,28 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m grit_core", description="GRIT without a service."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    train = commands.add_parser("train", help="fine-tune, and write an adapter folder")
+    train = commands.add_parser(
+        "train", help="fine-tune, and write an adapter folder", epilog=TRAIN_NOTES
+    )
     train.add_argument("job", type=Path, help="the body of POST /jobs as a JSON file")
     train.add_argument("--dataset", type=Path, required=True, help="chat rows (JSONL)")
     train.add_argument("--eval-dataset", type=Path, help="chat rows to evaluate on")
+    train.add_argument(
+        "--retention-dataset",
+        type=Path,
+        help="chat rows of what the model can do already: their loss before and after training"
+        " tells what it forgot; never trained on",
+    )
     train.add_argument("--output", type=Path, required=True, help="for checkpoints/ and adapter/")
     train.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     train.add_argument("--threads", type=int, help="CPU threads (default: torch's own number)")
+    train.add_argument(
+        "--process-timeout",
+        type=_seconds,
+        default=DEFAULT_PROCESS_TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="under torchrun: how long to wait for the other processes (default: %(default)g)",
+    )
     train.add_argument("--json", action="store_true", help="one JSON event a line")
     train.set_defaults(run=_train)
     plan = commands.add_parser("plan", help="print which layers would adapt, as JSON")
@@ -115,6 +144,7 @@ def _train(options: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from grit_core.checkpoints import latest_checkpoint  # noqa: PLC0415 - as above
+    from grit_core.processes import Processes, joined  # noqa: PLC0415 - as above
     from grit_core.training import train  # noqa: PLC0415 - as above
 
     logging.disable_progress_bar()
@@ -122,13 +152,16 @@ def _train(options: argparse.Namespace) -> int:
     nothing: tuple[Path | None, list[str]] = (None, [])
     found = latest_checkpoint(options.output / "checkpoints") if options.resume else nothing
     resume_from, passed_over = found
-    for reason in passed_over:
-        _complain(f"A checkpoint is passed over: {reason}")
     stop = _Stop()
-    for event in train(job, should_stop=stop.asked, resume_from=resume_from):
-        line = json.dumps(event_to_json(event)) if options.json else _line(event)
-        if line:
-            _say(line)
+    with joined(job.device, timeout_seconds=options.process_timeout) as device:
+        job = dataclasses.replace(job, device=device)
+        if Processes.current().leads:
+            for reason in passed_over:
+                _complain(f"A checkpoint is passed over: {reason}")
+        for event in train(job, should_stop=stop.asked, resume_from=resume_from):
+            line = json.dumps(event_to_json(event)) if options.json else _line(event)
+            if line:
+                _say(line)
     return INTERRUPTED if stop.asked() else 0
 
 
@@ -174,6 +207,7 @@ def _training_job(options: argparse.Namespace) -> TrainingJob:
         dataset=options.dataset,
         eval_dataset=options.eval_dataset,
         eval_fraction=resolved.eval_fraction,
+        retention_dataset=options.retention_dataset,
         device=choice.device,
         precision=resolved.training.precision,
         work_dir=options.output,
@@ -228,6 +262,23 @@ def _inventory_of(spec: Mapping[str, Any]) -> ModelInventory:
     except InvalidConfig as error:
         faults.extend(error.faults)
     raise InvalidConfig(faults)
+
+
+def _seconds(text: str) -> float:
+    """Read a positive number of seconds.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < MAX_PROCESS_TIMEOUT_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds above 0 and below {MAX_PROCESS_TIMEOUT_SECONDS}"
+        )
+    return seconds
 
 
 def _fault(pointer: str, detail: str) -> Fault:

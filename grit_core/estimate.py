@@ -25,6 +25,12 @@ _HALF_BYTES_PER_UNIT = 34
 """Bytes of 16-bit activations that one block keeps for one position and one hidden unit, attention
 scores left out (Korthikanti et al. 2022, arXiv 2205.05198, equation 2)."""
 
+_HALF_BYTES_PER_KEPT_UNIT = 2
+"""The same with gradient checkpointing, which keeps a block's input alone."""
+
+
+_CHECKPOINTED = ", of which all but the blocks' inputs are computed again in the backward pass"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -117,8 +123,9 @@ def estimate(
         tokens_per_row=tokens,
         basis=f"{training.precision} base weights, float32 adapter, gradients and two moments;"
         f" activations of the blocks that gradients pass, for {training.batch_size} rows of"
-        f" {tokens} tokens with one image each where the model sees; the libraries' own memory is"
-        " not in it.",
+        f" {tokens} tokens with one image each where the model sees"
+        f"{_CHECKPOINTED if _checkpoints(training) else ''}; the libraries' own memory is not in"
+        " it.",
     )
 
 
@@ -138,15 +145,26 @@ def _activation_bytes(
     plan: AdaptationPlan, inventory: ModelInventory, training: TrainingConfig, *, positions: int
 ) -> int:
     """What the blocks from the first adapted one on keep for the backward pass."""
-    scale = _HALF_BYTES_PER_UNIT * BYTES_OF.get(training.precision, 4) // 2
+    halves = BYTES_OF.get(training.precision, 4) // 2
     text_blocks = _blocks_with_gradient(plan, inventory.num_blocks, Modality.TEXT)
     if any(layer.modality != Modality.TEXT for layer in plan.layers):
         text_blocks = inventory.num_blocks or 0  # what comes before the text model needs them all
     vision_blocks = _blocks_with_gradient(plan, inventory.num_vision_blocks, Modality.VISION)
     patches = (inventory.patches_per_image or 0) * int(training.batch_size)
-    text = positions * (inventory.hidden_size or 0) * text_blocks
-    vision = patches * (inventory.vision_hidden_size or 0) * vision_blocks
-    return scale * (text + vision)
+    units = [
+        (positions * (inventory.hidden_size or 0), text_blocks),
+        (patches * (inventory.vision_hidden_size or 0), vision_blocks),
+    ]
+    every_block = sum(width * blocks for width, blocks in units)
+    if not _checkpoints(training):
+        return halves * _HALF_BYTES_PER_UNIT * every_block
+    # Beside what is kept, one block at a time has all its activations, while it is done again.
+    one_block = max(width * min(blocks, 1) for width, blocks in units)
+    return halves * (_HALF_BYTES_PER_KEPT_UNIT * every_block + _HALF_BYTES_PER_UNIT * one_block)
+
+
+def _checkpoints(training: TrainingConfig) -> bool:
+    return training.gradient_checkpointing != "off"
 
 
 def _blocks_with_gradient(plan: AdaptationPlan, depth: int | None, modality: Modality) -> int:

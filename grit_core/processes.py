@@ -13,16 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from grit_core.config.devices import kind_of
 from grit_core.errors import DeviceUnavailable, GritError
-
-DEFAULT_TIMEOUT_SECONDS: Final = 600.0
-"""How long a process waits for the others: they may load the model from a slower disk."""
 
 _Item = TypeVar("_Item")
 
@@ -142,7 +139,7 @@ class Processes:
 
 
 @contextmanager
-def joined(device: str, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Iterator[str]:
+def joined(device: str, *, timeout_seconds: float) -> Iterator[str]:
     """Join the processes that `torchrun` has started; without it there is nothing to join.
 
     Args:
