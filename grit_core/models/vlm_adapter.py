@@ -57,8 +57,8 @@ def lora_config_of(plan: AdaptationPlan, *, spared: Sequence[str] = ()) -> LoraC
         lora_dropout=dropout,
         target_modules=sorted(layer.name for layer in plan.layers),
         exclude_modules="|".join(re.escape(name) for name in sorted(spared)) or None,
-        rank_pattern=_pattern({x.name: x.rank for x in plan.layers}, common=rank),
-        alpha_pattern=_pattern(
+        rank_pattern=layer_pattern({x.name: x.rank for x in plan.layers}, common=rank),
+        alpha_pattern=layer_pattern(
             {x.name: _plain_number(x.alpha) for x in plan.layers}, common=_plain_number(alpha)
         ),
     )
@@ -82,7 +82,7 @@ def inject_lora(model: nn.Module, plan: AdaptationPlan, *, seed: int = 0) -> Pef
     training = model.training
     names = [layer.name for layer in plan.layers]
     config = lora_config_of(
-        plan, spared=_spared(names, [name for name, _ in model.named_modules()])
+        plan, spared=spared_modules(names, [name for name, _ in model.named_modules()])
     )
     with known_warnings_ignored():
         adapted = get_peft_model(model, config)
@@ -272,7 +272,7 @@ class VLMGRITAdapter:
         return merged
 
 
-def _spared(planned: Sequence[str], modules: Sequence[str]) -> list[str]:
+def spared_modules(planned: Sequence[str], modules: Sequence[str]) -> list[str]:
     """The modules that PEFT would take for planned ones, because their names end alike."""
     own = set(planned)
     return [
@@ -283,7 +283,7 @@ def _spared(planned: Sequence[str], modules: Sequence[str]) -> list[str]:
     ]
 
 
-def _pattern(values: Mapping[str, Any], *, common: Any) -> dict[str, Any]:
+def layer_pattern(values: Mapping[str, Any], *, common: Any) -> dict[str, Any]:
     """The layers that differ from the common value, under escaped full names.
 
     PEFT takes a pattern for every name that ends with it; where another planned layer's does, the
