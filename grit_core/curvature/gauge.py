@@ -5,9 +5,10 @@ its rank space. In the canonical ones, with Z = L_Z L_Z' and H = L_H L_H' (dampe
 
     U S V' = svd(L_H' L_Z)      T = L_H^-T U S^1/2      T^-1 = S^-1/2 U' L_H'
 
-both factors become diag(S): Z* = T^-1 Z T^-T = diag(S) = T' H T = H*. The S_j^2 are the eigenvalues
-of ZH, the same for every split of BA, and keeping the first k directions is the best cut to rank k
-in the Fisher norm: it loses sqrt(sum_{j>k} S_j^2), as Eckart and Young say of L_H' L_Z.
+with any roots L, both factors become diag(S): Z* = T^-1 Z T^-T = diag(S) = T' H T = H*. The S_j^2
+are the eigenvalues of ZH, the same for every split of BA, and keeping the first k directions is the
+best cut to rank k in the Fisher norm: it loses sqrt(sum_{j>k} S_j^2), as Eckart and Young say of
+L_H' L_Z.
 
 Gradients are covectors: with A* = T^-1 A and B* = B T the gradients are T' dA and dB T^-T, and so
 are their first moments, exactly. Second moments move by the squared entries, which is exact for
@@ -22,7 +23,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from grit_core.curvature.factors import damped
+PASSES: Final = 3
+"""Damping is relative to a factor's mean eigenvalue, which says little in coordinates where the
+factor is badly conditioned. Each pass damps in the coordinates that the one before it has found, so
+that T and S are those of the product BA and not of the split that came in."""
+
+MIN_DAMPING: Final = 1e-12
+"""Well above float64's rounding of a factor."""
 
 MAX_CONDITION: Final = 1e4
 """Of T; a gauge that is worse would cost the float32 adapter its digits and is refused."""
@@ -68,19 +75,18 @@ def canonical_gauge(Z_LRR: Tensor, H_LRR: Tensor, *, damping: float) -> Gauge:
     """
     scale_Z_L, scale_H_L = (_scale(factor_LRR) for factor_LRR in (Z_LRR, H_LRR))
     usable_L = (scale_Z_L > 0) & (scale_H_L > 0)
-    root_Z_LRR = _root(Z_LRR, scale_Z_L, usable_L, damping)
-    root_H_LRR = _root(H_LRR, scale_H_L, usable_L, damping)
-    U_LRR, S_LR, _ = torch.linalg.svd(root_H_LRR.mT @ root_Z_LRR)
-    floored_LR = torch.maximum(S_LR, RELATIVE_FLOOR * S_LR[:, :1])
-    # The traces were taken out, so that 1e-16-scaled factors decompose like any other; the balance
+    # The traces are taken out, so that 1e-16-scaled factors decompose like any other; the balance
     # between Z and H comes back as one factor of T.
+    Z_LRR, H_LRR = _normal(Z_LRR, scale_Z_L, usable_L), _normal(H_LRR, scale_H_L, usable_L)
     balance_L11 = (scale_Z_L / scale_H_L).where(usable_L, torch.ones_like(scale_Z_L)) ** 0.25
     balance_L11 = balance_L11[:, None, None]
-    T_LRR = torch.linalg.solve_triangular(root_H_LRR.mT, U_LRR, upper=True)
-    T_LRR = T_LRR * floored_LR[:, None, :].sqrt() * balance_L11
-    inverse_LRR = (U_LRR / floored_LR[:, None, :].sqrt()).mT @ root_H_LRR.mT / balance_L11
-    sound_L = usable_L & _well_conditioned(T_LRR)
     identity_RR = torch.eye(Z_LRR.shape[-1], dtype=torch.float64)
+    T_LRR, inverse_LRR = identity_RR * balance_L11, identity_RR / balance_L11
+    for _ in range(PASSES):
+        step_LRR, back_LRR, S_LR = _balanced(Z_LRR, H_LRR, max(damping, MIN_DAMPING))
+        T_LRR, inverse_LRR = T_LRR @ step_LRR, back_LRR @ inverse_LRR
+        Z_LRR, H_LRR = back_LRR @ Z_LRR @ back_LRR.mT, step_LRR.mT @ H_LRR @ step_LRR
+    sound_L = usable_L & _well_conditioned(T_LRR)
     sound_L11 = sound_L[:, None, None]
     true_S_LR = S_LR * (scale_Z_L * scale_H_L).sqrt()[:, None]
     return Gauge(
@@ -123,14 +129,33 @@ def _scale(factor_LRR: Tensor) -> Tensor:
     return torch.where(finite_L, mean_L, torch.zeros_like(mean_L)).clamp_min(0)
 
 
-def _root(factor_LRR: Tensor, scale_L: Tensor, usable_L: Tensor, damping: float) -> Tensor:
-    """The Cholesky root of the damped factor at mean eigenvalue 1; the identity if unusable."""
+def _normal(factor_LRR: Tensor, scale_L: Tensor, usable_L: Tensor) -> Tensor:
+    """The factor at mean eigenvalue 1; the identity if unusable."""
     usable_L11 = usable_L[:, None, None]
+    divisor_L11 = torch.where(usable_L, scale_L, torch.ones_like(scale_L))[:, None, None]
     identity_RR = torch.eye(factor_LRR.shape[-1], dtype=torch.float64)
-    divisor_L = torch.where(usable_L, scale_L, torch.ones_like(scale_L))
-    normal_LRR = torch.where(usable_L11, factor_LRR / divisor_L[:, None, None], identity_RR)
-    root_LRR: Tensor = torch.linalg.cholesky(damped(normal_LRR, max(damping, 1e-12)))
-    return root_LRR
+    return torch.where(usable_L11, factor_LRR / divisor_L11, identity_RR)
+
+
+def _balanced(Z_LRR: Tensor, H_LRR: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """T, T^-1 and S of two factors, damped in the coordinates in which they are given."""
+    basis_Z_LRR, root_Z_LR = _root(Z_LRR, damping)
+    basis_H_LRR, root_H_LR = _root(H_LRR, damping)
+    overlap_LRR = basis_H_LRR.mT @ basis_Z_LRR
+    U_LRR, S_LR, _ = torch.linalg.svd(
+        root_H_LR[:, :, None] * overlap_LRR * root_Z_LR[:, None, :], full_matrices=False
+    )
+    scale_L1R = torch.maximum(S_LR, RELATIVE_FLOOR * S_LR[:, :1]).sqrt()[:, None, :]
+    T_LRR = basis_H_LRR @ (U_LRR / root_H_LR[:, :, None]) * scale_L1R
+    inverse_LRR = (basis_H_LRR @ (U_LRR * root_H_LR[:, :, None]) / scale_L1R).mT
+    return T_LRR, inverse_LRR, S_LR
+
+
+def _root(factor_LRR: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """V and e^1/2 of the damped factor V diag(e) V', eigenvalues below zero being rounding."""
+    e_LR, basis_LRR = torch.linalg.eigh((factor_LRR + factor_LRR.mT) / 2)
+    e_LR = e_LR.clamp_min(0)
+    return basis_LRR, (e_LR + damping * e_LR.mean(-1, keepdim=True)).sqrt()
 
 
 def _well_conditioned(T_LRR: Tensor) -> Tensor:
