@@ -39,15 +39,52 @@ class JobError(TypedDict, total=False):
     retryable: bool
 
 
+class Retention(TypedDict, total=False):
+    """What training did to what the model could do before: losses on the retention dataset."""
+
+    dataset: str
+    loss_before: float | None
+    loss_after: float | None
+
+
+class Compaction(TypedDict, total=False):
+    """What cutting an adapter's weakest directions changed."""
+
+    ranks: dict[str, int]
+    parameters_before: int
+    parameters_after: int
+    predicted_kl: float | None
+    measured_kl: float | None
+    max_kl: float
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+
+
+class Result(TypedDict, total=False):
+    """What a job made."""
+
+    adapter: str | None
+    final_loss: float | None
+    trainable_parameters: int | None
+    effective_rank: dict[str, float] | None
+    retention: Retention | None
+    compaction: Compaction | None
+
+
 class Job(TypedDict, total=False):
-    """A request to fine-tune, and where it stands."""
+    """A request to fine-tune, or to compress an adapter, and where it stands."""
 
     id: str
+    kind: Literal["training", "compression"]
     status: Status
     phase: str | None
     status_reason: str | None
     model: str
     dataset: str
+    eval_dataset: str | None
+    retention_dataset: str | None
+    source_adapter: str | None
+    compression: dict[str, Any] | None
     preset: str | None
     config: dict[str, Any]
     training: dict[str, Any]
@@ -65,7 +102,7 @@ class Job(TypedDict, total=False):
     progress: Progress | None
     queue: dict[str, Any] | None
     plan: dict[str, Any] | None
-    result: dict[str, Any] | None
+    result: Result | None
     error: JobError | None
     links: dict[str, str]
 
@@ -119,10 +156,12 @@ class Adapter(TypedDict, total=False):
     name: str | None
     model: str
     job: str | None
+    parent: str | None
     origin: str
     sha256: str | None
     size_bytes: int | None
     trainable_parameters: int | None
+    ranks: dict[str, int] | None
     details: dict[str, Any] | None
     created_at: str
     links: dict[str, str]

@@ -5,10 +5,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import httpx
 
-from grit_client.answers import Adapter
+from grit_client.answers import Adapter, Job
 from grit_client.archives import unpack
 from grit_client.calls.resource import MAX_PAGE, Calls, path_of
 from grit_client.errors import InvalidInput, ServiceUnreachable
@@ -58,8 +59,41 @@ class AdapterCalls(Calls):
             shutil.move(_only_folder(fresh), target)
         return target
 
+    def compress_adapter(
+        self,
+        adapter: str,
+        *,
+        max_kl: float | None = None,
+        dataset: str | None = None,
+        num_rows: int | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """`POST /adapters/{id}/compress`: create a job that cuts an adapter's weakest directions.
+
+        The job's result is a new adapter; the old one stays as it is. Sent again on a broken
+        connection without creating two.
+
+        Args:
+            adapter: The adapter's id.
+            max_kl: Longest predicted divergence from the adapter as it is, in nats for a label
+                token; None leaves it to the service.
+            dataset: A dataset's id, to measure curvature on; by default the one that the adapter
+                was trained on.
+            num_rows: At most so many of its rows; None leaves it to the service.
+            name: What the job and the new adapter are called.
+            idempotency_key: Your own name for this request, so that another process can repeat it;
+                by default a fresh one.
+        """
+        fields = {"max_kl": max_kl, "dataset": dataset, "num_rows": num_rows, "name": name}
+        body = {field: value for field, value in fields.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        path = path_of("adapters", adapter, "compress")
+        answer = self._connection.json("POST", path, json=body, headers=headers, idempotent=True)
+        return cast("Job", answer)
+
     def delete_adapter(self, adapter: str) -> None:
-        """`DELETE /adapters/{id}`."""
+        """`DELETE /adapters/{id}`; refused while a job that has not ended is to compress it."""
         self._connection.request("DELETE", path_of("adapters", adapter))
 
     def _fetch(self, path: str, archive: Path, on_progress: OnProgress | None) -> None:

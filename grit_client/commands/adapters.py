@@ -1,4 +1,4 @@
-"""`grit adapters list, show, download, delete`."""
+"""`grit adapters list, show, download, compress, delete`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +50,9 @@ def show(session: Session, adapter: AdapterId) -> None:
         "name": answer.get("name"),
         "model": answer.get("model"),
         "job": answer.get("job"),
+        "cut from": answer.get("parent"),
         "parameters": answer.get("trainable_parameters"),
+        "ranks": _span(answer.get("ranks")),
         "size": size(answer.get("size_bytes")),
         "sha256": answer.get("sha256"),
         "created (UTC)": when(answer.get("created_at")),
@@ -76,8 +78,68 @@ def download(
 
 @app.command()
 @with_session
+def compress(  # noqa: PLR0913, PLR0917 - the options of the command
+    session: Session,
+    adapter: AdapterId,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest predicted divergence, in nats for a label token; by default 0.001.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows to measure curvature on: an id, or a file to upload first; by default those"
+            " that the adapter was trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="At most so many of them; by default 256.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The new adapter's name.", show_default=False)
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key never creates two jobs.", show_default=False)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Cut an adapter's weakest directions into a new, smaller adapter."""
+    from grit_client.commands.datasets import dataset_id  # noqa: PLC0415 - for --help's sake
+    from grit_client.commands.jobs import follow_to_end, render_job  # noqa: PLC0415 - as above
+
+    with session.client() as client:
+        if dataset is not None:
+            dataset = dataset_id(session, client, dataset, option="--dataset")
+        created = client.compress_adapter(
+            adapter,
+            max_kl=max_kl,
+            dataset=dataset,
+            num_rows=rows,
+            name=name,
+            idempotency_key=idempotency_key,
+        )
+        if not watch:
+            session.emit(created, lambda: render_job(created))
+            return
+        session.note(f"Created {created['id']}.")
+        follow_to_end(session, client, created["id"])
+
+
+@app.command()
+@with_session
 def delete(session: Session, adapter: AdapterId) -> None:
     """Delete an adapter."""
     with session.client() as client:
         client.delete_adapter(adapter)
     session.emit({"deleted": adapter}, lambda: f"Deleted {adapter}.")
+
+
+def _span(ranks: dict[str, int] | None) -> str | None:
+    if not ranks:
+        return None
+    return f"{min(ranks.values())} to {max(ranks.values())} over {len(ranks)} layers"

@@ -121,6 +121,22 @@ def upload_with_bar(
         return client.upload_dataset(file, name=name, on_bad_rows=on_bad_rows, on_progress=show)
 
 
+def dataset_id(session: Session, client: "GritClient", given: str, *, option: str) -> str:
+    """Return the id that an option gave, or that of the file which it named and which is uploaded.
+
+    Raises:
+        InvalidInput: It is neither.
+    """
+    from grit_client.errors import InvalidInput  # noqa: PLC0415 - for --help's sake
+
+    file = Path(given).expanduser()
+    if file.is_file():
+        return upload_with_bar(session, client, file, name=None, on_bad_rows="reject")["id"]
+    if not given.startswith("ds_"):
+        raise InvalidInput(f"{option} {given!r} is neither a file nor a dataset's id (ds_...).")
+    return given
+
+
 def render_dataset(dataset: "Dataset") -> "RenderableType":
     """A dataset, for a person."""
     from grit_client.commands.tables import facts, size, when  # noqa: PLC0415 - for --help's sake

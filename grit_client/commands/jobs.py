@@ -11,12 +11,20 @@ from grit_client.commands.session import Session, with_session
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from grit_client.answers import Job
+    from grit_client.answers import Job, Result
     from grit_client.client import GritClient
 
 SpecFile = Annotated[Path, typer.Argument(help="File with the JSON of a job.", show_default=False)]
 DatasetOption = Annotated[
     str | None, typer.Option(help="A dataset's id, or a file to upload first.", show_default=False)
+]
+RetentionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What the model can do already: an id, or a file to upload. Its loss is measured"
+        " before and after.",
+        show_default=False,
+    ),
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="In place of the file's `model`.", show_default=False)
@@ -40,22 +48,28 @@ def add_to(app: typer.Typer) -> None:
 
 @with_session
 def plan(
-    session: Session, spec: SpecFile, dataset: DatasetOption = None, model: ModelOption = None
+    session: Session,
+    spec: SpecFile,
+    dataset: DatasetOption = None,
+    model: ModelOption = None,
+    retention_dataset: RetentionOption = None,
 ) -> None:
     """Show which layers a job would adapt, its parameters, memory and steps; nothing is created."""
     from grit_client.commands.plans import render_plan  # noqa: PLC0415 - not for `grit --help`
 
     with session.client() as client:
-        answer = client.plan(_spec(session, client, spec, dataset, model))
+        body = _spec(session, client, spec, dataset, model, retention_dataset)
+        answer = client.plan(body)
     session.emit(answer, lambda: render_plan(answer))
 
 
 @with_session
-def submit(
+def submit(  # noqa: PLR0913, PLR0917 - the options of the command
     session: Session,
     spec: SpecFile,
     dataset: DatasetOption = None,
     model: ModelOption = None,
+    retention_dataset: RetentionOption = None,
     name: Annotated[str | None, typer.Option(help="The job's name.", show_default=False)] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key never creates two jobs.", show_default=False)
@@ -64,22 +78,22 @@ def submit(
 ) -> None:
     """Create a job from a JSON file."""
     with session.client() as client:
-        body = _spec(session, client, spec, dataset, model)
+        body = _spec(session, client, spec, dataset, model, retention_dataset)
         if name is not None:
             body["name"] = name
         created = client.create_job(body, idempotency_key=idempotency_key)
         if not watch:
-            session.emit(created, lambda: _render_job(created))
+            session.emit(created, lambda: render_job(created))
             return
         session.note(f"Created {created['id']}.")
-        _follow(session, client, created["id"])
+        follow_to_end(session, client, created["id"])
 
 
 @with_session
 def watch(session: Session, job: JobId) -> None:
     """Follow a job: step, loss, speed, time left; then its result."""
     with session.client() as client:
-        _follow(session, client, job)
+        follow_to_end(session, client, job)
 
 
 @with_session
@@ -114,7 +128,7 @@ def job(session: Session, job: JobId) -> None:
     """Show a job."""
     with session.client() as client:
         answer = client.get_job(job)
-    session.emit(answer, lambda: _render_job(answer))
+    session.emit(answer, lambda: render_job(answer))
 
 
 def _move(verb: str) -> Any:
@@ -122,39 +136,40 @@ def _move(verb: str) -> Any:
     def move(session: Session, job: JobId) -> None:
         with session.client() as client:
             answer: Job = getattr(client, verb)(job)
-        session.emit(answer, lambda: _render_job(answer))
+        session.emit(answer, lambda: render_job(answer))
 
     return move
 
 
 def _spec(
-    session: Session, client: "GritClient", path: Path, dataset: str | None, model: str | None
+    session: Session,
+    client: "GritClient",
+    path: Path,
+    dataset: str | None,
+    model: str | None,
+    retention_dataset: str | None,
 ) -> dict[str, Any]:
+    from grit_client.commands.datasets import dataset_id  # noqa: PLC0415 - not for `grit --help`
     from grit_client.job_spec import read_spec  # noqa: PLC0415 - not for `grit --help`
 
     body = read_spec(path)
     if model is not None:
         folder = Path(model).expanduser()
         body["model"] = str(folder.absolute()) if folder.is_dir() else model
-    if dataset is not None:
-        body["dataset"] = _dataset_id(session, client, dataset)
+    for name, given in (("dataset", dataset), ("retention_dataset", retention_dataset)):
+        if given is not None:
+            option = f"--{name.replace('_', '-')}"
+            body[name] = dataset_id(session, client, given, option=option)
     return body
 
 
-def _dataset_id(session: Session, client: "GritClient", dataset: str) -> str:
-    from grit_client.commands.datasets import upload_with_bar  # noqa: PLC0415 - no cycle at import
-    from grit_client.errors import InvalidInput  # noqa: PLC0415 - not for `grit --help`
+def follow_to_end(session: Session, client: "GritClient", job: str) -> None:
+    """Show a job until it has ended, and then its last state.
 
-    file = Path(dataset).expanduser()
-    if file.is_file():
-        uploaded = upload_with_bar(session, client, file, name=None, on_bad_rows="reject")
-        return uploaded["id"]
-    if not dataset.startswith("ds_"):
-        raise InvalidInput(f"--dataset {dataset!r} is neither a file nor a dataset's id (ds_...).")
-    return dataset
-
-
-def _follow(session: Session, client: "GritClient", job: str) -> None:
+    Raises:
+        JobFailed: It ended without an adapter.
+        KeyboardInterrupt: The user wants to see no more of it; the job goes on.
+    """
     from grit_client.commands.watching import follow  # noqa: PLC0415 - not for `grit --help`
     from grit_client.errors import JobFailed  # noqa: PLC0415 - not for `grit --help`
 
@@ -163,7 +178,7 @@ def _follow(session: Session, client: "GritClient", job: str) -> None:
     except KeyboardInterrupt:
         session.note(f"The job goes on. Again: grit watch {job}   End it: grit cancel {job}")
         raise
-    session.emit(last, lambda: _render_job(last))
+    session.emit(last, lambda: render_job(last))
     if last["status"] != "succeeded":
         raise JobFailed(last)
 
@@ -196,7 +211,8 @@ def _render_jobs(found: "list[Job]") -> "RenderableType":
     return table(columns, rows)
 
 
-def _render_job(job: "Job") -> "RenderableType":
+def render_job(job: "Job") -> "RenderableType":
+    """A job, for a person."""
     from grit_client.commands.tables import duration, facts, when  # noqa: PLC0415 - see above
     from grit_client.commands.watching import describe, numbers  # noqa: PLC0415 - see above
 
@@ -209,8 +225,11 @@ def _render_job(job: "Job") -> "RenderableType":
         "name": job.get("name"),
         "status": describe(job) if job["status"] == "queued" else job["status"],
         "reason": job.get("status_reason"),
+        "kind": job.get("kind") if job.get("kind") != "training" else None,
         "model": job.get("model"),
+        "compresses": job.get("source_adapter"),
         "dataset": job.get("dataset"),
+        "retention dataset": job.get("retention_dataset"),
         "preset": job.get("preset"),
         "device": f"{job.get('device')} ({reason})" if reason else job.get("device"),
         "layers": planned.get("layers"),
@@ -223,6 +242,30 @@ def _render_job(job: "Job") -> "RenderableType":
         "time": duration(progress.get("elapsed_seconds")),
         "adapter": result.get("adapter"),
         "final loss": result.get("final_loss"),
+        **_render_changes(result),
         "error": f"{error.get('code')}: {error.get('message')}" if error else None,
         "hint": error.get("hint"),
     })
+
+
+def _render_changes(result: "Result") -> dict[str, str | None]:
+    """What a job kept of the model's old task, and what it cut: before -> after."""
+    retention, cut = result.get("retention") or {}, result.get("compaction") or {}
+    kept = _change(retention.get("loss_before"), retention.get("loss_after"))
+    before, after = cut.get("parameters_before"), cut.get("parameters_after")
+    parameters = None
+    if before and after is not None:
+        parameters = f"{before:,} -> {after:,} parameters ({after / before - 1:+.0%})"
+        if (predicted := cut.get("predicted_kl")) is not None:
+            parameters += f", predicted KL {predicted:.3g} of at most {cut.get('max_kl'):.3g}"
+    return {
+        "retention loss": kept,
+        "compaction": parameters,
+        "loss when compacted": _change(cut.get("eval_loss_before"), cut.get("eval_loss_after")),
+    }
+
+
+def _change(before: float | None, after: float | None) -> str | None:
+    if before is None or after is None:
+        return None
+    return f"{before:.4f} -> {after:.4f}"

@@ -1,16 +1,20 @@
-"""Downloads of adapters, from the real service."""
+"""Downloads and compressions of adapters, from the real service."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from grit_client.client import GritClient
-from grit_client.errors import InvalidInput, NotFound
+from grit_client.errors import InvalidInput, NotFound, RequestRefused
+from store import attempts
 from store.adapters import create_adapter
+from store.attempts import NewAdapter
 from store.database import transaction
+from store.ids import new_id
 from store.models import AdapterOrigin
-from tests.api.conftest import MODEL
+from tests.api.conftest import MODEL, job_body
 from tests.grit_client.conftest import Ran, Service
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 5000}
@@ -77,3 +81,98 @@ def test_the_command_line_downloads_into_a_folder(
     assert FILES.items() <= contents(tmp_path / adapter).items()
     assert grit("adapters", "delete", adapter).code == 0
     assert grit("adapters", "show", adapter).code == 5
+
+
+@pytest.fixture
+def trained(service: Service, client: GritClient) -> tuple[str, str, str]:
+    """A succeeded job, its dataset and its adapter."""
+    dataset = client.upload_dataset(service.rows_file())["id"]
+    job = client.create_job(job_body(dataset))["id"]
+    return job, dataset, succeed(service, result={"final_loss": 0.5})
+
+
+def succeed(service: Service, *, result: dict[str, Any], **details: Any) -> str:
+    """Play the worker of the next job."""
+    adapter = new_id("adp")
+    with transaction(service.services.engine) as session:
+        claim = attempts.claim_next(session, queue="cpu", worker_id="wrk_1", lease_seconds=60)
+        assert claim is not None
+        attempts.complete(
+            session,
+            job_id=claim.job.id,
+            attempt=claim.attempt,
+            adapter=NewAdapter(id=adapter, prefix=f"adapters/{adapter}", details=details),
+            result=result,
+        )
+    return adapter
+
+
+def test_an_adapter_is_compressed_once_however_often_it_is_asked_for(
+    client: GritClient, service: Service, trained: tuple[str, str, str]
+) -> None:
+    _, dataset, adapter = trained
+    job = client.compress_adapter(adapter, max_kl=0.01, num_rows=9, name="small")
+    assert (job["kind"], job["source_adapter"], job["dataset"]) == ("compression", adapter, dataset)
+    assert job["compression"] == {"max_kl": 0.01, "num_rows": 9}
+    first = client.compress_adapter(adapter, idempotency_key="once")
+    again = client.compress_adapter(adapter, idempotency_key="once")
+    assert first["id"] == again["id"] != job["id"]
+    assert first["compression"] == {"max_kl": 0.001, "num_rows": 256}
+    other = client.upload_dataset(service.rows_file(3))["id"]
+    assert client.compress_adapter(adapter, dataset=other)["dataset"] == other
+    with pytest.raises(RequestRefused, match="still used"):
+        client.delete_adapter(adapter)
+    with pytest.raises(NotFound):
+        client.compress_adapter("adp_x")
+
+
+def test_the_command_line_compresses_an_adapter_and_shows_what_was_cut(
+    grit: Callable[..., Ran], service: Service, trained: tuple[str, str, str]
+) -> None:
+    _, dataset, adapter = trained
+    options = ("--max-kl", 0.002, "--rows", 7, "--name", "small", "--idempotency-key", "once")
+    created = grit("adapters", "compress", adapter, *options, "--json")
+    assert created.code == 0, created.err
+    job = created.json
+    assert (job["name"], job["dataset"]) == ("small", dataset)
+    assert job["compression"] == {"max_kl": 0.002, "num_rows": 7}
+    assert grit("adapters", "compress", adapter, *options, "--json").json["id"] == job["id"]
+    shown = grit("job", job["id"]).out
+    assert "compression" in shown
+    assert adapter in shown
+    compaction = {
+        "ranks": {"a": 3, "b": 5},
+        "parameters_before": 1000,
+        "parameters_after": 400,
+        "predicted_kl": 0.0015,
+        "max_kl": 0.002,
+        "eval_loss_before": 0.5,
+        "eval_loss_after": 0.5012,
+    }
+    made = succeed(service, result={"compaction": compaction}, ranks=compaction["ranks"])
+    # It has ended: following it shows its result.
+    ended = grit("adapters", "compress", adapter, *options, "--watch")
+    assert ended.code == 0, ended.err
+    assert made in ended.out
+    assert "1,000 -> 400 parameters (-60%), predicted KL 0.0015 of at most 0.002" in ended.out
+    assert "0.5000 -> 0.5012" in ended.out
+    described = grit("adapters", "show", made).out
+    assert "3 to 5 over 2 layers" in described
+    assert adapter in described
+
+
+def test_the_command_line_uploads_the_rows_to_compress_on_and_names_what_is_wrong(
+    grit: Callable[..., Ran], service: Service, trained: tuple[str, str, str]
+) -> None:
+    _, dataset, adapter = trained
+    rows = service.rows_file(4)
+    job = grit("adapters", "compress", adapter, "--dataset", rows, "--json")
+    assert job.code == 0, job.err
+    assert job.json["dataset"] not in {dataset, None}
+    refused = grit("adapters", "compress", adapter, "--max-kl", 11)
+    assert refused.code == 2
+    assert "/max_kl" in refused.err
+    neither = grit("adapters", "compress", adapter, "--dataset", "rows")
+    assert neither.code == 2
+    assert "--dataset 'rows'" in neither.err
+    assert grit("adapters", "compress", "adp_x").code == 5

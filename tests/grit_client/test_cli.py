@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grit_client.cli import app
-from store import lifecycle
+from store import attempts, lifecycle
 from store.database import transaction
 from store.keys import Scope
 from store.models import JobStatus
@@ -85,6 +85,35 @@ def test_a_dataset_file_is_uploaded_on_the_way(grit: Grit, service: Service) -> 
     neither = grit("submit", service.spec_file(), "--dataset", "nowhere.jsonl")
     assert neither.code == 2
     assert "neither a file" in neither.err
+
+
+def test_a_retention_dataset_is_uploaded_on_the_way_and_shown_before_and_after(
+    grit: Grit, service: Service
+) -> None:
+    rows_file = service.rows_file()
+    both = ("--dataset", rows_file, "--retention-dataset", rows_file)
+    assert grit("plan", service.spec_file(), *both, "--json").code == 0
+    job = grit("submit", service.spec_file(), *both, "--json")
+    assert job.code == 0, job.err
+    kept = job.json["retention_dataset"]
+    assert kept.startswith("ds_")
+    with transaction(service.services.engine) as session:
+        claim = attempts.claim_next(session, queue="cpu", worker_id="w", lease_seconds=60)
+        assert claim is not None
+        attempts.complete(
+            session,
+            job_id=claim.job.id,
+            attempt=claim.attempt,
+            adapter=attempts.NewAdapter(id="adp_1", prefix="adapters/adp_1"),
+            result={"retention": {"dataset": kept, "loss_before": 1.25, "loss_after": 1.5}},
+        )
+    shown = grit("job", job.json["id"]).out
+    assert kept in shown
+    assert "1.2500 -> 1.5000" in shown
+    assert "compaction" not in shown
+    neither = grit("submit", service.spec_file(), "--retention-dataset", "old-task")
+    assert neither.code == 2
+    assert "--retention-dataset 'old-task'" in neither.err
 
 
 def test_url_and_key_come_from_options_or_the_environment(grit: Grit, service: Service) -> None:
