@@ -1,13 +1,15 @@
 """The process that trains: `python -m worker.attempt`, started warm and handed one job.
 
 It imports torch and the training loop, writes `{"ready": true}`, and waits. One JSON line on its
-standard input, `{"job": <TrainingJob>, "resume_from": <folder or null>}`, makes it train; each
-training event is one JSON line on the file descriptor it was given. Standard output and error are
-the attempt's log. It holds no keys and opens neither the database nor the object store. It does not
-outlive the worker: the kernel kills it with its parent where it can, and everywhere the end of its
-standard input ends it.
+standard input, `{"job": <TrainingJob>, "resume_from": <folder or null>}`, makes it train, and
+`{"compression": <CompressionJob>}` makes it cut a finished adapter. Each training event is one JSON
+line on the file descriptor it was given; `{"beat": true}` says that a compression is still at its
+rows. Standard output and error are the attempt's log. It holds no keys and opens neither the
+database nor the object store. It does not outlive the worker: the kernel kills it with its parent
+where it can, and everywhere the end of its standard input ends it.
 
-SIGTERM asks it to save a checkpoint at the next step and leave with status 75.
+SIGTERM asks it to save a checkpoint at the next step and leave with status 75; a compression, which
+has no checkpoints, leaves with nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from grit_core.compression_job import compression_job_from_json
 from grit_core.errors import CheckpointCorrupt
 from grit_core.events import StepCompleted, TrainingStopped, Warned, event_to_json
 from grit_core.training_job import TrainingJob, job_from_json
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from grit_core.events import TrainingEvent
 
 _PR_SET_PDEATHSIG = 1
+_BEAT_SECONDS = 1.0
 
 
 class StopRequest:
@@ -62,6 +66,23 @@ class StopRequest:
             raise SystemExit(0)
 
 
+class Beating:
+    """Answers `should_stop`, and tells the worker now and then that it is still asked."""
+
+    def __init__(self, out: TextIO, stop: StopRequest) -> None:
+        self._out = out
+        self._stop = stop
+        self._told_at = time.monotonic()
+
+    def __call__(self) -> bool:
+        """Answer, and beat if the last beat was a while ago."""
+        now = time.monotonic()
+        if now - self._told_at >= _BEAT_SECONDS:
+            self._told_at = now
+            _write(self._out, {"beat": True})
+        return self._stop()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Wait for one job, train it, and return the exit status."""
     arguments = _parse(argv)
@@ -84,18 +105,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
-    """Train the ordered job, writing its events to `out`.
+    """Train or compress as ordered, writing the events to `out`.
 
     Returns:
         0, 75 when it was stopped, or 1 after a `TrainingFailed`.
     """
     try:
-        job = job_from_json(order["job"])
-        folder = order.get("resume_from")
         stopped = False
-        for event in _train_or_restart(
-            job, stop=stop, resume_from=Path(folder) if folder else None
-        ):
+        for event in _events_of(order, out=out, stop=stop):
             _write(out, event_to_json(event))
             stopped = isinstance(event, TrainingStopped)
     except BrokenPipeError:  # the worker is gone, and so is the reason to train
@@ -106,6 +123,18 @@ def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
         _write(out, event_to_json(failure_of(error)))
         return EXIT_FAILED
     return EXIT_STOPPED if stopped and stop.asked else 0
+
+
+def _events_of(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> Iterator[TrainingEvent]:
+    if "compression" in order:
+        from grit_core.compression import compress  # noqa: PLC0415 - loads torch, as below
+
+        job = compression_job_from_json(order["compression"])
+        return compress(job, should_stop=Beating(out, stop))
+    folder = order.get("resume_from")
+    return _train_or_restart(
+        job_from_json(order["job"]), stop=stop, resume_from=Path(folder) if folder else None
+    )
 
 
 def _train_or_restart(
@@ -139,9 +168,10 @@ def warm_up() -> None:
         AutoProcessor,
     )
 
-    import grit_core.training  # noqa: PLC0415 - this module's readers need no torch
+    from grit_core.compression import compress  # noqa: PLC0415 - this module's readers need no torch
+    from grit_core.training import train  # noqa: PLC0415 - as above
 
-    _ = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, grit_core.training.train)
+    _ = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, compress, train)
 
 
 def die_with_parent(parent_pid: int) -> None:

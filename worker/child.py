@@ -17,14 +17,12 @@ from typing import IO, TYPE_CHECKING, Any
 import structlog
 
 from grit_core.events import event_from_json
-from grit_core.training_job import job_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from grit_core.events import TrainingEvent
-    from grit_core.training_job import TrainingJob
 
 LOG_NAME = "attempt.log"
 _SECRET_PREFIXES = ("GRIT_", "AWS_", "CELERY_", "PG")
@@ -36,6 +34,11 @@ class Exited:
     """The training process has ended and all its events were read."""
 
     returncode: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beat:
+    """The training process works, and has nothing to tell."""
 
 
 class Child:
@@ -53,8 +56,8 @@ class Child:
             keep_fds: Descriptors that it holds too, such as the lock of the device.
         """
         self.folder = folder
-        self.inbox: queue.SimpleQueue[TrainingEvent | Exited] = queue.SimpleQueue()
-        """Its events in order, then `Exited`."""
+        self.inbox: queue.SimpleQueue[TrainingEvent | Beat | Exited] = queue.SimpleQueue()
+        """Its events and beats in order, then `Exited`."""
         self._ready = threading.Event()
         self._ended = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,12 +102,11 @@ class Child:
                 return False
         return True
 
-    def begin(self, job: TrainingJob, *, resume_from: Path | None) -> None:
-        """Hand it its job, now or as soon as it is ready.
+    def begin(self, order: Mapping[str, Any]) -> None:
+        """Hand it its order (`worker.attempt`), now or as soon as it is ready.
 
         From a thread of its own: a process that does not read must not hold up its supervision.
         """
-        order = {"job": job_to_json(job), "resume_from": str(resume_from) if resume_from else None}
         self._order_line(json.dumps(order).encode() + b"\n")
 
     def _order_line(self, line: bytes) -> None:
@@ -160,7 +162,7 @@ class Child:
                 self._ready.set()
                 _log.info("child_ready", child=self.pid, import_seconds=document["import_seconds"])
                 return
-            self.inbox.put(event_from_json(document))
+            self.inbox.put(Beat() if document.get("beat") else event_from_json(document))
         except (ValueError, KeyError, TypeError):  # a line torn by a kill
             _log.warning("unreadable_event", line=line[:200], child=self.pid)
 

@@ -15,6 +15,7 @@ from store.attempts import Failure, NewAdapter, RetryPolicy
 from store.database import run_in_transaction
 from store.errors import IllegalTransition, StorageUnavailable, StoreError
 from store.ids import new_id
+from store.models import JobKind
 from worker import failures
 from worker.child import LOG_NAME
 
@@ -52,9 +53,9 @@ class Ending:
         uploads: CheckpointUploads,
     ) -> None:
         self._bench = bench
+        self._job = claim.job
         self._job_id = claim.job.id
         self._attempt = claim.attempt
-        self._adapter_name = claim.job.name
         self._child = child
         self._reporter = reporter
         self._uploads = uploads
@@ -82,8 +83,8 @@ class Ending:
             sha256=saved.sha256,
             size_bytes=manifest.size_bytes,
             trainable_parameters=saved.trainable_parameters,
-            name=self._adapter_name,
-            details={"manifest_sha256": manifest.sha256},
+            name=self._job.name,
+            details={"manifest_sha256": manifest.sha256, **_ranks(finished)},
         )
         try:
             self._insist(lambda session: self._complete(session, adapter, saved, finished))
@@ -170,6 +171,7 @@ class Ending:
         saved: AdapterSaved,
         finished: TrainingFinished,
     ) -> None:
+        compression = self._job.kind == JobKind.COMPRESSION
         attempts.complete(
             session,
             job_id=self._job_id,
@@ -177,15 +179,26 @@ class Ending:
             adapter=adapter,
             result={
                 "adapter": adapter.id,
-                "final_loss": finished.train_loss,
+                "final_loss": None if compression else finished.train_loss,
                 "eval_loss": finished.eval_loss,
                 "steps": finished.step,
                 "trainable_parameters": saved.trainable_parameters,
                 "effective_rank": events.last_effective_ranks(session, self._job_id),
+                "retention": self._retention(finished),
+                "compaction": finished.compaction,
                 "max_logit_difference": saved.max_logit_difference,
                 "sha256": saved.sha256,
             },
         )
+
+    def _retention(self, finished: TrainingFinished) -> dict[str, Any] | None:
+        if self._job.retention_dataset_id is None:
+            return None
+        return {
+            "dataset": self._job.retention_dataset_id,
+            "loss_before": finished.retention_loss_before,
+            "loss_after": finished.retention_loss_after,
+        }
 
     def _discard(self, prefix: str) -> None:
         try:
@@ -210,3 +223,8 @@ class Ending:
                 time.sleep(1.0)
             else:
                 return
+
+
+def _ranks(finished: TrainingFinished) -> dict[str, Any]:
+    """What an adapter of different ranks tells of itself; nothing where every layer has its own."""
+    return {} if finished.compaction is None else {"ranks": finished.compaction["ranks"]}

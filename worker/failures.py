@@ -203,7 +203,7 @@ _LIBRARY: tuple[tuple[type[Exception], FailureCode, str, str, bool], ...] = (
         AdapterInvalid,
         FailureCode.ADAPTER_INVALID,
         "system",
-        "The stored adapter did not reproduce the trained model, so it was not published.",
+        "Nothing was published: it does not fit its model, or does not answer alike in plain PEFT.",
         False,
     ),
 )

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from grit_core.compression_job import CompressionJob, compression_job_to_json
 from grit_core.config.model_configs import config_from_dict
 from grit_core.config.training import TrainingConfig
 from grit_core.events import Warned
 from grit_core.job_spec import eval_fraction_of
 from grit_core.plan import AdaptationPlan
-from grit_core.training_job import TrainingJob
+from grit_core.training_job import TrainingJob, job_to_json
 from store import attempts, base_models
 from store.database import run_in_transaction, transaction
 from store.errors import ObjectCorrupt, ObjectMissing
-from store.models import Dataset
+from store.models import Adapter, Dataset, JobKind
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sqlalchemy.orm import Session
+
     from store.attempts import Claim
-    from store.models import Checkpoint
+    from store.models import Checkpoint, Job
     from worker.workbench import Workbench
 
 
@@ -29,9 +32,9 @@ if TYPE_CHECKING:
 class Inputs:
     """What the training process is handed."""
 
-    job: TrainingJob
-    resume_from: Path | None
-    warnings: tuple[Warned, ...]
+    order: dict[str, Any]
+    """Its one line of JSON, as `worker.attempt` reads it."""
+    warnings: tuple[Warned, ...] = ()
     """Checkpoints that had to be passed over."""
 
 
@@ -42,35 +45,80 @@ class _Rows:
     source: str
     dataset: Dataset
     eval_dataset: Dataset | None
+    retention_dataset: Dataset | None
+    source_prefix: str | None
+    """Where the adapter lies that a compression cuts."""
     checkpoints: list[Checkpoint]
     """Those to resume from, the best first."""
 
 
 def fetch_inputs(bench: Workbench, claim: Claim, *, work_dir: Path) -> Inputs:
-    """Download the datasets and the checkpoint of a claimed job into caches and `work_dir`.
+    """Download what a claimed job needs into caches and `work_dir`.
 
-    A dataset that is gone or damaged raises `ObjectMissing` or `ObjectCorrupt`; a checkpoint that
-    is, only warns.
+    A dataset or adapter that is gone or damaged raises `ObjectMissing` or `ObjectCorrupt`; a
+    checkpoint that is, only warns.
     """
     rows = _read_rows(bench, claim)
+    if claim.job.kind == JobKind.COMPRESSION:
+        job = _compression_job(bench, claim.job, rows, work_dir=work_dir)
+        return Inputs(order={"compression": compression_job_to_json(job)})
     resume_from, warnings = _fetch_checkpoint(bench, claim, rows.checkpoints, work_dir / "resume")
-    row = claim.job
+    order = {
+        "job": job_to_json(_training_job(bench, claim.job, rows, work_dir=work_dir)),
+        "resume_from": str(resume_from) if resume_from else None,
+    }
+    return Inputs(order=order, warnings=tuple(warnings))
+
+
+def _training_job(bench: Workbench, row: Job, rows: _Rows, *, work_dir: Path) -> TrainingJob:
     training = TrainingConfig(**row.training)
-    job = TrainingJob(
+    return TrainingJob(
         model=rows.source,
         model_name=row.model,
         plan=AdaptationPlan.from_json(row.plan),
         config=config_from_dict(row.config),
         training=training,
         dataset=_fetch_dataset(bench, rows.dataset),
-        eval_dataset=_fetch_dataset(bench, rows.eval_dataset) if rows.eval_dataset else None,
+        eval_dataset=_fetch_other(bench, rows.eval_dataset),
         eval_fraction=eval_fraction_of(row.request),
+        retention_dataset=_fetch_other(bench, rows.retention_dataset),
         device=row.device,
         precision=str(training.precision),
         work_dir=work_dir,
         num_threads=bench.settings.training_threads,
     )
-    return Inputs(job=job, resume_from=resume_from, warnings=tuple(warnings))
+
+
+def _compression_job(bench: Workbench, row: Job, rows: _Rows, *, work_dir: Path) -> CompressionJob:
+    """Return the compression that a row asks for, its adapter fetched.
+
+    Raises:
+        ObjectMissing: The adapter is not there any more.
+    """
+    if rows.source_prefix is None:
+        raise ObjectMissing(f"the adapter {row.request['adapter']}")
+    adapter = work_dir / "source"
+    bench.objects.get_folder(rows.source_prefix, adapter)
+    training = TrainingConfig(**row.training)
+    return CompressionJob(
+        model=rows.source,
+        model_name=row.model,
+        adapter=adapter,
+        dataset=_fetch_dataset(bench, rows.dataset),
+        eval_dataset=_fetch_other(bench, rows.eval_dataset),
+        work_dir=work_dir,
+        # An adapter that was not made here has neither.
+        plan=AdaptationPlan.from_json(row.plan) if row.plan else None,
+        config=config_from_dict(row.config) if row.config else None,
+        max_kl=row.request["max_kl"],
+        num_rows=row.request["num_rows"],
+        batch_size=int(training.batch_size),
+        max_length=training.max_length,
+        device=row.device,
+        precision=str(training.precision),
+        seed=training.seed,
+        num_threads=bench.settings.training_threads,
+    )
 
 
 def _read_rows(bench: Workbench, claim: Claim) -> _Rows:
@@ -79,14 +127,27 @@ def _read_rows(bench: Workbench, claim: Claim) -> _Rows:
         stored = attempts.list_checkpoints(session, row.id)
         last_step = claim.checkpoint.step if claim.checkpoint else 0
         usable = [checkpoint for checkpoint in stored if checkpoint.step <= last_step]
+        source = _source_of(session, row)
         return _Rows(
             source=base_models.get(session, row.model).source,
             dataset=session.get_one(Dataset, row.dataset_id),
-            eval_dataset=(
-                session.get_one(Dataset, row.eval_dataset_id) if row.eval_dataset_id else None
-            ),
+            eval_dataset=_dataset_of(session, row.eval_dataset_id),
+            retention_dataset=_dataset_of(session, row.retention_dataset_id),
+            source_prefix=None if source is None else source.prefix,
             checkpoints=sorted(usable, key=lambda checkpoint: checkpoint.step, reverse=True),
         )
+
+
+def _dataset_of(session: Session, dataset_id: str | None) -> Dataset | None:
+    return None if dataset_id is None else session.get_one(Dataset, dataset_id)
+
+
+def _source_of(session: Session, row: Job) -> Adapter | None:
+    return None if row.source_adapter_id is None else session.get(Adapter, row.source_adapter_id)
+
+
+def _fetch_other(bench: Workbench, dataset: Dataset | None) -> Path | None:
+    return None if dataset is None else _fetch_dataset(bench, dataset)
 
 
 def _fetch_dataset(bench: Workbench, dataset: Dataset) -> Path:

@@ -19,6 +19,7 @@ import structlog
 from grit_core.events import (
     AdapterSaved,
     CheckpointSaved,
+    Compacted,
     StepCompleted,
     TrainingFailed,
     TrainingFinished,
@@ -29,8 +30,9 @@ from grit_core.events import (
 from store import attempts, events
 from store.database import run_in_transaction
 from store.errors import LeaseLost, StoreError
+from store.models import JobKind
 from worker import failures
-from worker.child import Exited
+from worker.child import Beat, Exited
 from worker.ending import Ending
 from worker.heartbeat import Heartbeat
 from worker.inputs import fetch_inputs
@@ -53,6 +55,8 @@ _TICK_SECONDS = 0.1
 _FLUSH_SECONDS = 30.0
 _QUIET_EVENTS = (CheckpointSaved, TrainingFailed)
 """Told by other means: by the checkpoint's pointer, by the job's failure."""
+_WORKING = {JobKind.TRAINING: "training", JobKind.COMPRESSION: "compressing"}
+"""The phase of a job whose process is at it."""
 _log = structlog.get_logger(__name__)
 
 
@@ -151,10 +155,10 @@ class Runner:
                 self._report(warning)
             if self._decide() is Verdict.NONE:
                 self._reporter.phase("loading")
-                self._child.begin(inputs.job, resume_from=inputs.resume_from)
+                self._child.begin(inputs.order)
         except (StoreError, OSError) as error:
             _log.warning("inputs_unavailable", exc_info=True)
-            self._failure = failures.storage_failed("dataset", error)
+            self._failure = failures.storage_failed("job's inputs", error)
             return False
         except Exception as error:  # noqa: BLE001 - an old row that this version cannot read, for one
             _log.exception("inputs_unusable")
@@ -175,7 +179,10 @@ class Runner:
             if isinstance(message, Exited):
                 self._explain(message, killed_for_memory=failures.oom_kills() > oom_kills)
                 return
-            self._take(message)
+            if isinstance(message, Beat):
+                self._progress_at = time.monotonic()
+            else:
+                self._take(message)
             self._enforce()
 
     def _take(self, event: TrainingEvent) -> None:
@@ -183,11 +190,13 @@ class Runner:
         self._report(event)
         match event:
             case TrainingStarted():
-                self._reporter.phase("training")
+                self._reporter.phase(_WORKING[JobKind(self._claim.job.kind)])
             case StepCompleted():
                 self._after_step(event)
             case CheckpointSaved():
                 self._submit_checkpoint(event)
+            case Compacted():
+                self._reporter.phase("saving")
             case AdapterSaved():
                 self._adapter = event
             case TrainingFinished():
