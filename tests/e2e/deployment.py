@@ -13,6 +13,9 @@ from typing import Any
 
 import psutil
 
+from api.compression import consider_compression
+from api.schemas.adapters import AdapterCompress
+from api.services import open_services
 from grit_core.config.model_configs import (
     LayerSelectionStrategy,
     ModalityConfig,
@@ -22,13 +25,13 @@ from grit_core.config.model_configs import (
 from grit_core.config.training import TrainingConfig
 from grit_core.models.inventory import ModelInventory, build_inventory
 from grit_core.plan import plan_adaptation, resolve_training
-from store import attempts, base_models, datasets, events, jobs
+from store import adapters, attempts, base_models, datasets, events, jobs
 from store.database import create_engine_from, run_in_transaction, transaction
 from store.ids import new_id
 from store.lifecycle import ENDED, OPEN
 from store.manifests import file_sha256
 from store.migrate import upgrade
-from store.models import DatasetStatus, Event, Job, JobStatus, Team
+from store.models import Adapter, DatasetStatus, Event, Job, JobStatus, Team
 from store.objects import Objects
 from store.queue import Doorbell
 from store.settings import Settings
@@ -143,24 +146,27 @@ class Deployment:
     def prepare(self, *, model: Path, rows: Path) -> None:
         """Register the model and upload the rows, as the API and its workers would."""
         self.num_rows = len(rows.read_text().splitlines())
+        with transaction(self.engine) as session:
+            session.add(Team(name=TEAM))
+        self.dataset_id = self.upload(rows)
+        self.model, self.rows = model, rows
+        self.register(MODEL, model)
+
+    def upload(self, rows: Path) -> str:
+        """Store rows as a dataset, and return its id."""
         sha256 = file_sha256(rows)
         key = f"datasets/{sha256}.jsonl"
         self.objects.put_file(key, rows)
         with transaction(self.engine) as session:
-            session.add(Team(name=TEAM))
-            session.flush()
-            self.dataset_id = datasets.create_dataset(
+            return datasets.create_dataset(
                 session,
                 team=TEAM,
                 status=DatasetStatus.READY,
                 object_key=key,
                 sha256=sha256,
                 size_bytes=rows.stat().st_size,
-                num_rows=self.num_rows,
+                num_rows=len(rows.read_text().splitlines()),
             ).id
-
-        self.model, self.rows = model, rows
-        self.register(MODEL, model)
 
     def register(self, name: str, folder: Path) -> None:
         """Register a model; all of them have the same layers."""
@@ -201,6 +207,7 @@ class Deployment:
         model: str = MODEL,
         ring: bool = True,
         max_attempts: int = 3,
+        retention_dataset_id: str | None = None,
         plan_changes: Mapping[str, Any] | None = None,
         **training: Any,
     ) -> str:
@@ -219,6 +226,7 @@ class Deployment:
         spec = jobs.NewJob(
             model=model,
             dataset_id=self.dataset_id,
+            retention_dataset_id=retention_dataset_id,
             request={"model": model, "eval_fraction": 0.0},
             config=config_to_dict(config),
             training=dataclasses.asdict(resolved),
@@ -228,6 +236,16 @@ class Deployment:
             queue="cpu",
             max_attempts=max_attempts,
         )
+        return self._create(spec, ring=ring)
+
+    def compress(self, adapter_id: str, *, ring: bool = True, **fields: Any) -> str:
+        """Create a compression as the API would and ring; returns its id."""
+        services = open_services(self.settings)
+        spec = consider_compression(services, TEAM, adapter_id, AdapterCompress(**fields))
+        services.engine.dispose()
+        return self._create(spec, ring=ring)
+
+    def _create(self, spec: jobs.NewJob, *, ring: bool) -> str:
         job, _ = run_in_transaction(
             self.engine, lambda session: jobs.create_job(session, team=TEAM, spec=spec)
         )
@@ -280,6 +298,11 @@ class Deployment:
     def metric_steps(self, job_id: str) -> list[int]:
         with transaction(self.engine, read_only=True) as session:
             return [row.step for row in events.read_metrics(session, job_id)]
+
+    def adapters(self) -> list[Adapter]:
+        """Every adapter, the newest first."""
+        with transaction(self.engine, read_only=True) as session:
+            return adapters.list_adapters(session, team=TEAM, limit=100).rows
 
     # --- waiting
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.child import LOG_NAME, Child, Exited
+from grit_core.events import Evaluated
+from worker.child import LOG_NAME, Beat, Child, Exited
 
 SPAWN = """
 import sys, time
@@ -76,6 +77,15 @@ def test_a_process_that_does_not_read_its_order_does_not_hold_up_the_worker(tmp_
     assert time.monotonic() - started < 0.5
     child.dismiss()
     assert gone(child.pid, within_seconds=5)
+
+
+def test_a_beat_tells_that_the_process_works_and_is_no_event(tmp_path: Path) -> None:
+    child = Child(tmp_path / "a")
+    child._take('{"beat": true}\n')
+    child._take('{"type": "evaluated", "step": 3, "eval_loss": 0.5}\n')
+    child.dismiss()
+    assert child.inbox.get(timeout=5) == Beat()
+    assert child.inbox.get(timeout=5) == Evaluated(step=3, eval_loss=0.5)
 
 
 def test_a_killed_child_is_told_with_its_signal(tmp_path: Path) -> None:
