@@ -17,7 +17,9 @@ import torch
 import transformers
 from torch import nn
 
+from api.schemas.adapters import AdapterCompress
 from grit_core import GRITLoRAConfig, get_model_config
+from grit_core.compression_job import COMPRESSION_CHECKS
 from grit_core.config import (
     LayerSelectionStrategy,
     Modality,
@@ -192,6 +194,15 @@ def test_a_table_of_fields_states_every_default_and_bound(
             assert words.startswith(check.expected), name
         elif isinstance(check, Choice):
             assert words.startswith(", ".join(check.values)), name
+
+
+def test_the_table_of_a_compression_states_every_default_and_bound() -> None:
+    stated = {row[0].strip("`"): row[1:] for row in rows_under("### Compress a finished adapter")}
+    assert list(stated) == list(AdapterCompress.model_fields)
+    for name, (default, words) in stated.items():
+        assert json.loads(default.strip("`")) == AdapterCompress.model_fields[name].default, name
+        if name in COMPRESSION_CHECKS:
+            assert words.startswith(COMPRESSION_CHECKS[name].expected), name
 
 
 def summary(part: dict[str, Any] | None) -> str:
