@@ -7,6 +7,7 @@ equal bytes.
 
 import hashlib
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from grit_core.checkpoints import canonical_json, replace_folder, sync_folder, write_durably
+from grit_core.compaction import Compaction
 from grit_core.errors import AdapterInvalid
 from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import known_warnings_ignored, load_base_model
+from grit_core.models.vlm_adapter import ADAPTER, layer_pattern, lora_layers, spared_modules
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -59,26 +62,71 @@ def probe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Probe:
     return Probe(inputs=inputs, logits=logits.float().cpu())
 
 
-def write_adapter(folder: Path, model: PeftModel, *, base_model_name: str) -> str:
+def write_adapter(
+    folder: Path, model: PeftModel, *, base_model_name: str, compaction: Compaction | None = None
+) -> str:
     """Write the files that PEFT reads.
 
     Args:
         folder: Made anew; must not exist.
         model: Its `default` adapter is written.
         base_model_name: Recorded as `base_model_name_or_path`.
+        compaction: What was cut from this very model; only what is left is written.
 
     Returns:
         The SHA-256 of `adapter_model.safetensors`.
     """
     folder.mkdir(parents=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    config = model.peft_config[ADAPTER].to_dict()
+    if compaction is not None:
+        state = _kept_tensors(state, compaction)
+        config |= _kept_config(model, compaction)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
     weights = tensors_to_bytes(tensors, metadata={"format": "pt"})
-    config = _sorted_sets(model.peft_config["default"].to_dict())
+    config = _sorted_sets(config)
     config |= {"base_model_name_or_path": base_model_name, "inference_mode": True}
     write_durably(folder / WEIGHTS, weights)
     write_durably(folder / CONFIG, canonical_json(config))
     return hashlib.sha256(weights).hexdigest()
+
+
+def _kept_tensors(state: Mapping[str, Tensor], compaction: Compaction) -> dict[str, Tensor]:
+    """The rows of A and columns of B that are left; nothing of a layer of which nothing is."""
+    tensors = {}
+    for layer, kept in compaction.kept.items():
+        if kept:
+            name = f"base_model.model.{layer}"
+            tensors[f"{name}.lora_A.weight"] = state[f"{name}.lora_A.weight"][list(kept)]
+            tensors[f"{name}.lora_B.weight"] = state[f"{name}.lora_B.weight"][:, list(kept)]
+    return tensors
+
+
+def _kept_config(model: PeftModel, compaction: Compaction) -> dict[str, Any]:
+    """PEFT's settings of a compacted adapter: ranks of their own, and everywhere the scale 1.
+
+    `r` is the largest rank and alpha equals the rank, so that readers that know one scale for all
+    layers (`lora_alpha / r`) are right as well.
+    """
+    ranks = {name: rank for name, rank in compaction.ranks.items() if rank}
+    largest = max(ranks.values())
+    pattern = layer_pattern(ranks, common=largest)
+    # What PEFT put inside a wrapped layer is no module of the base model.
+    inside = tuple(f"{name}." for name in lora_layers(model))
+    modules = [n for n, _ in model.get_base_model().named_modules() if not n.startswith(inside)]
+    spared = "|".join(re.escape(name) for name in sorted(spared_modules(list(ranks), modules)))
+    return {
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": sorted(ranks),
+        "exclude_modules": spared or None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "use_rslora": False,
+        "init_lora_weights": True,
+    }
 
 
 def verify_adapter(
@@ -147,7 +195,8 @@ def versions() -> dict[str, str]:
 def model_card(manifest: Mapping[str, Any]) -> str:
     """Write a short card from a manifest: what this is, and how to load it."""
     base, metrics = manifest["base_model"]["name"], manifest["metrics"]
-    eval_loss = metrics["eval_loss"]
+    eval_loss, compaction = metrics["eval_loss"], manifest.get("compaction")
+    cut = "" if compaction is None else _cut_rows(compaction)
     evaluated = "not evaluated" if eval_loss is None else f"{eval_loss:.4f}"
     auto = manifest["base_model"]["auto_class"]
     return f"""---
@@ -162,7 +211,7 @@ A LoRA adapter of `{base}`, trained with the {manifest["training"]["optimizer"]}
 |---|---|
 | adapted layers | {len(manifest["plan"]["layers"])} |
 | trainable parameters | {manifest["trainable_parameters"]:,} |
-| optimizer steps | {metrics["steps"]} |
+{cut}| optimizer steps | {metrics["steps"]} |
 | last training loss | {metrics["train_loss"]:.4f} |
 | evaluation loss | {evaluated} |
 
@@ -175,6 +224,15 @@ model = PeftModel.from_pretrained(base, "path/of/this/folder")
 ```
 
 `grit.json` holds the plan, the configuration and the hashes that reproduce it.
+"""
+
+
+def _cut_rows(compaction: Mapping[str, Any]) -> str:
+    """The card's rows about a compaction."""
+    left = sum(1 for rank in compaction["ranks"].values() if rank)
+    return f"""| layers with a direction left | {left} |
+| parameters before compaction | {compaction["parameters_before"]:,} |
+| divergence from the whole adapter | {compaction["measured_kl"]:.2e} nats for a label token |
 """
 
 

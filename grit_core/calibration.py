@@ -22,7 +22,7 @@ Shape suffixes: N label tokens, V vocabulary, R rank, L layers, P draws, B batch
 all layers, in the order of `layers`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
@@ -31,11 +31,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from grit_core.curvature.capture import CurvatureCapture, LayerSums
-from grit_core.data import IGNORED, Batch
+from grit_core.data import IGNORED, Batch, StepRows
 from grit_core.errors import GritError
 from grit_core.loss import predictions, to_device
 from grit_core.models.pretrained import DTYPES
 from grit_core.models.vlm_adapter import ADAPTER, lora_layers
+
+BATCH_ROWS: Final = 4
+"""Most rows of a pass. A constant, so that what is cut does not change with a job's batch size."""
 
 SEED: Final = 0
 """Of the signs, which come from a generator of their own: no draw of the caller's is touched."""
@@ -49,6 +52,21 @@ COMPARED_TOKENS: Final = 64
 
 class Interrupted(GritError):
     """The caller asked to stop."""
+
+
+class ChosenRows:
+    """Rows of a dataset in fixed batches, encoded anew for every pass: images may be large."""
+
+    def __init__(
+        self, indices: Sequence[int], rows_of: Callable[[Sequence[int]], StepRows], *, size: int
+    ) -> None:
+        """Read `indices` by `rows_of`, `size` rows at a time."""
+        self._indices, self._rows_of, self._size = indices, rows_of, size
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches; rows that are too long are left out, where that is allowed."""
+        for start in range(0, len(self._indices), self._size):
+            yield from self._rows_of(self._indices[start : start + self._size]).batches
 
 
 class Calibration:
@@ -74,7 +92,8 @@ class Calibration:
         self.model = model
         self.layers = lora_layers(model)
         self.device = next(model.parameters()).device
-        self.num_label_tokens = sum(int((b.labels[:, 1:] != IGNORED).sum()) for b in batches)
+        counts = [int((batch.labels[:, 1:] != IGNORED).sum()) for batch in batches]
+        self.num_batches, self.num_label_tokens = len(counts), sum(counts)
         self._batches = batches
         self._precision = precision
         self._should_stop = should_stop

@@ -14,9 +14,10 @@ Shape suffixes: R rank, I layer inputs, O layer outputs, L layers of equal rank,
 D directions of all layers, K the cuts from smallest to largest.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -31,8 +32,11 @@ from grit_core.models.vlm_adapter import ADAPTER
 DAMPING: Final = 1e-4
 """Of the factors in the gauge, relative to their mean eigenvalue; it moves the function nowhere."""
 
-NUM_DRAWS: Final = 4
-"""Draws of the gates' gradients for every batch: half for the costs, half for the prediction."""
+NUM_DRAWS: Final = 256
+"""Draws of the gates' gradients over all batches: half for the costs, half for the prediction."""
+
+MAX_DRAWS_PER_BATCH: Final = 32
+"""More draws of the same few rows would say no more of other rows."""
 
 CAUTION: Final = 0.9
 """Where a cut measures above the limit, the next is aimed at this share of it."""
@@ -48,7 +52,6 @@ class Compaction:
     kept: Mapping[str, tuple[int, ...]]
     """By layer: the directions that stay, as positions in the layer's matrices."""
 
-    ranks_before: Mapping[str, int]
     parameters_before: int
     parameters_after: int
     predicted_kl: float
@@ -56,22 +59,13 @@ class Compaction:
     max_kl: float
     refused: tuple[str, ...]
     """Layers kept whole because their factors give no sound gauge."""
+    moved: bool
+    """False for an adapter that changes nothing, all of whose layers are zero."""
 
     @property
     def ranks(self) -> dict[str, int]:
         """What is left of each layer."""
         return {name: len(kept) for name, kept in self.kept.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values, such as the manifest and the events hold."""
-        return {
-            "ranks": self.ranks,
-            "parameters_before": self.parameters_before,
-            "parameters_after": self.parameters_after,
-            "predicted_kl": self.predicted_kl,
-            "measured_kl": self.measured_kl,
-            "max_kl": self.max_kl,
-        }
 
 
 def compact(calibration: Calibration, *, max_kl: float) -> Compaction:
@@ -122,13 +116,13 @@ def compact(calibration: Calibration, *, max_kl: float) -> Compaction:
     sizes = {name: A_RI.shape[1] + B_OR.shape[0] for name, (A_RI, B_OR) in whole.items()}
     return Compaction(
         kept=kept,
-        ranks_before={name: _rank(layer) for name, layer in layers.items()},
         parameters_before=sum(_rank(layer) * sizes[name] for name, layer in layers.items()),
         parameters_after=sum(len(kept[name]) * sizes[name] for name in layers),
         predicted_kl=float(predicted_K[num_cut]),
         measured_kl=measured,
         max_kl=max_kl,
         refused=tuple(name for name in layers if name not in sound | idle),
+        moved=len(idle) < len(layers),
     )
 
 
@@ -187,7 +181,8 @@ def predicted_divergences(changes_PBD: Tensor, *, num_label_tokens: int) -> Tens
 
 def _weigh(calibration: Calibration) -> tuple[Tensor, Tensor]:
     """Each direction's own cost [D], and the draws that are left for the prediction [P, B, D]."""
-    gradients_PBD = calibration.gate_gradients(num_draws=NUM_DRAWS)
+    num_draws = math.ceil(NUM_DRAWS / max(1, calibration.num_batches) / 2) * 2
+    gradients_PBD = calibration.gate_gradients(num_draws=min(num_draws, MAX_DRAWS_PER_BATCH))
     first_PBD, second_PBD = gradients_PBD.chunk(2)
     num_label_tokens = max(1, calibration.num_label_tokens)
     costs_D = first_PBD.square().sum(1).mean(0) / (2 * num_label_tokens)

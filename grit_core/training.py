@@ -101,7 +101,7 @@ def _optimize(run: TrainingRun, should_stop: Callable[[], bool]) -> Iterator[Tra
         yield _evaluate(run)
     _refuse_difference(run, what="the adapter they trained")
     yield from _save(run)
-    yield from export(run)
+    yield from export(run, should_stop)
 
 
 def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:

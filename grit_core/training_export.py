@@ -1,8 +1,13 @@
 """The end of a run: write the adapter, prove it with plain PEFT, then give the folder its name."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Final
 
+import torch
+
+from grit_core import compaction_report
 from grit_core.artifacts import (
     Probe,
     finish_adapter,
@@ -13,24 +18,59 @@ from grit_core.artifacts import (
     versions,
     write_adapter,
 )
+from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows, Interrupted
+from grit_core.compaction import Compaction, compact
 from grit_core.config.model_configs import config_to_dict
 from grit_core.data import collate
-from grit_core.evaluation import retention_after
-from grit_core.events import AdapterSaved, TrainingEvent, TrainingFinished
+from grit_core.evaluation import evaluate, retention_after
+from grit_core.events import (
+    AdapterSaved,
+    Compacted,
+    TrainingEvent,
+    TrainingFinished,
+    TrainingStopped,
+)
 from grit_core.loss import to_device
 from grit_core.training_run import TrainingRun
 
+CALIBRATION_ROWS: Final = 128
+"""Training rows that the adapter's directions are weighed on."""
 
-def export(run: TrainingRun) -> Iterator[TrainingEvent]:
-    """Write `work_dir/adapter/`; the run's model is released on the way and cannot train on."""
+
+def export(
+    run: TrainingRun, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[TrainingEvent]:
+    """Write `work_dir/adapter/`; the run's model is released on the way and cannot train on.
+
+    Args:
+        run: At its end, its checkpoint saved; every process has to call this.
+        should_stop: Asked while the adapter is compacted, which can take as long as some dozens of
+            steps.
+    """
+    compaction, compacted = None, None
+    if run.job.training.compaction_max_kl is not None:
+        try:
+            compaction = _compact(run, should_stop, max_kl=run.job.training.compaction_max_kl)
+        except Interrupted as asked:
+            yield TrainingStopped(step=run.progress.step, reason=str(asked))
+            return
+        compacted = _evaluated(run, compaction)
+        yield compacted
+        yield from compaction_report.warnings_of(compaction, compacted)
     yield from retention_after(run)
     if not run.processes.leads:
         return
     unfinished = run.job.work_dir / ".adapter.new"
     remove_folder(unfinished)
-    trainable_parameters = sum(parameter.numel() for parameter in run.parameters.values())
+    trainable_parameters = (
+        sum(parameter.numel() for parameter in run.parameters.values())
+        if compaction is None
+        else compaction.parameters_after
+    )
     expected = _probe(run)
-    sha256 = write_adapter(unfinished, run.model, base_model_name=run.job.base_model_name)
+    sha256 = write_adapter(
+        unfinished, run.model, base_model_name=run.job.base_model_name, compaction=compaction
+    )
     run.release_model()
     difference = verify_adapter(
         unfinished,
@@ -44,6 +84,9 @@ def export(run: TrainingRun) -> Iterator[TrainingEvent]:
         "max_logit_difference": difference,
         "trainable_parameters": trainable_parameters,
     }
+    result = None if compacted is None else compaction_report.result_of(compacted)
+    if result is not None:
+        manifest["compaction"] = result
     final = run.job.work_dir / "adapter"
     finish_adapter(unfinished, final, manifest=manifest, card=model_card(manifest))
     yield AdapterSaved(
@@ -59,6 +102,49 @@ def export(run: TrainingRun) -> Iterator[TrainingEvent]:
         eval_loss=progress.eval_loss,
         retention_loss_before=progress.retention_loss_before,
         retention_loss_after=progress.retention_loss_after,
+        compaction=result,
+    )
+
+
+def _compact(run: TrainingRun, should_stop: Callable[[], bool], *, max_kl: float) -> Compaction:
+    """Cut the run's adapter, weighed on the first rows that training saw.
+
+    All processes do the same on the same rows, and none asks the others whether to stop: what
+    they measure may differ in the last bit, and with it the number of their passes. Then all of
+    them take the adapter of the first.
+    """
+    # The rows of all processes, and the same in each.
+    sampler = replace(run.sampler, rank=0, num_processes=1)
+    epoch = (row for step in range(sampler.steps_per_epoch) for row in sampler.rows_of(step))
+    # What training could not hold without checkpointing, evaluation mode cannot either.
+    memory_is_short = run.job.training.gradient_checkpointing != "off"
+    rows = ChosenRows(
+        list(islice(epoch, CALIBRATION_ROWS)),
+        lambda indices: run.stream.on_the_same_thread(indices, rows=run.train_rows),
+        size=1 if memory_is_short else min(BATCH_ROWS, run.batch_size),
+    )
+    alone = run.processes.count == 1
+    options: dict[str, Any] = {"should_stop": should_stop} if alone else {}
+    calibration = Calibration(run.model, rows, precision=run.job.precision, **options)
+    compaction = compact(calibration, max_kl=max_kl)
+    with torch.no_grad():
+        for parameter in run.parameters.values() if not alone else ():
+            if not run.processes.leads:
+                parameter.zero_()
+            run.processes.add_up(parameter)
+    return compaction
+
+
+def _evaluated(run: TrainingRun, compaction: Compaction) -> Compacted:
+    """Measure the cut adapter on the evaluation rows; its loss becomes the run's."""
+    before = run.progress.eval_loss
+    if run.eval_indices:
+        run.progress.eval_loss = evaluate(run)
+    return compaction_report.compacted(
+        compaction,
+        step=run.progress.step,
+        eval_loss_before=before,
+        eval_loss_after=run.progress.eval_loss,
     )
 
 
