@@ -88,7 +88,7 @@ class GRITOptimizer(torch.optim.Optimizer):
 
         Args:
             layers: Adapters with natural gradient, projection or both; their matrices are float32,
-                which is what PEFT makes of them whatever the base model's type.
+                which is what PEFT makes of them whatever the base model's type, or float64.
             plain: Parameters stepped by torch's AdamW.
             fisher: Damping, decay and frequency of the factors.
             projection: Budget and frequency of the reprojections, for layers that ask for it.
@@ -100,12 +100,13 @@ class GRITOptimizer(torch.optim.Optimizer):
             weight_decay: Decoupled, as in AdamW.
 
         Raises:
-            ValueError: A layer is not float32, there is no such rule, or a budget that moves has
-                no number of steps to move over.
+            ValueError: A layer is in half precision, there is no such rule, or a budget that moves
+                has no number of steps to move over.
         """
         chosen, self._plain = list(layers), list(plain)
         for layer in chosen:
-            if {layer.lora_A.dtype, layer.lora_B.dtype} != {torch.float32}:
+            types = {layer.lora_A.dtype, layer.lora_B.dtype}
+            if types not in ({torch.float32}, {torch.float64}):
                 raise ValueError(
                     f"The adapter of {layer.name} is {layer.lora_A.dtype} and {layer.lora_B.dtype};"
                     " keep adapters in float32 and let autocast choose the type of computation."

@@ -6,9 +6,13 @@ run in float64 on the CPU, where they are deterministic and exist for every devi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
+
+MIN_DAMPING: Final = 1e-12
+"""Relative; well above float64's rounding of a factor."""
 
 
 @dataclass
@@ -20,15 +24,22 @@ class RunningFactor:
     """
 
     sum_LRR: Tensor
-    """Weighted sum, float32."""
+    """Weighted sum, in the adapter's type (float32 but in proofs)."""
     weight_L: Tensor
     """Sum of the weights; 0 for a layer that was never observed. float64 on the CPU."""
 
     @classmethod
-    def empty(cls, num_layers: int, rank: int, device: torch.device) -> "RunningFactor":
+    def empty(
+        cls,
+        num_layers: int,
+        rank: int,
+        device: torch.device,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> "RunningFactor":
         """A factor that has seen nothing."""
         return cls(
-            sum_LRR=torch.zeros(num_layers, rank, rank, device=device),
+            sum_LRR=torch.zeros(num_layers, rank, rank, device=device, dtype=dtype),
             weight_L=torch.zeros(num_layers, dtype=torch.float64),
         )
 
@@ -41,7 +52,7 @@ class RunningFactor:
             decay: Share of the old average that stays.
         """
         seen_L11 = seen_L.to(self.sum_LRR.device)[:, None, None]
-        moved_LRR = self.sum_LRR * decay + new_LRR * (1 - decay)
+        moved_LRR = self.sum_LRR * decay + new_LRR.to(self.sum_LRR) * (1 - decay)
         self.sum_LRR = torch.where(seen_L11, moved_LRR, self.sum_LRR)
         self.weight_L = torch.where(seen_L, self.weight_L * decay + (1 - decay), self.weight_L)
 
@@ -79,13 +90,17 @@ def approximate(factor_LRR: Tensor, block_sizes: Sequence[int]) -> Tensor:
     return factor_LRR * (block_LR[:, :, None] == block_LR[:, None, :])
 
 
-def damped(factor_LRR: Tensor, damping: float) -> Tensor:
-    """Add damping x trace / R to the diagonal: relative, so that scale does not matter."""
-    rank = factor_LRR.shape[-1]
-    mean_L = factor_LRR.diagonal(dim1=-2, dim2=-1).mean(-1)
-    # A factor that is exactly zero would stay singular; any positive floor makes it regular.
-    ridge_L = (damping * mean_L).clamp_min(torch.finfo(factor_LRR.dtype).tiny * rank)
-    return factor_LRR + ridge_L[:, None, None] * torch.eye(rank, dtype=factor_LRR.dtype)
+def damped_spectrum(factor_LRR: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Return U and e of the damped factor U diag(e) U', eigenvalues ascending and above zero.
+
+    damping x trace / R is added to every eigenvalue: relative, so that scale does not matter. An
+    eigenvalue below zero is the rounding of a float32 sum and counts as zero; no damping, however
+    small, leaves the factor singular.
+    """
+    e_LR, basis_LRR = torch.linalg.eigh((factor_LRR + factor_LRR.mT) / 2)
+    e_LR = e_LR.clamp_min(0)
+    ridge_L1 = max(damping, MIN_DAMPING) * e_LR.mean(-1, keepdim=True)
+    return basis_LRR, e_LR + ridge_L1
 
 
 def eigenbases(factor_LRR: Tensor) -> Tensor:

@@ -23,13 +23,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from grit_core.curvature.factors import damped_spectrum
+
 PASSES: Final = 3
 """Damping is relative to a factor's mean eigenvalue, which says little in coordinates where the
 factor is badly conditioned. Each pass damps in the coordinates that the one before it has found, so
 that T and S are those of the product BA and not of the split that came in."""
-
-MIN_DAMPING: Final = 1e-12
-"""Well above float64's rounding of a factor."""
 
 MAX_CONDITION: Final = 1e4
 """Of T; a gauge that is worse would cost the float32 adapter its digits and is refused."""
@@ -71,7 +70,8 @@ def canonical_gauge(Z_LRR: Tensor, H_LRR: Tensor, *, damping: float) -> Gauge:
     Args:
         Z_LRR: E[z z'], symmetric and positive semidefinite.
         H_LRR: E[h h'], the same.
-        damping: Relative to each factor's mean eigenvalue; at least 1e-12 is used.
+        damping: Relative to each factor's mean eigenvalue; at least `MIN_DAMPING` is
+            used.
     """
     scale_Z_L, scale_H_L = (_scale(factor_LRR) for factor_LRR in (Z_LRR, H_LRR))
     usable_L = (scale_Z_L > 0) & (scale_H_L > 0)
@@ -83,7 +83,7 @@ def canonical_gauge(Z_LRR: Tensor, H_LRR: Tensor, *, damping: float) -> Gauge:
     identity_RR = torch.eye(Z_LRR.shape[-1], dtype=torch.float64)
     T_LRR, inverse_LRR = identity_RR * balance_L11, identity_RR / balance_L11
     for _ in range(PASSES):
-        step_LRR, back_LRR, S_LR = _balanced(Z_LRR, H_LRR, max(damping, MIN_DAMPING))
+        step_LRR, back_LRR, S_LR = _balanced(Z_LRR, H_LRR, damping)
         T_LRR, inverse_LRR = T_LRR @ step_LRR, back_LRR @ inverse_LRR
         Z_LRR, H_LRR = back_LRR @ Z_LRR @ back_LRR.mT, step_LRR.mT @ H_LRR @ step_LRR
     sound_L = usable_L & _well_conditioned(T_LRR)
@@ -139,8 +139,9 @@ def _normal(factor_LRR: Tensor, scale_L: Tensor, usable_L: Tensor) -> Tensor:
 
 def _balanced(Z_LRR: Tensor, H_LRR: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
     """T, T^-1 and S of two factors, damped in the coordinates in which they are given."""
-    basis_Z_LRR, root_Z_LR = _root(Z_LRR, damping)
-    basis_H_LRR, root_H_LR = _root(H_LRR, damping)
+    basis_Z_LRR, e_Z_LR = damped_spectrum(Z_LRR, damping)
+    basis_H_LRR, e_H_LR = damped_spectrum(H_LRR, damping)
+    root_Z_LR, root_H_LR = e_Z_LR.sqrt(), e_H_LR.sqrt()
     overlap_LRR = basis_H_LRR.mT @ basis_Z_LRR
     U_LRR, S_LR, _ = torch.linalg.svd(
         root_H_LR[:, :, None] * overlap_LRR * root_Z_LR[:, None, :], full_matrices=False
@@ -149,13 +150,6 @@ def _balanced(Z_LRR: Tensor, H_LRR: Tensor, damping: float) -> tuple[Tensor, Ten
     T_LRR = basis_H_LRR @ (U_LRR / root_H_LR[:, :, None]) * scale_L1R
     inverse_LRR = (basis_H_LRR @ (U_LRR * root_H_LR[:, :, None]) / scale_L1R).mT
     return T_LRR, inverse_LRR, S_LR
-
-
-def _root(factor_LRR: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """V and e^1/2 of the damped factor V diag(e) V', eigenvalues below zero being rounding."""
-    e_LR, basis_LRR = torch.linalg.eigh((factor_LRR + factor_LRR.mT) / 2)
-    e_LR = e_LR.clamp_min(0)
-    return basis_LRR, (e_LR + damping * e_LR.mean(-1, keepdim=True)).sqrt()
 
 
 def _well_conditioned(T_LRR: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from grit_core.curvature.capture import LayerSums
 from grit_core.curvature.factors import (
     RunningFactor,
     approximate,
-    damped,
+    damped_spectrum,
     effective_rank,
     eigenbases,
 )
@@ -87,14 +87,15 @@ class RankGroup:
     def __init__(self, layers: Sequence[AdaptedLayer]) -> None:
         self.layers = tuple(layers)
         self.rank = layers[0].lora_A.shape[0]
-        device = layers[0].lora_A.device
-        self.Z = RunningFactor.empty(len(layers), self.rank, device)
-        self.H = RunningFactor.empty(len(layers), self.rank, device)
+        device, dtype = layers[0].lora_A.device, layers[0].lora_A.dtype
+        self.Z = RunningFactor.empty(len(layers), self.rank, device, dtype=dtype)
+        self.H = RunningFactor.empty(len(layers), self.rank, device, dtype=dtype)
         self.positions_per_token_L = torch.ones(len(layers), dtype=torch.float64)
         """Counted positions by label tokens, in the last observation."""
         self.active_LR = torch.ones(len(layers), self.rank, dtype=torch.bool, device=device)
         """Which directions move; the others are frozen by the projection budget."""
-        self.basis_Z_LRR = torch.eye(self.rank, device=device).repeat(len(layers), 1, 1)
+        axes_RR = torch.eye(self.rank, device=device, dtype=dtype)
+        self.basis_Z_LRR = axes_RR.repeat(len(layers), 1, 1)
         self.basis_H_LRR = self.basis_Z_LRR.clone()
         self._block_sizes = [layer.block_size for layer in layers]
 
@@ -152,16 +153,15 @@ class RankGroup:
         live_L11 = (mean_L > 0)[:, None, None]
         axes_RR = torch.eye(self.rank, dtype=approximated_LRR.dtype)
         normal_LRR = approximated_LRR / mean_L.clamp_min(1e-300)[:, None, None]
-        inverse_LRR: Tensor = torch.linalg.inv(
-            torch.where(live_L11, damped(normal_LRR, damping), axes_RR)
-        )
-        return inverse_LRR.float().to(factor.sum_LRR.device)
+        basis_LRR, e_LR = damped_spectrum(torch.where(live_L11, normal_LRR, axes_RR), damping)
+        inverse_LRR = basis_LRR / e_LR[:, None, :] @ basis_LRR.mT
+        return _stored(inverse_LRR, factor)
 
     def absolute_inverse(self, factor: RunningFactor, *, damping: float) -> Tensor:
         """Return (factor + damping I)^-1, as the code released with the GRIT paper takes it."""
         axes_RR = torch.eye(self.rank, dtype=torch.float64)
         inverse_LRR: Tensor = torch.linalg.inv(factor.corrected_LRR() + damping * axes_RR)
-        return inverse_LRR.float().to(factor.sum_LRR.device)
+        return _stored(inverse_LRR, factor)
 
     def gauge(self, chosen_L: Tensor, *, damping: float) -> Gauge:
         """Return the canonical gauge of the chosen layers and the identity for the others."""
@@ -244,19 +244,30 @@ class RankGroup:
         self.basis_H_LRR = saved["basis_H"].to(self.basis_H_LRR).clone()
 
     def _basis(self, factor: RunningFactor) -> Tensor:
-        basis_LRR = eigenbases(self.approximated(factor))
+        factor_LRR = self.approximated(factor)
+        # Frozen directions come after all others: where eigenvalues coincide, as those of a
+        # singular factor do at zero, a vector could otherwise be half active and half frozen.
+        trace_L1 = factor_LRR.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        frozen_LR = ~self.active_LR.cpu()
+        basis_LRR = eigenbases(factor_LRR + torch.diag_embed(frozen_LR * 2 * trace_L1))
         # A diagonal factor's eigenvectors are the axes; sorted by eigenvalue they only permute.
         diagonal_L = torch.tensor([size == 1 for size in self._block_sizes])
         fixed_L11 = (diagonal_L | ~factor.observed_L)[:, None, None]
         axes_RR = torch.eye(self.rank, dtype=basis_LRR.dtype)
-        return torch.where(fixed_L11, axes_RR, basis_LRR).float().to(factor.sum_LRR.device)
+        return _stored(torch.where(fixed_L11, axes_RR, basis_LRR), factor)
+
+
+def _stored(value_LRR: Tensor, factor: RunningFactor) -> Tensor:
+    """A float64 matrix in the type and on the device of the adapters."""
+    # First the type, then the device: MPS has no float64.
+    return value_LRR.to(factor.sum_LRR.dtype).to(factor.sum_LRR.device)
 
 
 def group_by_rank(layers: Sequence[AdaptedLayer]) -> list[RankGroup]:
     """Group layers by rank, in the order in which the ranks first come up."""
-    ranks: dict[int, list[AdaptedLayer]] = {}
+    ranks: dict[tuple[int, torch.dtype], list[AdaptedLayer]] = {}
     for layer in layers:
-        ranks.setdefault(layer.lora_A.shape[0], []).append(layer)
+        ranks.setdefault((layer.lora_A.shape[0], layer.lora_A.dtype), []).append(layer)
     return [RankGroup(members) for members in ranks.values()]
 
 

@@ -38,9 +38,7 @@ class SideStack:
         layers = [group.layers[index] for index in members]
         self.parameters: list[nn.Parameter] = [getattr(layer, side) for layer in layers]
         first = self.parameters[0]
-        self.m_LMN = torch.zeros(
-            len(layers), *first.shape, dtype=torch.float32, device=first.device
-        )
+        self.m_LMN = torch.zeros(len(layers), *first.shape, dtype=first.dtype, device=first.device)
         """First moments, in the original coordinates."""
         self.v_LMN = torch.zeros_like(self.m_LMN)
         """Second moments, in the coordinates of `basis_LRR` where the rule has a basis."""
@@ -136,6 +134,9 @@ class SideStack:
         m_LMN, v_LMN = self.m_LMN[pick], self.v_LMN[pick]
         frozen = self._frozen(pick)
         gradient_LMN = torch.stack([p.grad for p in parameters if p.grad is not None])
+        if frozen is not None:
+            # What does not move must not lend its length, nor a mixing inverse, to what does.
+            gradient_LMN = gradient_LMN.masked_fill(frozen[0], 0.0)
         gradient_LMN = self._preconditioned(gradient_LMN, pick)
         turned_LMN = self._turn(gradient_LMN, pick)
         if frozen is None:
@@ -183,7 +184,8 @@ class SideStack:
         turned_LR = active_LR
         if self.basis_LRR is not None:
             # No basis mixes active and frozen directions, so that each vector is one or the other.
-            share_LR = self.basis_LRR[pick].square().mT @ active_LR.float()[:, :, None]
+            basis_LRR = self.basis_LRR[pick]
+            share_LR = basis_LRR.square().mT @ active_LR.to(basis_LRR)[:, :, None]
             turned_LR = share_LR.squeeze(-1) > 0.5
         first, second = ((~a_LR)[:, :, None] for a_LR in (active_LR, turned_LR))
         return self._rank_first(first), self._rank_first(second)
@@ -209,7 +211,8 @@ class SideStack:
         corrections = [1 - beta ** self.steps[i] for i in chosen]
         if len(set(corrections)) == 1:
             return corrections[0]
-        return torch.tensor(corrections, device=self.m_LMN.device)[:, None, None]
+        factors_L = torch.tensor(corrections, dtype=self.m_LMN.dtype, device=self.m_LMN.device)
+        return factors_L[:, None, None]
 
 
 def step_adamw(

@@ -6,7 +6,7 @@ import torch
 from grit_core.curvature.factors import (
     RunningFactor,
     approximate,
-    damped,
+    damped_spectrum,
     effective_rank,
     eigenbases,
 )
@@ -79,7 +79,8 @@ def test_rank_deficient_and_zero_factors_have_bases_and_spectra():
 
 def test_damping_is_relative_to_the_mean_eigenvalue():
     factor = covariance(0)
-    added = damped(factor * 1e6, 0.1) - factor * 1e6
+    basis, e = damped_spectrum(factor * 1e6, 0.1)
+    added = basis * e[:, None, :] @ basis.mT - factor * 1e6
     mean = factor.diagonal(dim1=-2, dim2=-1).mean(-1) * 1e6
     expected = 0.1 * mean[:, None, None] * torch.eye(RANK, dtype=torch.float64)
     torch.testing.assert_close(added, expected, rtol=1e-6, atol=1e-2)
