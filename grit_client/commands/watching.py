@@ -70,7 +70,7 @@ class Bar:
     def show(self, job: "Job") -> None:
         """Show the job's state."""
         progress = job.get("progress") or {}
-        total = progress.get("total_steps")
+        total = progress.get("total_steps") or None  # a compression has no steps: the bar pulses
         self._bar.update(
             self._task,
             description=describe(job),

@@ -95,6 +95,27 @@ def test_what_a_job_forgot_is_in_its_result_and_in_its_events(
     assert trained.result["compaction"] is None
 
 
+def test_a_job_ends_by_cutting_its_adapter_within_its_bound(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    job_id = deployment.submit(max_steps=30, learning_rate=0.01, compaction_max_kl=MAX_KL)
+    job = deployment.wait_ended(job_id)
+    folder = deployment.adapter_folder(job, tmp_path)
+    assert job.result is not None
+    cut = job.result["compaction"]
+    assert cut["predicted_kl"] <= cut["max_kl"] == MAX_KL
+    assert cut["parameters_after"] < cut["parameters_before"] == job.plan["trainable_parameters"]
+    assert job.result["trainable_parameters"] == cut["parameters_after"]
+    weights = load_file(folder / WEIGHTS)
+    assert sum(tensor.numel() for tensor in weights.values()) == cut["parameters_after"]
+    [made] = [adapter for adapter in deployment.adapters() if adapter.job_id == job_id]
+    assert made.details is not None
+    assert made.details["ranks"] == cut["ranks"]
+    assert (made.origin, made.parent_id) == ("job", None)
+    [told] = [event for event in deployment.events(job_id) if event.type == "compacted"]
+    assert told.payload == {"step": 30, **cut}
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
 def test_a_compressed_adapter_is_smaller_and_plain_peft_loads_it(
     deployment: Deployment, trained: Job, model: Path, tmp_path: Path

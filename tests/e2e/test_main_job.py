@@ -66,7 +66,7 @@ def left_over(home):
 def short_job(client, **changes):
     """Six steps of the digits example."""
     spec = json.loads((ROOT / "examples" / "jobs" / "digits.json").read_text())
-    dataset = next(iter(client.list_datasets()))
+    dataset = next(each for each in client.list_datasets() if each["num_rows"] > 1000)
     return spec | {"dataset": dataset["id"], "training": SHORT, "name": "short"} | changes
 
 
@@ -128,6 +128,46 @@ def test_the_answer_of_the_adapter_names_model_usage_and_timing(client):
     assert answer["adapter"] == job["result"]["adapter"]
     assert answer["usage"]["image_tokens"] == 16
     assert 0 < answer["timing"]["total_seconds"] < 30
+
+
+def test_a_compacted_adapter_is_compressed_again_and_still_answers(client):
+    spec = short_job(client)
+    kept = client.upload_dataset(ROOT / "examples" / "digits" / "upright-heldout.jsonl")["id"]
+    training = SHORT | {"max_steps": 30, "batch_size": 16, "compaction_max_kl": 1e-3}
+    spec |= {"retention_dataset": kept, "training": training, "name": "compacted"}
+    job = client.wait_for(client.create_job(spec)["id"], timeout_seconds=120)
+    retention, cut = job["result"]["retention"], job["result"]["compaction"]
+    assert retention["dataset"] == kept
+    assert 0 < retention["loss_before"] < retention["loss_after"]
+    assert cut["parameters_after"] <= cut["parameters_before"]
+    assert cut["predicted_kl"] <= cut["max_kl"] == 1e-3
+    adapter = client.get_adapter(job["result"]["adapter"])
+    assert adapter["trainable_parameters"] == cut["parameters_after"]
+    assert adapter["ranks"] == cut["ranks"]
+    layers = client.layers(job["id"])["layers"]
+    assert {each["name"]: each["compacted_rank"] for each in layers} == cut["ranks"]
+    told = {event["type"] for event in client.events(job["id"])}
+    assert {"retention_evaluated", "compacted"} <= told
+
+    wanted = client.compress_adapter(adapter["id"], max_kl=0.1, num_rows=64, name="smaller")
+    compression = client.wait_for(wanted["id"], timeout_seconds=120)
+    again = compression["result"]["compaction"]
+    smaller = client.get_adapter(compression["result"]["adapter"])
+    assert again["parameters_before"] == cut["parameters_after"]
+    assert smaller["trainable_parameters"] == again["parameters_after"] < cut["parameters_after"]
+    assert (smaller["parent"], smaller["origin"]) == (adapter["id"], "compression")
+    assert again["eval_loss_before"] == pytest.approx(cut["eval_loss_after"], rel=0.2)
+    rows = ROOT / "examples" / "digits" / "rotated-inverted-heldout.jsonl"
+    row = json.loads(rows.read_text().splitlines()[0])
+    url = row["messages"][0]["content"][0]["image_url"]["url"]
+    question = {"images": [url], "max_new_tokens": 4}
+    answer = client.infer("Which digit is this?", adapter=smaller["id"], **question)
+    assert answer["adapter"] == smaller["id"]
+    assert answer["usage"]["completion_tokens"] >= 1
+    assert client.infer("Which digit is this?", job=compression["id"], **question) | {
+        "id": "",
+        "timing": {},
+    } == answer | {"id": "", "timing": {}}
 
 
 def test_the_calls_of_the_readme_work_with_curl_as_they_stand(demo, tmp_path):

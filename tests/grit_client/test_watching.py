@@ -62,6 +62,17 @@ def test_on_a_terminal_a_bar_shows_the_numbers() -> None:
         assert part in out.getvalue()
 
 
+def test_on_a_terminal_a_job_without_steps_shows_what_it_does_and_claims_no_progress() -> None:
+    states = [job("running", phase="compressing"), job("succeeded")]
+    for each in states:
+        each["progress"] = {"step": 0, "total_steps": 0}
+    out = io.StringIO()
+    with Recorded(states) as client:
+        follow(client, "job_1", console=Console(file=out, width=160, force_terminal=True))
+    assert "running (compressing)" in out.getvalue()
+    assert "0/?" in out.getvalue()
+
+
 def test_quiet_writes_nothing() -> None:
     out = io.StringIO()
     with Recorded(STATES) as client:
