@@ -2,6 +2,7 @@
 
     python -m grit_core train job.json --dataset rows.jsonl --output DIR [--resume]
     torchrun --nproc-per-node 2 -m grit_core train ...
+    python -m grit_core compress --model MODEL --adapter DIR --dataset rows.jsonl --output DIR
     python -m grit_core plan job.json [--dataset rows.jsonl]
     python -m grit_core inventory MODEL
 
@@ -20,11 +21,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from grit_core.compression_job import (
+    DEFAULT_MAX_KL,
+    DEFAULT_NUM_ROWS,
+    CompressionJob,
+    validate,
+)
 from grit_core.config.devices import (
     DEFAULT_STRATEGY,
     DeviceChoice,
     available_devices,
     choose_device,
+    training_precision,
 )
 from grit_core.errors import (
     DeviceUnavailable,
@@ -38,6 +46,7 @@ from grit_core.errors import (
 from grit_core.events import (
     AdapterSaved,
     CheckpointSaved,
+    Compacted,
     Evaluated,
     RetentionEvaluated,
     StepCompleted,
@@ -80,6 +89,8 @@ LINES: dict[type[TrainingEvent], str] = {
     CheckpointSaved: "step {step}  checkpoint {folder}",
     StepSkipped: "step {step}  skipped: {reason}",
     Warned: "warning ({code}): {message}",
+    Compacted: "Cut from {parameters_before:,} to {parameters_after:,} parameters: divergence"
+    " {measured_kl:.2e} nats for a label token (predicted {predicted_kl:.2e}, limit {max_kl:g}).",
     AdapterSaved: "Adapter in {folder} (sha256 {sha256}).",
     TrainingStopped: "Stopped after step {step}: {reason} Continue with --resume.",
     TrainingFinished: "Finished after step {step}.",
@@ -129,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--json", action="store_true", help="one JSON event a line")
     train.set_defaults(run=_train)
+    _add_compress(commands)
     plan = commands.add_parser("plan", help="print which layers would adapt, as JSON")
     plan.add_argument("job", type=Path, help="the body of POST /jobs as a JSON file")
     plan.add_argument("--dataset", type=Path, help="chat rows (JSONL), to count the steps")
@@ -137,6 +149,80 @@ def _parser() -> argparse.ArgumentParser:
     inventory.add_argument("model", help="a folder or hub id")
     inventory.set_defaults(run=_inventory)
     return parser
+
+
+def _add_compress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compress = commands.add_parser(
+        "compress", help="cut the weakest directions of a LoRA adapter, whatever trained it"
+    )
+    compress.add_argument("--model", required=True, help="the base model: a folder or hub id")
+    compress.add_argument("--model-name", help="what the adapter calls it (default: --model)")
+    compress.add_argument("--adapter", type=Path, required=True, help="a PEFT folder")
+    compress.add_argument(
+        "--dataset", type=Path, required=True, help="chat rows like those it was trained on (JSONL)"
+    )
+    compress.add_argument("--eval-dataset", type=Path, help="chat rows to evaluate on")
+    compress.add_argument("--output", type=Path, required=True, help="for adapter/")
+    compress.add_argument(
+        "--max-kl",
+        type=float,
+        default=DEFAULT_MAX_KL,
+        metavar="NATS",
+        help="most divergence from the whole adapter, for a label token (default: %(default)g)",
+    )
+    compress.add_argument(
+        "--num-rows",
+        type=int,
+        default=DEFAULT_NUM_ROWS,
+        help="most rows that the divergence is measured on (default: %(default)d)",
+    )
+    compress.add_argument("--batch-size", type=int, default=8, help="rows of an evaluation pass")
+    compress.add_argument("--max-length", type=int, default=2048, help="tokens of a row")
+    compress.add_argument("--device", default=DEFAULT_STRATEGY, help="a strategy or a device")
+    compress.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
+    compress.add_argument("--seed", type=int, default=0, help="chooses the rows")
+    compress.add_argument("--threads", type=int, help="CPU threads (default: torch's own number)")
+    compress.add_argument("--json", action="store_true", help="one JSON event a line")
+    compress.set_defaults(run=_compress)
+
+
+def _compress(options: argparse.Namespace) -> int:
+    job = _compression_job(options)
+    faults = validate(job)
+    if faults:
+        raise InvalidConfig(faults)
+    # Loaded here, so that bad input is refused at once.
+    from transformers.utils import logging
+
+    from grit_core.compression import compress  # noqa: PLC0415 - as above
+
+    logging.disable_progress_bar()
+    stop = _Stop()
+    for event in compress(job, should_stop=stop.asked):
+        line = json.dumps(event_to_json(event)) if options.json else _compression_line(event)
+        if line:
+            _say(line)
+    return INTERRUPTED if stop.asked() else 0
+
+
+def _compression_job(options: argparse.Namespace) -> CompressionJob:
+    choice = choose_device(options.device, available_devices())
+    return CompressionJob(
+        model=options.model,
+        model_name=options.model_name,
+        adapter=options.adapter,
+        dataset=options.dataset,
+        eval_dataset=options.eval_dataset,
+        work_dir=options.output,
+        max_kl=options.max_kl,
+        num_rows=options.num_rows,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        device=choice.device,
+        precision=options.precision or training_precision(choice.device),
+        seed=options.seed,
+        num_threads=options.threads,
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -306,6 +392,24 @@ def _line(event: TrainingEvent) -> str | None:
     """One line of progress for people, or nothing."""
     template = LINES.get(type(event))
     return None if template is None else template.format(**dataclasses.asdict(event))
+
+
+def _compression_line(event: TrainingEvent) -> str | None:
+    """The same, where steps and checkpoints do not come up."""
+    if isinstance(event, TrainingStarted):
+        return (
+            f"Compressing on {event.device} in {event.precision}: {event.num_rows} rows,"
+            f" {event.num_eval_rows} to evaluate on."
+        )
+    if isinstance(event, TrainingStopped):
+        return f"{event.reason} Nothing was written."
+    if isinstance(event, TrainingFinished):
+        losses = event.compaction or {}
+        before, after = losses.get("eval_loss_before"), losses.get("eval_loss_after")
+        if before is None or after is None:
+            return "Finished; there were no rows to evaluate on."
+        return f"Finished; evaluation loss {before:.4f} before, {after:.4f} after."
+    return _line(event)
 
 
 def _say(text: str) -> None:

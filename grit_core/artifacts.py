@@ -215,16 +215,47 @@ A LoRA adapter of `{base}`, trained with the {manifest["training"]["optimizer"]}
 | last training loss | {metrics["train_loss"]:.4f} |
 | evaluation loss | {evaluated} |
 
-```python
+{_how_to_load(base, auto)}
+
+`grit.json` holds the plan, the configuration and the hashes that reproduce it.
+"""
+
+
+def compressed_card(manifest: Mapping[str, Any]) -> str:
+    """Write a short card for an adapter that was cut from another one."""
+    base, compaction = manifest["base_model"]["name"], manifest["compaction"]
+    losses = [compaction["eval_loss_before"], compaction["eval_loss_after"]]
+    before, after = ("not evaluated" if loss is None else f"{loss:.4f}" for loss in losses)
+    auto = manifest["base_model"]["auto_class"]
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, grit]
+---
+
+A LoRA adapter of `{base}`, cut from the adapter whose weights have the SHA-256
+`{manifest["parent_adapter_sha256"]}`.
+
+| | |
+|---|---|
+| parameters | {manifest["trainable_parameters"]:,} |
+{_cut_rows(compaction)}| evaluation loss before | {before} |
+| evaluation loss after | {after} |
+
+{_how_to_load(base, auto)}
+
+`grit.json` holds the ranks and the hashes that reproduce it.
+"""
+
+
+def _how_to_load(base: str, auto: str) -> str:
+    return f"""```python
 from peft import PeftModel
 from transformers import {auto}
 
 base = {auto}.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "path/of/this/folder")
-```
-
-`grit.json` holds the plan, the configuration and the hashes that reproduce it.
-"""
+```"""
 
 
 def _cut_rows(compaction: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from grit_core.curvature.capture import CurvatureCapture, LayerSums
 from grit_core.data import IGNORED, Batch, StepRows
 from grit_core.errors import GritError
-from grit_core.loss import predictions, to_device
+from grit_core.loss import label_loss_sum, predictions, to_device
 from grit_core.models.pretrained import DTYPES
 from grit_core.models.vlm_adapter import ADAPTER, lora_layers
 
@@ -158,6 +158,15 @@ class Calibration:
                 total += _divergence_sum(whole_NV, self._label_logits(batch))
                 for gate in gates.values():
                     gate.fill_(1.0)
+        return total / max(1, self.num_label_tokens)
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Return the mean cross entropy over the rows' label tokens; 0 when there are none."""
+        total = 0.0
+        for batch in self._read():
+            with self._autocast():
+                total += float(label_loss_sum(self.model, batch))
         return total / max(1, self.num_label_tokens)
 
     def _gradient(self, logits_NV: Tensor, drawn_NV: Tensor, gates: list[Tensor]) -> Tensor:

@@ -1,9 +1,55 @@
 """`compress`: cut a finished adapter's weakest directions, as a generator of events."""
 
-from collections.abc import Callable, Iterator
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-from grit_core.compression_job import CompressionJob
-from grit_core.events import TrainingEvent
+import torch
+from peft import PeftModel
+
+from grit_core import compaction_report
+from grit_core.artifacts import (
+    MANIFEST,
+    WEIGHTS,
+    Probe,
+    compressed_card,
+    finish_adapter,
+    probe,
+    remove_folder,
+    verify_adapter,
+    versions,
+    write_adapter,
+)
+from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows, Interrupted
+from grit_core.compaction import Compaction, compact
+from grit_core.compression_job import CompressionJob, validate
+from grit_core.config.model_configs import config_to_dict
+from grit_core.data import ChatEncoder, EncodedRows
+from grit_core.errors import Fault, InvalidConfig, InvalidDataset
+from grit_core.events import (
+    AdapterSaved,
+    Compacted,
+    TrainingEvent,
+    TrainingFinished,
+    TrainingStarted,
+    TrainingStopped,
+)
+from grit_core.models.inventory import inventory_of
+from grit_core.models.lora_folder import load_lora_folder
+from grit_core.models.pretrained import auto_class_of, load_base_model, load_processor
+from grit_core.random_state import reproducible
+from grit_core.row_file import RowFile
+from grit_core.sampler import Sampler, split_rows
+from grit_core.training_run import torch_device
+
+HELD_OUT_SHARE: Final = 0.1
+"""Of the dataset, for the evaluation, where training has held nothing out of it."""
+
+MAX_HELD_OUT_ROWS: Final = 512
 
 
 def compress(
@@ -11,9 +57,9 @@ def compress(
 ) -> Iterator[TrainingEvent]:
     """Compress an adapter and yield what happens as it happens.
 
-    Writes `work_dir/adapter/`. The events are `TrainingStarted` (of 0 steps), perhaps `Warned`,
-    `Compacted`, `AdapterSaved` and `TrainingFinished`; asked to stop, it ends with
-    `TrainingStopped` and leaves nothing.
+    Writes `work_dir/adapter/`. The events are `TrainingStarted` (of 0 steps), `Compacted`, perhaps
+    `Warned`, `AdapterSaved` and `TrainingFinished`; asked to stop, it ends with `TrainingStopped`
+    and leaves nothing.
 
     Errors: `InvalidConfig` (a number out of bounds), `ModelUnavailable`, `PlanMismatch`,
     `DeviceUnavailable`, `InvalidDataset`, `AdapterInvalid` (not a LoRA adapter of this model, or
@@ -21,6 +67,236 @@ def compress(
 
     Args:
         job: What to compress, and how far.
-        should_stop: Asked between rows.
+        should_stop: Asked every few rows.
     """
-    raise NotImplementedError
+    _refuse_faults(job)
+    with reproducible(torch.device(job.device), num_threads=job.num_threads) as num_threads:
+        try:
+            yield from _compress(job, should_stop, num_threads=num_threads)
+        except Interrupted as asked:
+            yield TrainingStopped(step=0, reason=str(asked))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Which rows are for what."""
+
+    calibration: EncodedRows
+    calibration_indices: tuple[int, ...]
+    evaluation: EncodedRows
+    evaluation_indices: tuple[int, ...]
+
+    def of_calibration(self) -> ChosenRows:
+        """The rows that the directions are weighed on."""
+        return _chosen(self.calibration, self.calibration_indices, size=BATCH_ROWS)
+
+    def of_evaluation(self, *, batch_size: int) -> ChosenRows:
+        """The rows that the loss is measured on."""
+        return _chosen(self.evaluation, self.evaluation_indices, size=batch_size)
+
+
+def _compress(
+    job: CompressionJob, should_stop: Callable[[], bool], *, num_threads: int
+) -> Iterator[TrainingEvent]:
+    base = load_base_model(job.model, device=torch_device(job.device), dtype=job.precision)
+    inventory = inventory_of(base)
+    if job.plan is not None:
+        job.plan.check_model(inventory.hash)
+    parent = _parent_manifest(job.adapter)
+    about_base = {
+        "name": job.base_model_name,
+        "model_type": inventory.model_type,
+        "inventory_hash": inventory.hash,
+        "auto_class": auto_class_of(base),
+    }
+    model = load_lora_folder(base, job.adapter)
+    del base  # or it would outlive the model below
+    rows = _open_rows(job, parent)
+    yield TrainingStarted(
+        total_steps=0,
+        start_step=0,
+        device=job.device,
+        precision=job.precision,
+        num_rows=len(rows.calibration_indices),
+        num_eval_rows=len(rows.evaluation_indices),
+    )
+    compaction, compacted = _cut(job, model, rows, should_stop)
+    yield compacted
+    yield from compaction_report.warnings_of(compaction, compacted)
+    expected = _probe(model, rows)
+    unfinished, final = job.work_dir / ".adapter.new", job.work_dir / "adapter"
+    remove_folder(unfinished)
+    sha256 = write_adapter(
+        unfinished, model, base_model_name=job.base_model_name, compaction=compaction
+    )
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    difference = verify_adapter(
+        unfinished,
+        source=job.model,
+        device=torch_device(job.device),
+        precision=job.precision,
+        expected=expected,
+    )
+    result = compaction_report.result_of(compacted)
+    manifest = _manifest(job, parent, rows) | {
+        "base_model": about_base,
+        "num_threads": num_threads,
+        "adapter_sha256": sha256,
+        "max_logit_difference": difference,
+        "trainable_parameters": compaction.parameters_after,
+        "compaction": result,
+    }
+    finish_adapter(unfinished, final, manifest=manifest, card=compressed_card(manifest))
+    yield AdapterSaved(
+        folder=str(final),
+        sha256=sha256,
+        trainable_parameters=compaction.parameters_after,
+        max_logit_difference=difference,
+    )
+    yield TrainingFinished(
+        step=0, train_loss=0.0, eval_loss=compacted.eval_loss_after, compaction=result
+    )
+
+
+def _refuse_faults(job: CompressionJob) -> None:
+    """Refuse what can be told without the model.
+
+    Raises:
+        InvalidConfig: With every fault.
+    """
+    faults = validate(job)
+    if job.adapter.resolve() == (job.work_dir / "adapter").resolve():
+        faults.append(
+            Fault(
+                pointer="/work_dir",
+                code="would_overwrite",
+                detail=f"The compressed adapter would be written over {job.adapter}, which it is"
+                " made from; give another folder.",
+            )
+        )
+    if faults:
+        raise InvalidConfig(faults)
+
+
+def _cut(
+    job: CompressionJob, model: PeftModel, rows: _Rows, should_stop: Callable[[], bool]
+) -> tuple[Compaction, Compacted]:
+    """Cut the adapter, and measure it before and after.
+
+    Raises:
+        InvalidDataset: No row can be used.
+    """
+    calibration = Calibration(
+        model, rows.of_calibration(), precision=job.precision, should_stop=should_stop
+    )
+    if calibration.num_label_tokens == 0:
+        raise InvalidDataset(
+            f"{job.dataset.name}: all {len(rows.calibration_indices)} chosen rows are longer than"
+            f" max_length ({job.max_length} tokens); raise max_length."
+        )
+    evaluation = Calibration(
+        model,
+        rows.of_evaluation(batch_size=job.batch_size),
+        precision=job.precision,
+        should_stop=should_stop,
+    )
+    measured = evaluation.num_label_tokens > 0
+    before = evaluation.loss() if measured else None
+    compaction = compact(calibration, max_kl=job.max_kl)
+    after = evaluation.loss() if measured else None
+    return compaction, compaction_report.compacted(
+        compaction, step=0, eval_loss_before=before, eval_loss_after=after
+    )
+
+
+def _open_rows(job: CompressionJob, parent: Mapping[str, Any]) -> _Rows:
+    """Choose rows to weigh the directions on, and others to evaluate on."""
+    encoder = ChatEncoder(load_processor(job.model))
+
+    def encoded(path: Path) -> EncodedRows:
+        return EncodedRows(RowFile(path), encoder, max_length=job.max_length, on_long_rows="skip")
+
+    rows = encoded(job.dataset)
+    num_rows = len(rows.file)
+    if job.eval_dataset is not None:
+        evaluation = encoded(job.eval_dataset)
+        free, held_out = list(range(num_rows)), list(range(len(evaluation.file)))
+    else:
+        evaluation = rows
+        fraction, seed = _training_split(parent, sha256=rows.file.sha256)
+        free, held_out = split_rows(num_rows, eval_fraction=fraction, seed=seed)
+        if not held_out:
+            share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / num_rows)
+            free, held_out = split_rows(num_rows, eval_fraction=share, seed=job.seed)
+    shuffled = Sampler(rows=tuple(free), rows_per_step=len(free), seed=job.seed).rows_of(0)
+    return _Rows(
+        calibration=rows,
+        calibration_indices=tuple(shuffled[: job.num_rows]),
+        evaluation=evaluation,
+        evaluation_indices=tuple(held_out),
+    )
+
+
+def _training_split(parent: Mapping[str, Any], *, sha256: str) -> tuple[float, int]:
+    """Which share training held out of this very dataset, and by which seed; 0 if none is known."""
+    dataset, training = parent.get("dataset"), parent.get("training")
+    if not isinstance(dataset, dict) or not isinstance(training, dict):
+        return 0.0, 0
+    if dataset.get("sha256") != sha256:
+        return 0.0, 0
+    fraction, seed = dataset.get("eval_fraction"), training.get("seed")
+    if not isinstance(fraction, float) or not isinstance(seed, int):
+        return 0.0, 0
+    return (fraction, seed) if 0 < fraction < 1 and seed >= 0 else (0.0, 0)
+
+
+def _chosen(rows: EncodedRows, indices: tuple[int, ...], *, size: int) -> ChosenRows:
+    return ChosenRows(
+        indices, lambda chosen: rows.step_rows(chosen, batch_size=len(chosen)), size=size
+    )
+
+
+def _probe(model: PeftModel, rows: _Rows) -> Probe:
+    """The cut model's logits on the first calibration row that is not left out."""
+    first = next(iter(_chosen(rows.calibration, rows.calibration_indices, size=1)))
+    device = next(model.parameters()).device
+    return probe(model, {name: tensor.to(device) for name, tensor in first.inputs.items()})
+
+
+def _parent_manifest(folder: Path) -> dict[str, Any]:
+    """The `grit.json` of the adapter; empty when it has none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _manifest(job: CompressionJob, parent: Mapping[str, Any], rows: _Rows) -> dict[str, Any]:
+    """How the adapter was trained, as far as that is known, and how it was cut."""
+    known = {name: parent[name] for name in ("dataset", "metrics") if name in parent}
+    plan = parent.get("plan") if job.plan is None else job.plan.to_json()
+    config = parent.get("config") if job.config is None else config_to_dict(job.config)
+    weights = (job.adapter / WEIGHTS).read_bytes()
+    return {
+        **known,
+        "format": 1,
+        "parent_adapter_sha256": hashlib.sha256(weights).hexdigest(),
+        "plan": plan,
+        "config": config,
+        "training": parent.get("training", {}),
+        "calibration": {
+            "dataset_sha256": rows.calibration.file.sha256,
+            "num_rows": len(rows.calibration_indices),
+            "eval_dataset_sha256": rows.evaluation.file.sha256,
+            "num_eval_rows": len(rows.evaluation_indices),
+            "max_length": job.max_length,
+            "seed": job.seed,
+        },
+        "device": job.device,
+        "precision": job.precision,
+        "versions": versions(),
+    }
