@@ -24,13 +24,12 @@ and not a dozen a parameter.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from grit_core.curvature.capture import LayerSums
-from grit_core.curvature.gauge import Gauge
 from grit_core.curvature.projection import Budget, ProjectionSettings, allocate, requested_budget
 from grit_core.curvature.rank_group import (
     AdaptedLayer,
@@ -41,6 +40,9 @@ from grit_core.curvature.rank_group import (
     summarise_by_modality,
 )
 from grit_core.curvature.side_stack import stacks_of, step_adamw
+
+if TYPE_CHECKING:
+    from grit_core.curvature.gauge import Gauge
 
 __all__ = [
     "STEP_RULES",
@@ -70,7 +72,7 @@ class Reprojection:
 class GRITOptimizer(torch.optim.Optimizer):
     """AdamW on LoRA adapters, shaped by their rank-space factors once these are observed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - four of them are AdamW's
         self,
         layers: Iterable[AdaptedLayer],
         *,

@@ -36,6 +36,7 @@ SETTINGS = (
     "projection_energy",
     "projection_update_freq",
     "step_rule",
+    "initialization",
 )
 """The fields of `ModelGRITConfig` that hold for all layers and that training consumes."""
 

@@ -115,6 +115,7 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
     if rows.num_label_tokens == 0:
         yield StepSkipped(step=step + 1, reason="Every row of the step was left out.")
         return
+    yield from run.initialize(rows)
     loss = run.forward_backward(rows)
     _refuse_non_finite(run, "loss", loss)
     grad_norm = run.unscaled_grad_norm()

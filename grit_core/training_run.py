@@ -13,9 +13,10 @@ from torch import nn
 
 from grit_core.checkpoints import Checkpoint, canonical_json, flatten_state, join_state
 from grit_core.config.training import total_steps
+from grit_core.curvature.initialization import GradientInitialization
 from grit_core.data import IGNORED, ChatEncoder, EncodedRows, StepRows, StepStream
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
-from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent
+from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent, Warned
 from grit_core.loss import label_loss_sum, to_device
 from grit_core.models.gradient_checkpointing import enable_gradient_checkpointing
 from grit_core.models.pretrained import (
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 class Progress:
     """Where a run stands; saved with every checkpoint."""
 
+    initialized: bool = False
+    """Whether the adapter has its start."""
     step: int = 0
     """Optimizer steps done, skipped ones included."""
     overflowed_steps: int = 0
@@ -160,7 +163,38 @@ class TrainingRun:
             cut_lines=cut,
         )
 
-    def forward_backward(self, rows: StepRows) -> float:
+    def initialize(self, rows: StepRows) -> Iterator[TrainingEvent]:
+        """Start the adapter from the gradient of a step's rows, once, where the config asks for it.
+
+        Two backward passes; the model computes the base model's function before and after.
+        """
+        if self.progress.initialized:
+            return
+        self.progress.initialized = True
+        if self.job.config.initialization != "gradient" or not isinstance(
+            self.optimizer, GRITOptimizer
+        ):
+            return
+        start = GradientInitialization(self.optimizer.layers)
+        self.forward_backward(rows, observe=False)
+        start.sketch_outputs()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.forward_backward(rows, observe=False)
+        done = start.read_inputs()
+        self.optimizer.zero_grad(set_to_none=True)
+        left = [
+            layer.name
+            for layer in self.optimizer.layers
+            if layer.natural_gradient and layer.name not in done
+        ]
+        if left:
+            yield Warned(
+                code="random_start",
+                message=f"{len(left)} layers start from a random A, for the first step shows no finite"
+                f" gradient of theirs or their rank is above their width: {', '.join(left[:5])}.",
+            )
+
+    def forward_backward(self, rows: StepRows, *, observe: bool = True) -> float:
         """Leave the gradient of the step's mean loss over all its label tokens; return that loss.
 
         Loss and gradient are those of all processes. With a gradient scaler the gradients are
@@ -169,7 +203,9 @@ class TrainingRun:
         total = torch.zeros((), device=self.device)
         own = sum(int((batch.labels[:, 1:] != IGNORED).sum()) for batch in rows.batches)
         with self._observing(
-            gradient_scale=rows.num_label_tokens / self.loss_scale, num_label_tokens=own
+            gradient_scale=rows.num_label_tokens / self.loss_scale,
+            num_label_tokens=own,
+            wanted=observe,
         ):
             for batch in rows.batches:
                 with self.autocast():
@@ -238,8 +274,10 @@ class TrainingRun:
                 modalities=budgets_by_modality(self.optimizer),
                 refused=list(reprojection.refused),
             )
+        if sums is None and reprojection is None:
+            return
         curvature = self.optimizer.curvature()
-        if (sums is None and reprojection is None) or not curvature:
+        if not curvature:
             return
         names = {name: self.optimizer.modality_of(name) for name in curvature}
         budgets = budgets_by_modality(self.optimizer)
@@ -256,9 +294,12 @@ class TrainingRun:
         )
 
     @contextmanager
-    def _observing(self, *, gradient_scale: float, num_label_tokens: float) -> Iterator[None]:
-        """Let the optimizer see z and h of this step, when one is due."""
-        if not isinstance(self.optimizer, GRITOptimizer) or not self.optimizer.observation_due():
+    def _observing(
+        self, *, gradient_scale: float, num_label_tokens: float, wanted: bool
+    ) -> Iterator[None]:
+        """Let the optimizer see z and h of this step, when one is due and wanted."""
+        optimizer = self.optimizer
+        if not (wanted and isinstance(optimizer, GRITOptimizer) and optimizer.observation_due()):
             yield
             return
         with self._capture.observing(

@@ -129,6 +129,9 @@ class ModelGRITConfig:
     step_rule: str = "ekfac"
     """How the natural gradient is taken: `ekfac`, `kfac`, `gauge` or `paper`; see `docs/method.md`.
     """
+    initialization: str = "gradient"
+    """Of A, for layers with natural gradient: `gradient` reads the first step's gradient (two
+    backward passes more, once), `kaiming` is PEFT's random start."""
     max_layers_per_modality: int | None = None
     """Keeps at most so many layers of each modality, nearest the end that its strategy prefers."""
 
@@ -157,6 +160,7 @@ class GRITLoRAConfig:
     projection_energy: float | None = None
     projection_update_freq: int | None = None
     step_rule: str | None = None
+    initialization: str | None = None
     max_layers_per_modality: int | None = None
 
     def overlay(self) -> dict[str, Any]:
@@ -204,6 +208,7 @@ MODEL_CHECKS: dict[str, Check] = {
     "projection_energy": Number(low=0, high=1, above_low=True),
     "projection_update_freq": Number(low=1, high=1_000_000, integer=True),
     "step_rule": Choice(values=("ekfac", "kfac", "gauge", "paper")),
+    "initialization": Choice(values=("gradient", "kaiming")),
     "max_layers_per_modality": Number(low=1, high=100_000, integer=True, optional=True),
 }
 """The rules for the fields of `ModelGRITConfig` that are no modality."""

@@ -20,6 +20,9 @@ from grit_core.curvature.factors import (
 )
 from grit_core.curvature.gauge import Gauge, canonical_gauge, predicted_kl
 
+ROW_NORM = 3**-0.5
+"""Expected length of a row of PEFT's Kaiming-uniform A, whatever its width."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptedLayer:
@@ -164,9 +167,21 @@ class RankGroup:
         return _stored(inverse_LRR, factor)
 
     def gauge(self, chosen_L: Tensor, *, damping: float) -> Gauge:
-        """Return the canonical gauge of the chosen layers and the identity for the others."""
+        """Return the Fisher gauge of the chosen layers and the identity for the others.
+
+        Its directions are the canonical ones; each is scaled so that its row of A has the length
+        that Kaiming initialisation gives it. Both factors are diagonal, with Z_jj H_jj = S_j^2. In
+        the canonical scale, Z = H, rows of A would shrink with the gradients (a hundredfold at the
+        start of training, when B is small), and Adam, whose steps have a fixed size, would tear
+        them about. The scale depends on BA alone, so that the gauge still does.
+        """
         full_LRR = [approximate(f.corrected_LRR(), self._block_sizes) for f in (self.Z, self.H)]
         gauge = canonical_gauge(*full_LRR, damping=damping)
+        lengths_LR = torch.stack([
+            (inverse_RR @ layer.lora_A.detach().cpu().double()).norm(dim=1)
+            for layer, inverse_RR in zip(self.layers, gauge.inverse_LRR, strict=True)
+        ])
+        gauge = gauge.scaled(ROW_NORM / lengths_LR.clamp_min(1e-30))
         axes_RR = torch.eye(self.rank, dtype=torch.float64)
         chosen_L11 = chosen_L[:, None, None]
         return Gauge(
