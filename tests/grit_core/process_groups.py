@@ -1,0 +1,79 @@
+"""Functions run in several processes of one group, as `torchrun` would start them.
+
+The processes are forked from a server that has torch loaded already, so that each costs a moment.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grit_core.processes import joined
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["grit_core.training", "tests.grit_core.process_groups"])
+
+
+def run_together(
+    target: Callable[..., None],
+    *arguments: Any,
+    count: int = 2,
+    timeout_seconds: float = 30,
+    deadline_seconds: float = 120,
+) -> list[int]:
+    """Run `target(rank, *arguments)` in each of `count` processes and return their exit statuses.
+
+    Args:
+        target: A function of a module.
+        *arguments: Picklable.
+        count: How many processes.
+        timeout_seconds: Of one message among them.
+        deadline_seconds: After which those still running are killed, which makes their status -9.
+    """
+    port = _free_port()
+    running = [
+        _CONTEXT.Process(
+            target=_in_group, args=(rank, count, port, timeout_seconds, target, arguments)
+        )
+        for rank in range(count)
+    ]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(deadline_seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode if process.exitcode is not None else -9 for process in running]
+
+
+def _in_group(
+    rank: int,
+    count: int,
+    port: int,
+    timeout_seconds: float,
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with joined("cpu", timeout_seconds=timeout_seconds):
+        target(rank, *arguments)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def own_file(folder: Path, name: str, rank: int) -> Path:
+    """Where a process leaves what it found."""
+    return folder / f"{name}.{rank}"
