@@ -162,6 +162,7 @@ def _refuse_non_finite(run: TrainingRun, what: str, value: float) -> None:
 
 
 def _overflow(run: TrainingRun) -> StepSkipped:
+    run.progress.overflowed_steps += 1
     return StepSkipped(
         step=run.progress.step,
         reason="A float16 gradient overflowed: the step and its observation were dropped"

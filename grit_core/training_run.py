@@ -176,10 +176,10 @@ class TrainingRun:
         ):
             return
         start = GradientInitialization(self.optimizer.layers)
-        self.forward_backward(rows, observe=False)
+        self._leave_gradients(rows)
         start.sketch_outputs()
         self.optimizer.zero_grad(set_to_none=True)
-        self.forward_backward(rows, observe=False)
+        self._leave_gradients(rows)
         done = start.read_inputs()
         self.optimizer.zero_grad(set_to_none=True)
         left = [
@@ -190,9 +190,18 @@ class TrainingRun:
         if left:
             yield Warned(
                 code="random_start",
-                message=f"{len(left)} layers start from a random A, for the first step shows no finite"
+                message=f"{len(left)} layers start from a random A: the first step shows no finite"
                 f" gradient of theirs or their rank is above their width: {', '.join(left[:5])}.",
             )
+
+    def _leave_gradients(self, rows: StepRows) -> None:
+        """Leave a step's gradients; in float16 the loss scale falls until they are finite."""
+        self.forward_backward(rows, observe=False)
+        if self.scaler is None:
+            return
+        while self.overflowed(self.unscaled_grad_norm()):
+            self.forward_backward(rows, observe=False)
+        self.scaler.update()
 
     def forward_backward(self, rows: StepRows, *, observe: bool = True) -> float:
         """Leave the gradient of the step's mean loss over all its label tokens; return that loss.
@@ -239,7 +248,6 @@ class TrainingRun:
         self.scaler.update()  # `unscale_` has told it
         self.optimizer.zero_grad(set_to_none=True)
         self._sums = None
-        self.progress.overflowed_steps += 1
         return True
 
     def optimizer_step(self, learning_rate: float) -> None:

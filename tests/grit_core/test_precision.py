@@ -23,8 +23,11 @@ def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("precision")
 
 
-def half_job(tmp: Path, precision: str = "float16", **options: object) -> TrainingJob:
-    job = tiny_job(tmp, config=with_dropout(VLM_CONFIG, 0.0), **options)
+def half_job(
+    tmp: Path, precision: str = "float16", *, start: str = "kaiming", **options: object
+) -> TrainingJob:
+    config = dataclasses.replace(with_dropout(VLM_CONFIG, 0.0), initialization=start)
+    job = tiny_job(tmp, config=config, **options)
     return dataclasses.replace(job, precision=precision)
 
 
@@ -125,6 +128,18 @@ def test_an_overflow_drops_the_step_with_its_observation_and_lowers_the_scale(tm
         assert isinstance(next(_step(run, 0.0)), StepCompleted)
         assert run.progress.overflowed_steps == 1
         assert not all(torch.equal(p, before[name]) for name, p in run.parameters.items())
+    finally:
+        run.close()
+
+
+def test_a_start_from_the_gradient_lowers_the_scale_until_nothing_overflows(tmp: Path) -> None:
+    run = TrainingRun(half_job(tmp, start="gradient"), num_threads=1)
+    try:
+        scaled(run, 2.0**40)
+        kinds = [type(event) for event in _step(run, 0.0)]
+        assert kinds[0] is StepCompleted  # and no warning of a random start
+        assert run.loss_scale < 2.0**30
+        assert run.progress.overflowed_steps == 0
     finally:
         run.close()
 
