@@ -136,14 +136,14 @@ def lost_run(rank: int, order: dict[str, Any], folder: Path, how: str) -> None:
     """Train until the second process dies or hangs in its second step; leave the error."""
     real = TrainingRun.forward_backward
 
-    def losing(run: TrainingRun, rows: Any) -> float:
+    def losing(run: TrainingRun, rows: Any, **options: bool) -> float:
         if rank == 1 and run.progress.step == 2:
             if how == "dies":
                 os._exit(9)
             while not own_file(folder, "lost", 0).exists():
                 time.sleep(0.1)
             os._exit(0)
-        return real(run, rows)
+        return real(run, rows, **options)
 
     TrainingRun.forward_backward = losing  # type: ignore[method-assign]  # this process ends here
     try:
@@ -274,7 +274,7 @@ def test_two_processes_tell_evaluate_and_export_what_one_does(tmp: Path) -> None
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_stopped_pair_with_dropout_goes_on_to_the_same_bytes(tmp: Path, precision: str) -> None:
     """One process alone is asked to stop; both do, and each goes on with its own random numbers."""
-    config = with_dropout(VLM_CONFIG, 0.3)
+    config = dataclasses.replace(with_dropout(VLM_CONFIG, 0.3), initialization="kaiming")
     whole = tiny_job(tmp, config=config, work=f"whole-{precision}", max_steps=9)
     whole = dataclasses.replace(whole, precision=precision)
     events = trained_together(whole)

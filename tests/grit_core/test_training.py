@@ -38,7 +38,7 @@ from grit_core.schedule import learning_rate
 from grit_core.training import _step, train
 from grit_core.training_job import TrainingJob
 from grit_core.training_run import TrainingRun
-from tests.grit_core.training_jobs import tiny_job
+from tests.grit_core.training_jobs import VLM_CONFIG, tiny_job
 from tests.tiny_models import tiny_chat_rows, tiny_vlm_folder, write_jsonl
 
 
@@ -305,8 +305,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_step(
     job = tiny_job(tmp, work=f"diverged-{poison}")
     real = TrainingRun.forward_backward
 
-    def poisoned(run: TrainingRun, rows: Any) -> float:
-        loss = real(run, rows)
+    def poisoned(run: TrainingRun, rows: Any, **options: bool) -> float:
+        loss = real(run, rows, **options)
         return poison if run.progress.step == 5 else loss
 
     monkeypatch.setattr(TrainingRun, "forward_backward", poisoned)
@@ -321,12 +321,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_step(
 def test_a_gradient_that_is_not_finite_is_never_applied(
     tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = TrainingRun(tiny_job(tmp, work="bad-gradient"), num_threads=1)
+    config = dataclasses.replace(VLM_CONFIG, initialization="kaiming")
+    run = TrainingRun(tiny_job(tmp, config=config, work="bad-gradient"), num_threads=1)
     before = {name: p.detach().clone() for name, p in run.parameters.items()}
     real = TrainingRun.forward_backward
 
-    def poisoned(self: TrainingRun, rows: Any) -> float:
-        loss = real(self, rows)
+    def poisoned(self: TrainingRun, rows: Any, **options: bool) -> float:
+        loss = real(self, rows, **options)
         parameter = next(p for p in self.parameters.values() if p.grad is not None)
         assert parameter.grad is not None
         parameter.grad[0, 0] = float("nan")
