@@ -23,6 +23,10 @@ from grit_core.curvature.gauge import Gauge, canonical_gauge, predicted_kl
 ROW_NORM = 3**-0.5
 """Expected length of a row of PEFT's Kaiming-uniform A, whatever its width."""
 
+LEAST_ROW = 1e-4
+"""Of a row of A in the canonical gauge against the longest, below which it counts as zero. Rows of
+an A of full rank are well above it: S has a floor."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptedLayer:
@@ -181,9 +185,13 @@ class RankGroup:
             (inverse_RR @ layer.lora_A.detach().cpu().double()).norm(dim=1)
             for layer, inverse_RR in zip(self.layers, gauge.inverse_LRR, strict=True)
         ])
-        gauge = gauge.scaled(ROW_NORM / lengths_LR.clamp_min(1e-30))
+        # A row that has come out as zero, of an A without full rank, cannot be given a length; it
+        # takes its neighbours' scale, so that its column of B is left as it is.
+        longest_L1 = lengths_LR.amax(-1, keepdim=True)
+        lengths_LR = lengths_LR.where(lengths_LR > LEAST_ROW * longest_L1, longest_L1)
+        gauge = gauge.scaled(ROW_NORM / lengths_LR)
         axes_RR = torch.eye(self.rank, dtype=torch.float64)
-        chosen_L11 = chosen_L[:, None, None]
+        chosen_L11 = (chosen_L & gauge.sound_L)[:, None, None]
         return Gauge(
             T_LRR=torch.where(chosen_L11, gauge.T_LRR, axes_RR),
             inverse_LRR=torch.where(chosen_L11, gauge.inverse_LRR, axes_RR),

@@ -32,10 +32,9 @@ def conditioned(condition: float, *, seed: int = 20, rank: int = RANK) -> Tensor
     return left * torch.logspace(0, -math.log10(condition), rank, dtype=torch.float64) @ right
 
 
-def sums_of(z_TR: Tensor, h_TR: Tensor, *, num_label_tokens: int | None = None) -> LayerSums:
-    """What the hooks would have summed, in the type of z and h."""
-    count = torch.tensor(float(len(z_TR)))
-    tokens = count if num_label_tokens is None else torch.tensor(float(num_label_tokens))
+def sums_of(z_TR: Tensor, h_TR: Tensor) -> LayerSums:
+    """What the hooks would have summed, in the type of z and h; one position a label token."""
+    count, tokens = (torch.tensor(float(len(z_TR))) for _ in range(2))
     return LayerSums(z_TR.mT @ z_TR, h_TR.mT @ h_TR, count, tokens, 1)
 
 
