@@ -201,8 +201,12 @@ class GRITOptimizer(torch.optim.Optimizer):
         for stack in self.stacks:
             stack.step(options)
         self._step_plain(options)
-        self._num_steps += 1
-        self.reprojection = self._reproject() if self._reprojection_due() else None
+        self._end_step()
+
+    @torch.no_grad()
+    def skip_step(self) -> None:
+        """Count a step of the job that brought no update, so that the budget reaches its end."""
+        self._end_step()
 
     def curvature(self) -> dict[str, LayerCurvature]:
         """What the factors say of each observed layer."""
@@ -265,6 +269,10 @@ class GRITOptimizer(torch.optim.Optimizer):
             stack.load(saved)
         for parameter, saved in zip(self._plain, state_dict["plain"], strict=True):
             self.state[parameter] = {key: value.clone() for key, value in saved.items()}
+
+    def _end_step(self) -> None:
+        self._num_steps += 1
+        self.reprojection = self._reproject() if self._reprojection_due() else None
 
     def _any_observed(self) -> bool:
         return any(any(group.observed_L) for group in self.rank_groups)

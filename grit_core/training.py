@@ -114,6 +114,7 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
     yield from _length_warnings(run, rows)
     if rows.num_label_tokens == 0:
         yield StepSkipped(step=step + 1, reason="Every row of the step was left out.")
+        yield from run.skip_step()
         return
     yield from run.initialize(rows)
     loss = run.forward_backward(rows)
@@ -121,6 +122,7 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
     grad_norm = run.unscaled_grad_norm()
     if run.overflowed(grad_norm):
         yield _overflow(run)
+        yield from run.skip_step()
         return
     _refuse_non_finite(run, "gradient norm", grad_norm)
     run.optimizer_step(rate)

@@ -263,6 +263,12 @@ class TrainingRun:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def skip_step(self) -> Iterator[TrainingEvent]:
+        """Count a step without an update: the projection budget keeps to the steps of the job."""
+        if isinstance(self.optimizer, GRITOptimizer):
+            self.optimizer.skip_step()
+        yield from self.curvature_events()
+
     def curvature_events(self) -> Iterator[TrainingEvent]:
         """Tell what the last step's observation has shown, if it was observed."""
         sums, self._sums = self._sums, None

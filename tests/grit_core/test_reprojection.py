@@ -256,6 +256,18 @@ def test_after_the_last_step_exactly_the_end_of_the_budget_is_active(
     assert min(start, end) <= active[0] <= max(start, end)
 
 
+def test_steps_that_brought_no_update_count_for_the_budget():
+    problem = Regression()
+    optimizer = optimizer_of(problem, projection=True, budget=moving(6, 2), total_steps=13)
+    for step in range(13):
+        if step in {0, 4, 12}:
+            optimizer.skip_step()
+        else:
+            train(problem, optimizer, [step])
+    assert optimizer.reprojection is not None
+    assert int(active_of(optimizer).sum()) == 2
+
+
 def test_a_budget_is_clamped_to_one_direction_a_layer_and_to_all_directions():
     models = {name: Regression() for name in "abc"}
     for asked, effective in ((1, 3), (7, 7), (10**6, 3 * RANK)):
