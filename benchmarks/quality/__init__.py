@@ -1,0 +1,1 @@
+"""Quality: our step rules against what PEFT users would pick instead, each at its best rate."""

@@ -1,0 +1,13 @@
+"""The subjects, by name."""
+
+from collections.abc import Callable
+from typing import Final
+
+from benchmarks.quality.subject import Subject
+from benchmarks.quality.subjects import answers, digits, text
+
+SUBJECTS: Final[dict[str, Callable[[], Subject]]] = {
+    "digits": digits.subject,
+    "answers": answers.subject,
+    "text": text.subject,
+}
