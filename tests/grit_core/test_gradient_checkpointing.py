@@ -174,7 +174,7 @@ def test_a_reentrant_block_passes_gradients_on_to_tensors_given_by_keyword() -> 
         for _ in range(2):  # a second block reads the first's states too
             call = partial(block, states=states)
             scale = torch.full((5,), 0.7)
-            out = _reentrant(False, call, scale) if checkpointed else call(scale)
+            out = _reentrant(True, call, scale) if checkpointed else call(scale)
             states = states + out
         states.sum().backward()
         gradients.append(upstream.grad)

@@ -114,13 +114,16 @@ def test_an_overflow_drops_the_step_with_its_observation_and_lowers_the_scale(tm
     try:
         before = {name: p.detach().clone() for name, p in run.parameters.items()}
         assert isinstance(run.optimizer, GRITOptimizer)
-        assert run.optimizer.observation_due()
+        scaled(run, 2.0**40)
+        run.forward_backward(run.rows_of(0))
+        assert run._sums is not None
+        assert run.overflowed(run.unscaled_grad_norm())
+        assert run._sums is None
         scaled(run, 2.0**40)
         events = list(_step(run, 0.0))
         assert [type(event) for event in events] == [StepSkipped]
         assert "(1 so far), and the loss scale is now 5.49756e+11" in events[0].reason
         assert run.loss_scale == 2.0**39
-        assert run._sums is None
         assert run.optimizer.curvature() == {}
         assert all(torch.equal(p, before[name]) for name, p in run.parameters.items())
         assert all(p.grad is None for p in run.parameters.values())

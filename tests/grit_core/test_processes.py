@@ -153,6 +153,22 @@ def lost_run(rank: int, order: dict[str, Any], folder: Path, how: str) -> None:
         os._exit(0)  # what torchrun does to the others
 
 
+def summed_gradients(rank: int, folder: Path) -> None:
+    """Add up three gradients, of which one is everybody's, one the second's and one nobody's."""
+    shapes = ((2, 3), (4,), (2, 2))
+    everybodys, seconds, nobodys = (torch.zeros(shape, requires_grad=True) for shape in shapes)
+    everybodys.grad = torch.full((2, 3), rank + 1.0)
+    seconds.grad = torch.arange(4.0) if rank == 1 else None
+    loss = Processes.current().add_up_gradients(
+        [everybodys, seconds, nobodys], torch.tensor(0.5 + rank)
+    )
+    assert nobodys.grad is None
+    assert everybodys.grad is not None
+    assert seconds.grad is not None
+    found = {"everybodys": everybodys.grad, "seconds": seconds.grad, "loss": loss.clone()}
+    save_file(found, own_file(folder, "gradients", rank))
+
+
 def events_of(folder: Path, rank: int) -> list[TrainingEvent]:
     lines = own_file(folder, "events", rank).read_text().splitlines()
     return [event_from_json(json.loads(line)) for line in lines]
@@ -210,6 +226,18 @@ def test_several_processes_cannot_share_one_device(
     with pytest.raises(DeviceUnavailable, match=f"2 processes cannot train on {device}"):  # noqa: SIM117 - the second belongs to what is refused
         with joined(device, timeout_seconds=1):
             pass
+
+
+@pytest.mark.slow
+def test_a_gradient_that_one_process_has_is_everybodys_and_one_that_none_has_nobodys(
+    tmp_path: Path,
+) -> None:
+    assert run_together(summed_gradients, tmp_path) == [0, 0]
+    for rank in range(2):
+        found = load_file(own_file(tmp_path, "gradients", rank))
+        assert torch.equal(found["everybodys"], torch.full((2, 3), 3.0))
+        assert torch.equal(found["seconds"], torch.arange(4.0))
+        assert float(found["loss"]) == 2.0
 
 
 @pytest.mark.slow
@@ -314,15 +342,14 @@ def test_rows_left_out_in_any_process_are_told(tmp: Path) -> None:
     job = exact_job(
         tmp, work="long", max_length=200, on_long_rows="skip", batch_size=6, max_steps=1
     )
-    job = dataclasses.replace(job, dataset=path)
-    messages = [
-        event.message
-        for event in trained_together(job)
-        if isinstance(event, Warned) and event.code == "rows_skipped"
-    ]
-    assert len(messages) == 1
-    lines = messages[0].partition("lines ")[2].partition(" of")[0].split(", ")
+    job = dataclasses.replace(job, dataset=path, retention_dataset=path)
+    messages = {
+        event.code: event.message for event in trained_together(job) if isinstance(event, Warned)
+    }
+    lines = messages["rows_skipped"].partition("lines ")[2].partition(" of")[0].split(", ")
     assert sorted(lines) == ["2", "3", "5"]
+    told = "Of the 6 retention rows in long.jsonl, 3 were left out and 0 cut"
+    assert messages["retention_rows_shortened"].startswith(told)
 
 
 @pytest.mark.slow
