@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test lock bench-training bench-service clean
+.PHONY: help demo serve stop setup check format test lock bench-training bench-quality bench-service clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,12 @@ lock: setup ## Compile the hashed locks again (torch stays an install step of it
 
 bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM-256M shape)
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_step
+
+bench-quality: setup ## Compare step rules and peers at their best rates (an hour or two; resumable)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.sweep
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.quality.step_time
+	$(BIN)/python -m benchmarks.quality.analysis
+	$(BIN)/python -m benchmarks.quality.plots
 
 bench-service: setup ## Measure start, job reads and the way to a first step
 	$(BIN)/python -m benchmarks.service

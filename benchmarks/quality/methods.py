@@ -18,6 +18,7 @@ from benchmarks.quality.subject import Subject
 from grit_core.curvature.capture import CurvatureCapture, LayerSums
 from grit_core.curvature.initialization import GradientInitialization
 from grit_core.models.inventory import inventory_of
+from grit_core.models.pretrained import known_warnings_ignored
 from grit_core.models.vlm_adapter import (
     ADAPTER,
     adapted_layers,
@@ -131,7 +132,8 @@ def _dora(subject: Subject, rate: float, seed: int) -> Arm:
     plan = plan_of(subject, subject.base_model(), {})
     config = lora_config_of(plan)
     config.use_dora = True
-    model = get_peft_model(subject.base_model(), config)
+    with known_warnings_ignored():
+        model = get_peft_model(subject.base_model(), config)
     _same_start(model, subject, seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     return Arm(
@@ -164,7 +166,8 @@ def _adalora(subject: Subject, rate: float, seed: int) -> Arm:
         exclude_modules=plain.exclude_modules,
     )
     torch.manual_seed(seed)
-    model = get_peft_model(subject.base_model(), config)
+    with known_warnings_ignored():
+        model = get_peft_model(subject.base_model(), config)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)

@@ -67,6 +67,16 @@ def mean_loss(records: Records, method: str, rate: float) -> float:
     return sum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.inf
 
 
+def final_runs(records: Records, method: str) -> list[dict[str, Any]]:
+    """Return a method's runs at its best rate, by seed; none while they are not all there."""
+    _, best = sweep_runs(records, method)
+    if best is None:
+        return []
+    found = [records.get(method, best, seed, final=True) for seed in SEEDS]
+    runs = [record for record in found if record is not None]
+    return runs if len(runs) == len(SEEDS) else []
+
+
 def next_runs(records: Records, methods: Sequence[str]) -> Iterator[Run]:
     """Yield what is missing now; finished sweeps go on to their final seeds."""
     for method in methods:

@@ -48,7 +48,7 @@ def subject() -> Subject:
         retention_rows=encoded(old[-NUM_RETENTION:]),
         pad_token_id=encoder().pad_token_id,
         batch_size=16,
-        num_steps=80,
-        eval_every=8,
-        targets=(1.0, 0.6, 0.42),
+        num_steps=60,
+        eval_every=10,
+        targets=(1.1, 0.8, 0.6),
     )
