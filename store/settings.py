@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     ring_again_seconds: PositiveSeconds = 30.0
     """A queued row's bell is repeated at most this often."""
     stall_seconds: PositiveSeconds = 1800.0
-    """Without a new step for so long, an attempt is killed and retried."""
+    """Without a new step (or, in a compression, new rows) for so long, an attempt is retried."""
     training_threads: PositiveInt | None = None
     """CPU threads of the training process; none: torch's own choice, as on the command line."""
     dataset_cache_bytes: PositiveInt = 20 * 1024**3
