@@ -27,7 +27,7 @@ from grit_core.compaction import Compaction
 from grit_core.errors import AdapterInvalid
 from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import known_warnings_ignored, load_base_model
-from grit_core.models.vlm_adapter import ADAPTER, layer_pattern, lora_layers, spared_modules
+from grit_core.models.vlm_adapter import ADAPTER, layer_pattern, spared_modules
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -111,9 +111,7 @@ def _kept_config(model: PeftModel, compaction: Compaction) -> dict[str, Any]:
     ranks = {name: rank for name, rank in compaction.ranks.items() if rank}
     largest = max(ranks.values())
     pattern = layer_pattern(ranks, common=largest)
-    # What PEFT put inside a wrapped layer is no module of the base model.
-    inside = tuple(f"{name}." for name in lora_layers(model))
-    modules = [n for n, _ in model.get_base_model().named_modules() if not n.startswith(inside)]
+    modules = [name for name, _ in model.get_base_model().named_modules()]
     spared = "|".join(re.escape(name) for name in sorted(spared_modules(list(ranks), modules)))
     return {
         "r": largest,
