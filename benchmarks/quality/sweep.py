@@ -3,8 +3,9 @@
     python -m benchmarks.quality.sweep [--subject digits ...] [--method ekfac ...] [--processes 2]
 
 Rates lie on a grid of four a decade. A sweep begins with seven around the method's own start and
-moves outwards, until the best rate has a worse neighbour on either side. The rate is chosen by the
-final loss on the selection rows with one seed; what is published comes from other rows and seeds.
+moves outwards until the best rate is inside. The best is where the final loss on the selection
+rows, averaged with both neighbours', is lowest: one seed is noisy, and a rate whose neighbours fail
+is a lucky one. What is published comes from other rows and other seeds.
 """
 
 import argparse
@@ -53,11 +54,12 @@ def sweep_runs(records: Records, method: str) -> tuple[list[Run], float | None]:
         ]
         if missing:
             return missing, None
-        losses = [mean_loss(records, method, grid(place)) for place in places]
-        best = min(range(len(losses)), key=lambda index: losses[index])
-        if len(losses) >= MOST_POINTS or 0 < best < len(losses) - 1:
+        losses = [math.log(mean_loss(records, method, grid(place))) for place in places]
+        smooth = [sum(losses[index - 1 : index + 2]) for index in range(1, len(losses) - 1)]
+        best = 1 + min(range(len(smooth)), key=lambda index: smooth[index])
+        if len(losses) >= MOST_POINTS or 1 < best < len(losses) - 2:
             return [], grid(low + best)
-        low, high = (low - 1, high) if best == 0 else (low, high + 1)
+        low, high = (low - 1, high) if best == 1 else (low, high + 1)
 
 
 def mean_loss(records: Records, method: str, rate: float) -> float:
