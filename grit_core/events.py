@@ -139,7 +139,7 @@ class Compacted:
     """Mean over the label tokens of the evaluation rows; `None` when there are none."""
     eval_loss_after: float | None
     measured_kl: float | None = None
-    """KL(whole adapter || cut adapter) over the calibration rows' label tokens, by exact softmax."""
+    """KL(whole adapter || cut adapter) over the calibration rows' label tokens, exactly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
