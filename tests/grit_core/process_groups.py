@@ -3,6 +3,7 @@
 The processes are forked from a server that has torch loaded already, so that each costs a moment.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -20,8 +21,8 @@ def run_together(
     target: Callable[..., None],
     *arguments: Any,
     count: int = 2,
-    timeout_seconds: float = 30,
-    deadline_seconds: float = 120,
+    timeout_seconds: float = 60,
+    deadline_seconds: float = 180,
 ) -> list[int]:
     """Run `target(rank, *arguments)` in each of `count` processes and return their exit statuses.
 
@@ -30,19 +31,20 @@ def run_together(
         *arguments: Picklable.
         count: How many processes.
         timeout_seconds: Of one message among them.
-        deadline_seconds: After which those still running are killed, which makes their status -9.
+        deadline_seconds: After which a process shows where it is and ends, with status 1.
     """
     port = _free_port()
     running = [
         _CONTEXT.Process(
-            target=_in_group, args=(rank, count, port, timeout_seconds, target, arguments)
+            target=_in_group,
+            args=(rank, count, port, timeout_seconds, deadline_seconds, target, arguments),
         )
         for rank in range(count)
     ]
     for process in running:
         process.start()
     for process in running:
-        process.join(deadline_seconds)
+        process.join(deadline_seconds + 10)
         if process.is_alive():
             process.kill()
             process.join()
@@ -54,9 +56,11 @@ def _in_group(
     count: int,
     port: int,
     timeout_seconds: float,
+    deadline_seconds: float,
     target: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
+    faulthandler.dump_traceback_later(deadline_seconds, exit=True)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
