@@ -167,6 +167,18 @@ def test_asked_to_stop_while_compacting_it_leaves_the_last_checkpoint(
     assert adapter_bytes(job) == adapter_bytes(whole)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_in_half_precision_a_cut_keeps_to_its_limit_too(tmp: Path, precision: str) -> None:
+    job = compacting_job(tmp, work=precision, precision=precision, compaction_max_kl=1e-2)
+    events = list(train(job))
+    cut = only(events, Compacted)
+    assert 0 < cut.parameters_after < cut.parameters_before
+    assert 0 < cut.predicted_kl <= 1e-2
+    assert cut.measured_kl is not None
+    assert 0 < cut.measured_kl <= 1e-2
+    assert not [e for e in events if isinstance(e, Warned) and e.code == "compaction_refused"]
+
+
 def test_without_a_limit_nothing_is_cut_and_nothing_is_told(tmp: Path) -> None:
     job = compacting_job(tmp, work="uncut", compaction_max_kl=None, max_steps=2)
     events = list(train(job))
