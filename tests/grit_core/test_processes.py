@@ -279,7 +279,8 @@ def test_two_processes_tell_evaluate_and_export_what_one_does(tmp: Path) -> None
     retention = write_jsonl(tmp / "retention.jsonl", tiny_chat_rows(3))
     jobs = [
         dataclasses.replace(
-            exact_job(tmp, work=work, eval_fraction=0.3), retention_dataset=retention
+            exact_job(tmp, work=work, eval_fraction=0.3, compaction_max_kl=1.0),
+            retention_dataset=retention,
         )
         for work in ("told-one", "told-two")
     ]
@@ -296,6 +297,8 @@ def test_two_processes_tell_evaluate_and_export_what_one_does(tmp: Path) -> None
     manifests = [json.loads(folder_bytes(job)["grit.json"]) for job in jobs]
     assert [manifest["num_processes"] for manifest in manifests] == [1, 2]
     assert manifests[0]["dataset"] == manifests[1]["dataset"]
+    ranks = [manifest["compaction"]["ranks"] for manifest in manifests]
+    assert ranks[0] == ranks[1] != {}
 
 
 @pytest.mark.slow
