@@ -46,6 +46,9 @@ SEED: Final = 0
 HALF_SCALE: Final = 256.0
 """Gradients are this much larger in float16, so that the small ones are not lost."""
 
+MAX_SUMS: Final = 256
+"""Gradients of the gates that are kept of each draw; those of more batches are added up."""
+
 COMPARED_TOKENS: Final = 64
 """Label tokens whose distributions are compared at a time, in float64."""
 
@@ -128,18 +131,23 @@ class Calibration:
         """Return draws of all gates' gradients, float64 on the CPU, [P, B, D].
 
         For a cut c (0 or 1 for each direction), 1/2 sum_b (g_pb . c)^2 / `num_label_tokens` is an
-        unbiased estimate of its divergence, whatever the batches.
+        unbiased estimate of its divergence, whatever the batches. That of a sum of batches is as
+        well, so that of many batches no more than `MAX_SUMS` sums are kept.
         """
         signs = _generator()
         draws_PBD: list[list[Tensor]] = [[] for _ in range(num_draws)]
         with self._gated() as gates:
             for gate in gates.values():
                 gate.requires_grad_()
-            for batch in self._read():
+            for position, batch in enumerate(self._read()):
                 logits_NV = self._label_logits(batch)
                 for draw in draws_PBD:
                     drawn_NV = fisher_draw(logits_NV, signs) * self._scale
-                    draw.append(self._gradient(logits_NV, drawn_NV, list(gates.values())))
+                    gradient_D = self._gradient(logits_NV, drawn_NV, list(gates.values()))
+                    if position < MAX_SUMS:
+                        draw.append(gradient_D)
+                    else:
+                        draw[position % MAX_SUMS] += gradient_D
         return torch.stack([torch.stack(draw_BD) for draw_BD in draws_PBD])
 
     @torch.no_grad()

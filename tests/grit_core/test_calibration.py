@@ -112,6 +112,17 @@ def test_a_gates_gradient_is_what_its_row_times_that_rows_gradient(
     torch.testing.assert_close(found_D, expected_D.double(), rtol=1e-3, atol=1e-6)
 
 
+def test_of_many_batches_the_draws_are_added_up(
+    job: TrainingJob, model: PeftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_PBD = calibration_of(job, model, size=2).gate_gradients(num_draws=2)
+    monkeypatch.setattr("grit_core.calibration.MAX_SUMS", 4)
+    added_PBD = calibration_of(job, model, size=2).gate_gradients(num_draws=2)
+    expected_PBD = whole_PBD[:, :4].clone()
+    expected_PBD[:, :2] += whole_PBD[:, 4:]
+    torch.testing.assert_close(added_PBD, expected_PBD)
+
+
 def test_the_divergence_is_that_of_a_model_whose_rows_are_zeroed(
     job: TrainingJob, model: PeftModel
 ) -> None:
