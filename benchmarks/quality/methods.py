@@ -74,6 +74,9 @@ class Method:
     ablation: bool = False
     """Neither a peer nor a proposal: it tells where a difference comes from."""
 
+    peer: bool = False
+    """What somebody else proposes instead of LoRA with AdamW."""
+
     trainer: bool = False
     """Run by transformers' Trainer."""
 
@@ -246,11 +249,13 @@ METHODS: Final[dict[str, Method]] = {
         title="LoRA + AdamW, HF Trainer", build=_adamw, learning_rate=5.6e-3, trainer=True
     ),
     "lora_plus": Method(
-        title="LoRA+ (ratio 16)", build=_of(_lora_plus, ratio=16.0), learning_rate=1e-3
+        title="LoRA+ (ratio 16)", build=_of(_lora_plus, ratio=16.0), learning_rate=1e-3, peer=True
     ),
-    "riemannian": Method(title="Riemannian (PEFT)", build=_riemannian, learning_rate=5.6e-3),
-    "adalora": Method(title="AdaLoRA", build=_adalora, learning_rate=1e-2),
-    "dora": Method(title="DoRA", build=_dora, learning_rate=5.6e-3),
+    "riemannian": Method(
+        title="Riemannian (PEFT)", build=_riemannian, learning_rate=5.6e-3, peer=True
+    ),
+    "adalora": Method(title="AdaLoRA", build=_adalora, learning_rate=1e-2, peer=True),
+    "dora": Method(title="DoRA", build=_dora, learning_rate=5.6e-3, peer=True),
     "ekfac": Method(
         title="GRIT ekfac", build=_grit, learning_rate=5.6e-3, ours=True, extra_passes=2
     ),

@@ -37,7 +37,7 @@ class Records:
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a") as file:
             # A kill may have left half a line; its run is repeated.
-            file.write(("\n" if torn and self._found else "") + json.dumps(record) + "\n")
+            file.write(("\n" if torn else "") + json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._keep(record)

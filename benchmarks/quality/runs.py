@@ -61,9 +61,15 @@ def run(
     if final:
         curve.measure(arm.model, 0)
     began = time.perf_counter()
-    seconds, failure = (
-        _trainer(arm, curve, rate, seed) if method.trainer else _loop(arm, curve, rate, seed)
-    )
+    try:
+        seconds, failure = (
+            _trainer(arm, curve, rate, seed) if method.trainer else _loop(arm, curve, rate, seed)
+        )
+    except torch.linalg.LinAlgError as error:  # a decomposition of what has diverged
+        seconds, failure = [], f"LinAlgError: {error}"
+    last = curve.points[-1]["loss"] if curve.points else math.nan
+    if failure is None and not math.isfinite(last):
+        failure = f"the evaluation loss is {last} at the end"
     return {
         "subject": subject.name,
         "method": method_name,
@@ -73,7 +79,7 @@ def run(
         "extra_passes": method.extra_passes,
         "failure": failure,
         "points": curve.points,
-        "loss": math.inf if failure else curve.points[-1]["loss"],
+        "loss": math.inf if failure else last,
         "step_seconds": statistics.median(seconds) if seconds else None,
         "seconds": time.perf_counter() - began,
         "parameters": sum(p.numel() for p in arm.parameters),
@@ -97,7 +103,7 @@ def _loop(arm: Arm, curve: Curve, rate: float, seed: int) -> tuple[list[float], 
         began = time.perf_counter()
         if step == 0 and arm.start is not None:
             _start(arm, batch)
-        loss = _step(arm, batch, step)
+        loss = take_step(arm, batch, step)
         seconds.append(time.perf_counter() - began)
         if not math.isfinite(loss):
             return seconds, f"the loss is {loss} at step {step + 1}"
@@ -114,10 +120,13 @@ def _start(arm: Arm, batch: Batch) -> None:
         arm.optimizer.zero_grad(set_to_none=True)
 
 
-def _step(arm: Arm, batch: Batch, step: int) -> float:
+def take_step(arm: Arm, batch: Batch, step: int) -> float:
+    """Train on one batch; a loss that is not finite is returned and changes nothing."""
     num_tokens = num_label_tokens(batch)
     with arm.observing(num_tokens) as sums:
         loss = label_loss_sum(arm.model, batch) / num_tokens
+        if not math.isfinite(float(loss.detach())):
+            return float(loss.detach())
         whole = loss if arm.penalty is None else loss + arm.penalty()
         whole.backward()
     nn.utils.clip_grad_norm_(arm.parameters, MAX_GRAD_NORM)
@@ -204,6 +213,7 @@ def _layers(arm: Arm) -> dict[str, Any] | None:
             "effective_rank": layer.effective_rank,
             "fisher_energy": layer.fisher_energy,
             "active": layer.active,
+            "spectrum": [float(f"{energy:.4g}") for energy in layer.spectrum],
             "modality": arm.optimizer.modality_of(name),
         }
         for name, layer in arm.optimizer.curvature().items()

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from benchmarks.quality import sweep
-from benchmarks.quality.analysis import crossing, paired_ratio, summarise, table
+from benchmarks.quality.analysis import (
+    best_peer,
+    crossing,
+    paired_ratio,
+    retention_table,
+    summarise,
+    table,
+)
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.records import Records
 from benchmarks.quality.runs import run
@@ -84,6 +91,35 @@ def test_ratios_are_paired_by_seed_and_keep_never():
     assert math.isnan(paired_ratio([math.inf], [math.inf])["median"])
 
 
+def test_arriving_where_the_other_never_does_is_a_bound_and_not_a_ratio_of_zero():
+    bounded = paired_ratio([40.0, 20.0, 30.0], [math.inf, 40.0, math.inf], limit=80)
+    assert (bounded["median"], bounded["bound"]) == (0.5, 1)
+    decided = paired_ratio([40.0, 90.0, 100.0], [math.inf, 100.0, 100.0], limit=80)
+    assert (decided["median"], decided["bound"]) == (0.9, 0)
+
+
+def test_what_is_retained_is_compared_on_seeds_that_both_arrive():
+    ratio = paired_ratio([0.3, 0.4, math.nan], [0.6, math.nan, 0.1])
+    assert (ratio["median"], ratio["num_pairs"]) == (0.5, 1)
+
+
+def test_the_best_peer_is_neither_adamw_nor_ours():
+    steps = {"adamw": 1, "trainer": 1, "ekfac": 1, "dora": 8, "adalora": 5}
+    finals = {
+        name: [
+            {
+                "extra_passes": 0,
+                "points": [
+                    {"step": 0.0, "loss": 1.0, "retention": 0.0},
+                    {"step": float(count), "loss": 0.5, "retention": 0.0},
+                ],
+            }
+        ]
+        for name, count in steps.items()
+    }
+    assert best_peer(finals, 0.5) == "adalora"
+
+
 @pytest.mark.parametrize("best", [1e-4, 5.6e-3, 1e-1])
 def test_a_sweep_moves_until_its_best_rate_is_inside(tmp_path, best):
     records = Records(tmp_path / "sweep.jsonl")
@@ -120,6 +156,13 @@ def test_what_is_recorded_is_not_run_again(tmp_path):
     assert list(sweep.next_runs(Records(path), ["adamw"])) == wanted[1:]
 
 
+def test_a_kill_in_the_very_first_line_costs_no_later_record(tmp_path):
+    path = tmp_path / "sweep.jsonl"
+    path.write_text('{"method": "adamw", "rate"')
+    Records(path).add(record_of("adamw", 1e-3, 0, final=True, loss=1.0))
+    assert Records(path).get("adamw", 1e-3, 0, final=True) is not None
+
+
 def test_a_summary_compares_with_adamw_by_seed(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.quality.records.FOLDER", tmp_path)
     records = Records.of("digits")
@@ -133,7 +176,10 @@ def test_a_summary_compares_with_adamw_by_seed(tmp_path, monkeypatch):
     assert told["final_ratio"]["median"] == pytest.approx(0.5)
     assert told["targets"][1]["steps"] == pytest.approx([5.0] * len(sweep.SEEDS))
     assert told["targets"][1]["ratio"]["median"] == pytest.approx(5 / 20)
+    assert told["interior"]
+    assert told["targets"][1]["retention_ratio"]["median"] == pytest.approx(0.2 / 0.5)
     assert "never" in table(summary)
+    assert "both on 0 of 5 seeds" in retention_table(summary)
 
 
 @pytest.mark.parametrize("method", ["adamw", "ekfac", "budget", "adalora"])
@@ -154,7 +200,8 @@ def test_all_methods_of_plain_lora_start_from_the_same_adapter(small_digits):
     assert all(torch.equal(starts[0], start) for start in starts[1:])
 
 
-def test_a_run_that_diverges_is_recorded_as_such(small_digits):
-    record = run(small_digits, "adamw", rate=1e30, seed=0, final=False)
+@pytest.mark.parametrize("method", ["adamw", "trainer", "riemannian", "ekfac"])
+def test_a_run_that_diverges_is_recorded_as_such(small_digits, method):
+    record = run(small_digits, method, rate=1e30, seed=0, final=False)
     assert record["failure"] is not None
     assert math.isinf(record["loss"])
