@@ -122,6 +122,23 @@ def test_a_refused_gauge_is_named_and_moves_nothing(step_rule):
     assert (models["sound"].A.detach() - before["sound"][0]).abs().max() > 1e-3
 
 
+def test_rows_that_come_out_as_zero_keep_their_columns_of_b():
+    """An A of rank three in six rows: three directions of rank space read nothing."""
+    problem = Regression()
+    with torch.no_grad():
+        problem.A[3:] = 2 * problem.A[:3]
+    before = problem.product()
+    optimizer = optimizer_of(problem, step_rule="gauge")
+    optimizer.observe(problem.sums())
+    optimizer.step()
+    assert optimizer.reprojection is not None
+    assert not optimizer.reprojection.refused
+    torch.testing.assert_close(problem.product(), before, rtol=1e-9, atol=1e-12)
+    lengths = problem.A.detach().norm(dim=1)
+    assert int((lengths > 0.5).sum()) == int((lengths < 1e-6).sum()) == 3
+    assert problem.B.detach().norm(dim=0).min() > 1e-2
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("natural_gradient", [True, False])
 @pytest.mark.parametrize("step_rule", STEP_RULES)
@@ -196,16 +213,17 @@ def test_no_eigenvector_is_half_active_and_half_frozen_where_eigenvalues_coincid
     layer = AdaptedLayer(
         name="l",
         modality="text",
-        lora_A=nn.Parameter(torch.zeros(RANK, 9)),
-        lora_B=nn.Parameter(torch.zeros(7, RANK)),
+        lora_A=nn.Parameter(torch.zeros(RANK, 9).double()),
+        lora_B=nn.Parameter(torch.zeros(7, RANK).double()),
     )
     group = RankGroup([layer])
     group.active_LR[0] = torch.tensor([True, False, True, False, False, True])
-    turned = torch.linalg.qr(normal(RANK, RANK, seed=3))[0].float()
-    for factor in (turned @ turned.mT, torch.outer(turned[0], turned[0])):
+    for seed in range(5):  # of two positions: most eigenvalues are zero
+        z = normal(2, RANK, seed=seed)
+        factor = z.mT @ z
         one = torch.ones(())
         group.observe({"l": LayerSums(factor, factor, one, one, 1)}, FisherSettings(ema_decay=0.0))
-        share = group.basis_Z_LRR[0].square().mT @ group.active_LR[0].float()
+        share = group.basis_Z_LRR[0].square().mT @ group.active_LR[0].double()
         assert ((share < 1e-6) | (share > 1 - 1e-6)).all()
 
 
