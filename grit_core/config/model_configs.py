@@ -124,7 +124,7 @@ class ModelGRITConfig:
     start alone) or `adaptive` (as many directions as hold `projection_energy`, within the ends)."""
     projection_energy: float = 0.99
     """For `adaptive`: the share of a modality's Fisher energy that the active directions hold."""
-    projection_update_freq: int = 50
+    projection_update_freq: int = 20
     """Optimizer steps between two reprojections."""
     step_rule: str = "ekfac"
     """How the natural gradient is taken: `ekfac`, `kfac`, `gauge` or `paper`; see `docs/method.md`.
