@@ -91,14 +91,18 @@ def next_byte_loss(model: nn.Module, rows: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
-def pretrained() -> LlamaForCausalLM:
-    """Load the pretrained weights, or train them."""
-    recipe = repr((WIDTH, NUM_KEPT_BACK, STEPS, BATCH, PEAK_RATE)).encode()
+def pretrained(steps: int = STEPS) -> LlamaForCausalLM:
+    """Load the pretrained weights, or train them.
+
+    Raises:
+        RuntimeError: The cached weights are of another architecture.
+    """
+    recipe = repr((WIDTH, NUM_KEPT_BACK, steps, BATCH, PEAK_RATE)).encode()
     digest = hashlib.sha256(recipe + (CORPUS / "documentation.txt").read_bytes()).hexdigest()
     path = CACHE / f"text-{digest[:16]}.safetensors"
     model = llama()
     if not path.exists():
-        model = pretrain()
+        model = pretrain(steps)
         CACHE.mkdir(exist_ok=True)
         tied = {
             name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"
@@ -106,7 +110,9 @@ def pretrained() -> LlamaForCausalLM:
         unfinished = path.with_suffix(".new")
         save_file({name: tensor.contiguous() for name, tensor in tied.items()}, unfinished)
         unfinished.replace(path)
-    model.load_state_dict(load_file(path), strict=False)
+    wrong = model.load_state_dict(load_file(path), strict=False)
+    if wrong.unexpected_keys or wrong.missing_keys != ["lm_head.weight"]:
+        raise RuntimeError(f"{path} holds another architecture; delete it to train anew.")
     model.tie_weights()
     return model.eval()
 
@@ -131,9 +137,9 @@ def configuration() -> ModelGRITConfig:
     )
 
 
-def subject() -> Subject:
-    """Load the model, pretrained if need be, and cut the rows."""
-    base = pretrained()
+def subject(steps: int = STEPS) -> Subject:
+    """Load the model, pretrained for so many steps if need be, and cut the rows."""
+    base = pretrained(steps)
     source = blocks("source.txt")
     held_out: Sequence[EncodedRow] = rows_of(source[: 2 * NUM_HELD_OUT])
     return Subject(
