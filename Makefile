@@ -55,6 +55,7 @@ bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM
 
 bench-quality: setup ## Compare step rules and peers at their best rates (an hour or two; resumable)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.sweep
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality.step_ratio
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.quality.step_time
 	$(BIN)/python -m benchmarks.quality.analysis
 	$(BIN)/python -m benchmarks.quality.plots

@@ -92,12 +92,22 @@ def paired_ratio(
     }
 
 
+def step_ratios(subject: str) -> dict[str, float]:
+    """What a method's step costs beside AdamW's, as `step_ratio` measured it; empty before."""
+    path = FOLDER / "step_ratio.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())["subjects"].get(subject, {})
+    return {method: ratio["median_ratio"] for method, ratio in found.items()}
+
+
 def summarise(subject: str, targets: Sequence[float]) -> dict[str, Any]:
     """Say everything of one subject, by method; methods without final runs are left out."""
     records = Records.of(subject)
     finals = {method: final_runs(records, method) for method in METHODS}
     if not finals[REFERENCE]:
         return {"targets": list(targets), "best_peers": {}, "methods": {}}
+    costs = step_ratios(subject)
     peers = [best_peer(finals, target) for target in targets]
     return {
         "targets": list(targets),
@@ -105,10 +115,11 @@ def summarise(subject: str, targets: Sequence[float]) -> dict[str, Any]:
         "methods": {
             method: _of_method(records, method, runs, finals[REFERENCE], targets)
             | {
+                "step_ratio": costs.get(method, math.nan),
                 "to_best_peer": [
                     _steps_ratio(runs, finals[peer], target) if peer else None
                     for target, peer in zip(targets, peers, strict=True)
-                ]
+                ],
             }
             for method, runs in finals.items()
             if runs
@@ -195,7 +206,7 @@ def table(summary: Mapping[str, Any]) -> str:
     targets = summary["targets"]
     heads = ["method", "rate", "final loss (quartiles)", "to AdamW's"]
     heads += [f"steps to {target:g}" for target in targets]
-    heads += ["rates near best", "failed runs", "parameters"]
+    heads += ["seconds a step", "rates near best", "failed runs", "parameters"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for method in summary["methods"].values():
         cells = [
@@ -204,6 +215,7 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{method['final_loss']:.3f} ({method['final_low']:.3f} to {method['final_high']:.3f})",
             _ratio(method["final_ratio"]),
             *(_steps(target) for target in method["targets"]),
+            _number(method["step_ratio"]),
             f"{method['near_best']} of {len(method['rates'])}",
             str(method["failures"]),
             f"{method['parameters']:,}",

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.records import FOLDER, Records
@@ -73,6 +73,8 @@ def rate_robustness(axes: Axes, records: Records) -> None:
     axes.set(
         xlabel="learning rate, best = 1", ylabel="final selection loss", xscale="log", yscale="log"
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def retention_frontier(axes: Axes, records: Records) -> None:
@@ -98,6 +100,8 @@ def rank_by_layer(axes: Axes, records: Records, method: str) -> None:
     """Effective rank and active directions of every layer at the end, one seed."""
     runs = final_runs(records, method)
     if not runs or not runs[0]["layers"]:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
         return
     layers = runs[0]["layers"]
     places = np.arange(len(layers))
@@ -113,8 +117,9 @@ def rank_by_layer(axes: Axes, records: Records, method: str) -> None:
         label="effective rank",
     )
     axes.set_xticks(places, [_short(name) for name in layers], rotation=90, fontsize=6)
-    axes.set(ylabel="directions", title=METHODS[method].title)
-    axes.legend(frameon=False, fontsize=7)
+    axes.set(ylabel="directions")
+    axes.legend(frameon=False, fontsize=7, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.grid(visible=False, axis="x")
 
 
 def _short(name: str) -> str:
@@ -158,7 +163,7 @@ def _draw_ranks(names: Sequence[str]) -> None:
     for row, name in zip(grid, names, strict=True):
         for axes, method in zip(row, ("ekfac", "budget"), strict=True):
             rank_by_layer(axes, Records.of(name), method)
-            axes.set_title(f"{name}: {METHODS[method].title}")
+            axes.set_title(f"{name}: {METHODS[method].title}", pad=18)
     figure.tight_layout()
     figure.savefig(IMAGES / "rank-by-layer.png")
     plt.close(figure)
@@ -176,7 +181,8 @@ def _plain_ticks(axes: Axes) -> None:
 
 def _save(figure: Any, grid: Sequence[Axes], name: str) -> None:
     """One legend below all panels, the reference first."""
-    handles, labels = grid[0].get_legend_handles_labels()
+    fullest = max(grid, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    handles, labels = fullest.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="lower center", ncol=math.ceil(len(labels) / 2), frameon=False
     )

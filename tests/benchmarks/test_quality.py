@@ -19,6 +19,7 @@ from benchmarks.quality.analysis import (
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.records import Records
 from benchmarks.quality.runs import run
+from benchmarks.quality.step_ratio import measure, ratios
 from benchmarks.quality.subjects import digits
 
 CURVE = [
@@ -205,3 +206,12 @@ def test_a_run_that_diverges_is_recorded_as_such(small_digits, method):
     record = run(small_digits, method, rate=1e30, seed=0, final=False)
     assert record["failure"] is not None
     assert math.isinf(record["loss"])
+
+
+def test_step_times_are_taken_in_turns_and_set_against_adamw(small_digits):
+    longer = dataclasses.replace(small_digits, num_steps=4)
+    seconds = measure(longer, ["adamw", "ekfac"], num_periods=1, period_steps=2)
+    assert {name: len(spent) for name, spent in seconds.items()} == {"adamw": 1, "ekfac": 1}
+    assert ratios(seconds)["adamw"]["median_ratio"] == 1.0
+    with pytest.raises(ValueError, match="ask for fewer"):
+        measure(longer, ["adamw"], num_periods=2, period_steps=2)
