@@ -166,17 +166,15 @@ def droppable(costs_D: Tensor) -> list[int]:
 def predicted_divergences(changes_PBD: Tensor, *, num_label_tokens: int) -> Tensor:
     """Return the predicted divergence of dropping the first 0, 1, 2, ... directions, float64 [K].
 
-    Half the Fisher form of all of them together. Made monotonous: the form of a larger cut may be
-    smaller where directions cancel, but no cut beyond the limit is stepped over to reach it.
+    Half the Fisher form of all of them together; smaller than that of fewer where some cancel.
 
     Args:
         changes_PBD: Gradients of the directions' gates, in the order in which they go.
         num_label_tokens: Of all batches.
     """
     sums_PBK = torch.nn.functional.pad(changes_PBD.cumsum(-1), (1, 0))
-    energies_K = sums_PBK.square().sum(1).mean(0) / (2 * max(1, num_label_tokens))
-    monotonous_K: Tensor = energies_K.cummax(0).values
-    return monotonous_K
+    predicted_K: Tensor = sums_PBK.square().sum(1).mean(0) / (2 * max(1, num_label_tokens))
+    return predicted_K
 
 
 def _weigh(calibration: Calibration) -> tuple[Tensor, Tensor]:
@@ -202,6 +200,8 @@ def _largest_cut(
     The prediction bounds the first try. Where that measures above the limit, the next is aimed
     lower by as much, and the rest is bisected.
     """
+    # No cut above the limit is stepped over to reach a larger one whose directions cancel.
+    predicted_K = predicted_K.cummax(0).values
     low, low_kl, high = at_least, 0.0, len(order) + 1
     num_cut = max(at_least, int((predicted_K <= max_kl).sum()) - 1)
     while low < num_cut < high:
