@@ -17,7 +17,7 @@ from grit_core.config.training import TRAINING_CHECKS
 from grit_core.errors import Fault
 from grit_core.plan import AdaptationPlan
 
-DEFAULT_MAX_KL: Final = 1e-3
+DEFAULT_MAX_KL: Final = 1e-5
 """Nats for a label token."""
 
 DEFAULT_NUM_ROWS: Final = 256

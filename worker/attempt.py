@@ -35,7 +35,7 @@ from grit_core.training_job import TrainingJob, job_from_json
 from worker.failures import EXIT_FAILED, EXIT_STOPPED, failure_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from grit_core.events import TrainingEvent
@@ -133,12 +133,14 @@ def _events_of(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> Iter
         return compress(job, should_stop=Beating(out, stop))
     folder = order.get("resume_from")
     return _train_or_restart(
-        job_from_json(order["job"]), stop=stop, resume_from=Path(folder) if folder else None
+        job_from_json(order["job"]),
+        should_stop=Beating(out, stop),  # compaction at the end takes long and tells nothing
+        resume_from=Path(folder) if folder else None,
     )
 
 
 def _train_or_restart(
-    job: TrainingJob, *, stop: StopRequest, resume_from: Path | None
+    job: TrainingJob, *, should_stop: Callable[[], bool], resume_from: Path | None
 ) -> Iterator[TrainingEvent]:
     """Train; a checkpoint that this version cannot read costs the steps it held, not the job.
 
@@ -149,7 +151,7 @@ def _train_or_restart(
 
     stepped = False
     try:
-        for event in train(job, should_stop=stop, resume_from=resume_from):
+        for event in train(job, should_stop=should_stop, resume_from=resume_from):
             stepped = stepped or isinstance(event, StepCompleted)
             yield event
     except CheckpointCorrupt as error:
@@ -157,7 +159,7 @@ def _train_or_restart(
             raise
         traceback.print_exc()
         yield Warned(code="checkpoint_unusable", message=f"Starting from step 0: {error}")
-        yield from train(job, should_stop=stop, resume_from=None)
+        yield from train(job, should_stop=should_stop, resume_from=None)
 
 
 def warm_up() -> None:

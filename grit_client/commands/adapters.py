@@ -84,7 +84,8 @@ def compress(  # noqa: PLR0913, PLR0917 - the options of the command
     max_kl: Annotated[
         float | None,
         typer.Option(
-            help="Longest predicted divergence, in nats for a label token; by default 0.001.",
+            help="Largest divergence from the whole adapter, predicted and measured, in nats for a"
+            " label token; by default 1e-05.",
             show_default=False,
         ),
     ] = None,

@@ -83,7 +83,7 @@ def test_a_compression_is_a_job_with_the_adapters_own_plan_and_settings(
     assert answer.headers["Location"] == f"/jobs/{job['id']}"
     assert (job["kind"], job["status"], job["name"]) == ("compression", "queued", "small")
     assert job["source_adapter"] == source
-    assert job["compression"] == {"max_kl": 0.001, "num_rows": 256}
+    assert job["compression"] == {"max_kl": 1e-05, "num_rows": 256}
     for field in ("model", "dataset", "eval_dataset", "preset", "config", "plan"):
         assert job[field] == source_job[field], field
     assert job["training"]["seed"] == 7

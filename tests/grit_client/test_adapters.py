@@ -117,7 +117,7 @@ def test_an_adapter_is_compressed_once_however_often_it_is_asked_for(
     first = client.compress_adapter(adapter, idempotency_key="once")
     again = client.compress_adapter(adapter, idempotency_key="once")
     assert first["id"] == again["id"] != job["id"]
-    assert first["compression"] == {"max_kl": 0.001, "num_rows": 256}
+    assert first["compression"] == {"max_kl": 1e-05, "num_rows": 256}
     other = client.upload_dataset(service.rows_file(3))["id"]
     assert client.compress_adapter(adapter, dataset=other)["dataset"] == other
     with pytest.raises(RequestRefused, match="still used"):
