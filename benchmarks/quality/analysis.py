@@ -297,7 +297,7 @@ def main() -> None:
         subject = load()
         summaries[name] = summarise(name, subject.targets)
         parts += [
-            f"### {subject.title}",
+            f"#### {subject.title}",
             table(summaries[name]),
             "Old-task loss at equal new-task loss:",
             retention_table(summaries[name]),

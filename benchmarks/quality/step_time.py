@@ -4,7 +4,7 @@
 
 Forward and backward of such a model take seconds, in which a rule's milliseconds drown. So its
 parts are timed alone, in turns with AdamW's: the optimizer's step, an observed step (every tenth)
-and a reprojection (every fiftieth). The capture's part of forward and backward is the difference of
+and a reprojection (every twentieth). The capture's part of forward and backward is the difference of
 interleaved passes. The sum, spread over the steps, is set against the time of a whole AdamW step.
 """
 
@@ -37,7 +37,7 @@ RULES: Final = ("ekfac", "kfac", "gauge")
 REPEATS: Final = 30
 PASSES: Final = 7
 FISHER_FREQ: Final = 10
-PROJECTION_FREQ: Final = 50
+PROJECTION_FREQ: Final = 20
 
 
 def load(folder: Path, rows: Path) -> tuple[PeftModel, Any, Batch]:
@@ -78,12 +78,14 @@ def passes(model: PeftModel, planned: Any, batch: Batch) -> tuple[list[float], l
         sums.update(found)
 
     forward_backward()
-    for _ in range(PASSES):
-        plain.append(seconds_of(forward_backward))
-        observed.append(seconds_of(with_observation))
+    for index in range(PASSES):
+        arms = [(plain, forward_backward), (observed, with_observation)]
+        for times, work in arms if index % 2 == 0 else arms[::-1]:
+            times.append(seconds_of(work))
     return plain, observed, sums
 
 
+@torch.no_grad()
 def optimizer_parts(
     model: PeftModel, planned: Any, sums: dict[str, LayerSums], rule: str, adamw: torch.optim.AdamW
 ) -> dict[str, float]:
