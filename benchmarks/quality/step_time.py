@@ -4,8 +4,8 @@
 
 Forward and backward of such a model take seconds, in which a rule's milliseconds drown. So its
 parts are timed alone, in turns with AdamW's: the optimizer's step, an observed step (every tenth)
-and a reprojection (every twentieth). The capture's part of forward and backward is the difference of
-interleaved passes. The sum, spread over the steps, is set against the time of a whole AdamW step.
+and a reprojection (every twentieth). The capture's part of forward and backward is the difference
+of interleaved passes. The sum, spread over the steps, is set against a whole AdamW step.
 """
 
 import argparse
