@@ -61,12 +61,18 @@ def logits_of(job: TrainingJob, model: PeftModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("max_kl", [3e-7, 1e-6, 3e-6])
-def test_the_predicted_divergence_of_a_small_cut_is_the_measured_one_within_a_quarter(
-    job: TrainingJob, model: PeftModel, max_kl: float
+def test_given_draws_enough_the_prediction_of_a_small_cut_is_within_a_half_of_what_is_measured(
+    job: TrainingJob, model: PeftModel, max_kl: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A sum of independent layers' energies is a third or less of it.
+
+    With the usual number of draws the noise alone is a fifth on so few rows, with these a tenth.
+    """
+    monkeypatch.setattr("grit_core.compaction.NUM_DRAWS", 1 << 11)
+    monkeypatch.setattr("grit_core.compaction.MAX_DRAWS_PER_BATCH", 1 << 9)
     compaction = compact(calibration_of(job, model), max_kl=max_kl)
     assert compaction.parameters_after < compaction.parameters_before
-    assert compaction.predicted_kl == pytest.approx(compaction.measured_kl, rel=0.25)
+    assert compaction.predicted_kl == pytest.approx(compaction.measured_kl, rel=0.5)
 
 
 @pytest.mark.parametrize("max_kl", [1e-5, 1e-3, 1e-1, 1.0])
