@@ -15,6 +15,7 @@ from api.embedded import write_key
 from api.envelope import Envelope
 from api.logs import configure_logs
 from api.measures import Measures
+from api.openai.errors import render as render_openai_error
 from api.routes import (
     adapters,
     catalog,
@@ -42,6 +43,8 @@ ROUTES = (
     keys,
     service,
 )
+ERROR_FORMS = {"/v1": render_openai_error}
+"""Paths whose errors are no problem documents."""
 _DESCRIPTION = "Fine-tunes vision-language models with GRIT: LoRA adapters trained with curvature."
 
 
@@ -72,9 +75,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.measures = measures
     for module in ROUTES:
         app.include_router(module.router)
-    errors.install(app)
+    errors.install(app, forms=ERROR_FORMS)
     _document(app)
-    app.add_middleware(Envelope, measures=measures, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(
+        Envelope, measures=measures, allowed_hosts=settings.allowed_hosts, forms=ERROR_FORMS
+    )
     return app
 
 

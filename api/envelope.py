@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import Problem, problem_of, respond
+from api.errors import Problem, Render, problem_of, respond
 from api.measures import Measures
 
 log = structlog.get_logger("api.access")
@@ -31,9 +32,17 @@ _HEADERS: Final = {
 class Envelope:
     """Wraps the app: every answer has a request id and safe headers, every failure is a problem."""
 
-    def __init__(self, app: ASGIApp, *, measures: Measures, allowed_hosts: list[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        measures: Measures,
+        allowed_hosts: list[str],
+        forms: Mapping[str, Render],
+    ) -> None:
         self.app = app
         self.measures = measures
+        self.forms = forms
         self.allowed_hosts = [host.lower() for host in allowed_hosts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +111,12 @@ class _Exchange:
         if self.status is not None:
             # The answer has begun: all that is left is to cut it short.
             raise error
-        response = respond(problem, request_id=self.request_id)
+        response = respond(
+            problem,
+            request_id=self.request_id,
+            path=str(self.scope["path"]),
+            forms=self.envelope.forms,
+        )
         await response(self.scope, self.receive, self.send)
 
     def _finish(self) -> None:

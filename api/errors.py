@@ -6,7 +6,7 @@ scalar that does not look like a secret (`api.schemas.problems.safe_input`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final
@@ -205,7 +205,21 @@ def _describe(error: Exception, code: str) -> Problem:
     return Problem(code, str(error))
 
 
-def respond(problem: Problem, *, request_id: str) -> JSONResponse:
+Render = Callable[[Problem, str], JSONResponse]
+"""Renders a problem; the second argument is the request's id."""
+
+
+def respond(
+    problem: Problem, *, request_id: str, path: str, forms: Mapping[str, Render]
+) -> JSONResponse:
+    """Render a problem in the form of its path: of the first of `forms` whose prefix it has."""
+    for prefix, render in forms.items():
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return render(problem, request_id)
+    return problem_document(problem, request_id)
+
+
+def problem_document(problem: Problem, request_id: str) -> JSONResponse:
     """Render a problem document."""
     kind = KINDS[problem.code]
     content: dict[str, Any] = {
@@ -218,14 +232,23 @@ def respond(problem: Problem, *, request_id: str) -> JSONResponse:
         "errors": [item.to_json() for item in problem.errors],
         **problem.extra,
     }
+    return JSONResponse(
+        content,
+        status_code=kind.status,
+        headers=headers_of(problem),
+        media_type=PROBLEM_MEDIA_TYPE,
+    )
+
+
+def headers_of(problem: Problem) -> dict[str, str]:
+    """Return the headers of a problem, whatever the form of its body."""
+    kind = KINDS[problem.code]
     headers = dict(problem.headers)
     if kind.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="grit"'
     if kind.retry_after_seconds is not None:
         headers.setdefault("Retry-After", str(kind.retry_after_seconds))
-    return JSONResponse(
-        content, status_code=kind.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE
-    )
+    return headers
 
 
 def request_id_of(request: Request) -> str:
@@ -233,25 +256,29 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get("grit.request_id", ""))
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of an app with a problem document."""
+def install(app: FastAPI, *, forms: Mapping[str, Render]) -> None:
+    """Answer every error of an app: in one of the forms, or with a problem document."""
+
+    def answer(request: Request, problem: Problem) -> JSONResponse:
+        request_id = request_id_of(request)
+        return respond(problem, request_id=request_id, path=request.url.path, forms=forms)
 
     async def domain(request: Request, error: Exception) -> JSONResponse:
         problem = problem_of(error)
         if KINDS[problem.code].status >= 500:
             log.warning("request_failed", code=problem.code, reason=str(error))
-        return respond(problem, request_id=request_id_of(request))
+        return answer(request, problem)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
         problem = InvalidRequest([_item_of_validation(each) for each in errors])
-        return respond(problem, request_id=request_id_of(request))
+        return answer(request, problem)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         problem = _problem_of_http(error)
         if problem.code == "method_not_allowed":
             problem = replace(problem, headers={"Allow": _methods_at(request)})
-        return respond(problem, request_id=request_id_of(request))
+        return answer(request, problem)
 
     kinds: tuple[type[Exception], ...] = (Problem, *DOMAIN)
     for kind in kinds:
@@ -292,6 +319,7 @@ _CODES: Final = {
     "literal_error": "value_unknown",
     "string_pattern_mismatch": "string_invalid",
     "finite_number": "number_not_finite",
+    "parameter_unsupported": "parameter_unsupported",
 }
 _RANGE: Final = re.compile(r"greater_than|less_than|too_short|too_long|multiple_of")
 _TYPE: Final = re.compile(

@@ -1,0 +1,1 @@
+"""Requests and answers under `/v1`, in OpenAI's shapes."""
