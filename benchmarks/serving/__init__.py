@@ -1,0 +1,1 @@
+"""What serving many adapters costs: speed, memory, load and endurance, beside its peers."""
