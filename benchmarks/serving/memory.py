@@ -1,0 +1,135 @@
+"""Memory and latency as the number of registered adapters grows from 1 to 1,000.
+
+    python -m benchmarks.serving.memory     # benchmarks/results/serving/memory.json
+
+One service, one base model (the digits VLM); adapters are added between the measurements. Requests
+come one after another, for adapters drawn by Zipf's law over all that are registered: the first is
+asked for twice as often as the second. Two latencies: of all requests, and of those whose adapter
+was not among the resident ones. The slopes are those of a straight line through the logarithms.
+"""
+
+import argparse
+import asyncio
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.measure import write_result
+from benchmarks.serving.adapters import BaseShape, write_adapters
+from benchmarks.serving.bases import DIGITS
+from benchmarks.serving.deployment import API, INFERENCE, MODEL, Deployment, running_service
+from benchmarks.serving.load import new_client, quantile
+from benchmarks.serving.questions import digit_conversations
+from benchmarks.serving.traffic import Ask, End, ask
+
+COUNTS: Final = (1, 10, 100, 1000)
+RANK: Final = 8
+NUM_CONTENTS: Final = 32
+MAX_NEW_TOKENS: Final = 8
+
+
+def zipf(num_adapters: int, num_requests: int, *, seed: int) -> list[int]:
+    """Draw adapters of which number k is asked for in proportion to 1 / (k + 1)."""
+    weights = [1.0 / (place + 1) for place in range(num_adapters)]
+    return random.Random(seed).choices(range(num_adapters), weights, k=num_requests)
+
+
+def slope(counts: Sequence[float], values: Sequence[float]) -> float:
+    """Of a straight line through the logarithms."""
+    return float(np.polyfit(np.log(counts), np.log(values), 1)[0])
+
+
+async def latencies(
+    deployment: Deployment, adapters: Sequence[str], *, num_requests: int, seed: int
+) -> dict[str, Any]:
+    """Ask one after another; what a request takes, and what the processes hold at the end."""
+    drawn = zipf(len(adapters), num_requests, seed=seed)
+    conversations = itertools.cycle(digit_conversations())
+    seconds, processor = [], _processor_seconds(deployment)
+    async with new_client(deployment) as client:
+        for place, messages in zip(drawn, conversations, strict=False):
+            request = Ask(
+                messages=messages,
+                adapter=adapters[place],
+                model=MODEL,
+                max_new_tokens=MAX_NEW_TOKENS,
+            )
+            outcome = await ask(client, request)
+            if outcome.end is not End.ANSWERED:
+                raise RuntimeError(f"not answered: {outcome}")
+            seconds.append(outcome.seconds)
+    usage = {name: deployment.usage(name) for name in (API, INFERENCE)}
+    return {
+        "num_registered": len(adapters),
+        "num_requests": num_requests,
+        "num_different": len(set(drawn)),
+        "mean_seconds": float(np.mean(seconds)),
+        "p50_seconds": quantile(seconds, 0.5),
+        "p99_seconds": quantile(seconds, 0.99),
+        "worker_cpu_seconds_per_request": (_processor_seconds(deployment) - processor)
+        / num_requests,
+        **{f"{name}_resident_bytes": one.resident_bytes for name, one in usage.items() if one},
+    }
+
+
+def _processor_seconds(deployment: Deployment) -> float:
+    import psutil  # noqa: PLC0415 - beside its only use
+
+    pid = deployment.pid(INFERENCE)
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS))
+    options = parser.parse_args()
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        sources = write_adapters(
+            Path(folder, "adapters"),
+            BaseShape.of(DIGITS),
+            num_adapters=max(options.counts),
+            num_contents=NUM_CONTENTS,
+            rank=RANK,
+        )
+        with running_service(Path(folder)) as deployment:
+            ids: list[str] = []
+            for number, count in enumerate(options.counts):
+                started = time.perf_counter()
+                ids += deployment.add_adapters(sources[len(ids) : count])
+                print(f"{count} registered in {time.perf_counter() - started:.1f} s")
+                # Once to reach a steady state (the disk cache, the slots), once to measure.
+                for seed in (2 * number, 2 * number + 1):
+                    level = asyncio.run(
+                        latencies(deployment, ids, num_requests=options.requests, seed=seed)
+                    )
+                found.append(level)
+                print(
+                    f"  p50 {level['p50_seconds'] * 1e3:.1f} ms,"
+                    f" worker {level[f'{INFERENCE}_resident_bytes'] / 1e6:.0f} MB"
+                )
+    slopes = {
+        name: slope(options.counts, [level[name] for level in found])
+        for name in (
+            "mean_seconds",
+            "p50_seconds",
+            "worker_cpu_seconds_per_request",
+            f"{INFERENCE}_resident_bytes",
+            f"{API}_resident_bytes",
+        )
+    }
+    print(slopes)
+    print(write_result("serving/memory", {"levels": found, "slopes": slopes, **vars(options)}))
+
+
+if __name__ == "__main__":
+    main()
