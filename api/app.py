@@ -15,6 +15,11 @@ from api.embedded import write_key
 from api.envelope import Envelope
 from api.logs import configure_logs
 from api.measures import Measures
+from api.openai import files as openai_files
+from api.openai import fine_tuning as openai_fine_tuning
+from api.openai import models as openai_models
+from api.openai.documents import PREFIX as OPENAI_PREFIX
+from api.openai.documents import describe as describe_openai
 from api.openai.errors import render as render_openai_error
 from api.routes import (
     adapters,
@@ -40,10 +45,13 @@ ROUTES = (
     catalog,
     adapters,
     infer,
+    openai_models,
+    openai_files,
+    openai_fine_tuning,
     keys,
     service,
 )
-ERROR_FORMS = {"/v1": render_openai_error}
+ERROR_FORMS = {OPENAI_PREFIX: render_openai_error}
 """Paths whose errors are no problem documents."""
 _DESCRIPTION = "Fine-tunes vision-language models with GRIT: LoRA adapters trained with curvature."
 
@@ -86,7 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = document(app)
+            app.openapi_schema = describe_openai(document(app))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend the document

@@ -327,6 +327,11 @@ _TYPE: Final = re.compile(
 )
 
 
+def items_of_validation(errors: Sequence[Mapping[str, Any]]) -> list[Item]:
+    """Return the faults that pydantic found in a value of ours that stands for the body."""
+    return [_item_of_validation({**each, "loc": ("body", *each["loc"])}) for each in errors]
+
+
 def _item_of_validation(error: Mapping[str, Any]) -> Item:
     place = tuple(error["loc"])
     kind = str(error["type"])

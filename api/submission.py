@@ -44,8 +44,17 @@ class Submission:
     """Why this device."""
 
     def new_job(self, *, max_attempts: int) -> NewJob:
-        """Return the row's columns."""
+        """Return the row's columns.
+
+        Raises:
+            Problem: If the request names another plan than the one that it leads to now.
+        """
         resolved = self.resolved
+        seen, now = self.body.plan_hash, resolved.plan.plan_hash
+        if seen is not None and seen != now:
+            detail = f"The plan is now {now}; look at POST /jobs/plan again."
+            item = Item(code="plan_changed", detail=detail, pointer="/plan_hash", input=seen)
+            raise Problem("plan_changed", detail, errors=[item])
         return NewJob(
             model=self.model.id,
             dataset_id=self.dataset.id,
@@ -55,7 +64,7 @@ class Submission:
             config=resolved.config_json(),
             training=resolved.training_json(),
             plan=resolved.plan.to_json(),
-            plan_hash=resolved.plan.plan_hash,
+            plan_hash=now,
             device=self.choice.device,
             device_reason=self.reason,
             queue=kind_of(self.choice.device),
@@ -70,14 +79,14 @@ class Submission:
 
 async def consider(services: Services, team: str, body: JobCreate) -> Submission:
     """Look at everything that a request names, and plan it; what is wrong is raised at once."""
-    looked_up = await _find_model(services, body.model)
+    looked_up = await find_model(services, body.model)
     return await to_thread.run_sync(_weigh, services, team, body, looked_up)
 
 
 # --- the model
 
 
-async def _find_model(services: Services, name: str) -> BaseModelRow | Item:
+async def find_model(services: Services, name: str) -> BaseModelRow | Item:
     """Return a model's row with its inventory, or what is wrong with its name.
 
     Raises:

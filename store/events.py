@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from store.database_time import database_now
@@ -126,6 +126,16 @@ def read_metrics(
             .limit(limit)
         )
     )
+
+
+def trained_tokens(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """Return the tokens of all recorded steps of each job; a job without steps is left out."""
+    rows = session.execute(
+        select(Metric.job_id, func.sum(Metric.num_tokens))
+        .where(Metric.job_id.in_(job_ids), Metric.num_tokens.is_not(None))
+        .group_by(Metric.job_id)
+    )
+    return {job_id: int(total or 0) for job_id, total in rows}
 
 
 def last_effective_ranks(session: Session, job_id: str) -> dict[str, float] | None:

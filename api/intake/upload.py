@@ -42,10 +42,17 @@ class Upload:
 
 @asynccontextmanager
 async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
-    """Read a multipart form, its file spooled to disk.
+    """Read an upload: as `receive_form`, and what the form says (`upload_of`)."""
+    async with receive_form(request, max_bytes=max_bytes) as form:
+        yield upload_of(form)
+
+
+@asynccontextmanager
+async def receive_form(request: Request, *, max_bytes: int) -> AsyncIterator[FormData]:
+    """Read a multipart form with one file, spooled to disk, and few short texts.
 
     Raises:
-        Problem: If it is cut short, is no form, or has other fields than it should.
+        Problem: If it is cut short, or is no form.
         TooLarge: If it is too large.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
@@ -61,7 +68,7 @@ async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
             raise TooLarge("upload_too_large", max_bytes) from None
         raise Problem("upload_incomplete", f"The form cannot be read: {error.detail}") from None
     try:
-        yield _upload_of(form)
+        yield form
     finally:
         await form.close()
 
@@ -95,7 +102,12 @@ class _Body:
         return message
 
 
-def _upload_of(form: FormData) -> Upload:
+def upload_of(form: FormData) -> Upload:
+    """Return what a form uploads.
+
+    Raises:
+        InvalidRequest: If it has other fields than it should.
+    """
     faults = [
         Item(code="field_unknown", detail=f"The form has {', '.join(_FIELDS)}.", pointer="/" + key)
         for key in form

@@ -58,8 +58,13 @@ def error_of(problem: Problem) -> dict[str, Any]:
         "message": _message(problem),
         "type": _type(KINDS[problem.code].status),
         "param": _param(problem),
-        "code": _CODES.get(code, code),
+        "code": code_of(code),
     }
+
+
+def code_of(code: str) -> str:
+    """Return OpenAI's word for a code of ours, or ours."""
+    return _CODES.get(code, code)
 
 
 def _message(problem: Problem) -> str:

@@ -72,14 +72,7 @@ async def create_job(
 
     async def resolve() -> NewJob:
         found = await consider(services, caller.team, body)
-        spec = found.new_job(max_attempts=services.settings.max_attempts)
-        if body.plan_hash is not None and body.plan_hash != spec.plan_hash:
-            detail = f"The plan is now {spec.plan_hash}; look at POST /jobs/plan again."
-            item = Item(
-                code="plan_changed", detail=detail, pointer="/plan_hash", input=body.plan_hash
-            )
-            raise Problem("plan_changed", detail, errors=[item])
-        return spec
+        return found.new_job(max_attempts=services.settings.max_attempts)
 
     mark = once("POST /jobs", key=idempotency_key, content=await request.json())
     return await create_once(services, caller, response, mark, resolve)

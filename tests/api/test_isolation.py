@@ -73,7 +73,10 @@ def owned(join: Callable[..., Team], services: Services) -> dict[str, str]:
         adapter = adapters.create_adapter(
             session, team="owner", origin=AdapterOrigin.IMPORT, model=MODEL, prefix="adapters/x/"
         )
-    return {"job_id": job["id"], "dataset_id": job["dataset"], "adapter_id": adapter.id}
+    return {
+        **{"job_id": job["id"], "dataset_id": job["dataset"], "adapter_id": adapter.id},
+        **{"fine_tuning_job_id": job["id"], "file_id": job["dataset"], "model": adapter.id},
+    }
 
 
 @pytest.mark.parametrize(("method", "path", "name"), cases())
@@ -83,15 +86,27 @@ def test_another_teams_row_is_not_found(
     assert name in owned, f"a new kind of id {name!r}: make one of it in `owned`"
     stranger = join("stranger", *Scope)
     body = BODIES.get(path)
-    real = stranger.request(method, path.replace(f"{{{name}}}", owned[name]), json=body)
+    plain = path.replace(":path}", "}")
+    real = stranger.request(method, plain.replace(f"{{{name}}}", owned[name]), json=body)
     unknown = owned[name][:-4] + "0000"
-    other = stranger.request(method, path.replace(f"{{{name}}}", unknown), json=body)
+    other = stranger.request(method, plain.replace(f"{{{name}}}", unknown), json=body)
     assert real.status_code == other.status_code == 404
-    assert real.json()["code"] == "not_found"
-    assert real.json()["detail"].replace(owned[name], unknown) == other.json()["detail"]
+    code, detail = code_and_words(real)
+    assert code == ("model_not_found" if name == "model" else "not_found")
+    assert detail.replace(owned[name], unknown) == code_and_words(other)[1]
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/datasets", "/adapters"])
+def code_and_words(answer: Any) -> tuple[str, str]:
+    """Of a problem, in either form."""
+    found = answer.json()
+    if answer.request.url.path.startswith("/v1/"):
+        return found["error"]["code"], found["error"]["message"]
+    return found["code"], found["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs", "/datasets", "/adapters", "/v1/files", "/v1/fine_tuning/jobs"]
+)
 def test_a_list_holds_the_teams_own_rows(
     join: Callable[..., Team], owned: dict[str, str], path: str
 ) -> None:
