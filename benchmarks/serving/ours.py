@@ -1,0 +1,120 @@
+"""Our engine, with a look at its steps: many callers at once, as the service's worker asks it."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.serving.peers import Run
+from benchmarks.serving.prompts import Prompt
+from grit_core.generation import AdapterSource, GenerationEngine, GenerationRequest
+from grit_core.serving.batch import Batch
+from grit_core.serving.ticket import Ticket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a batch."""
+
+    num_rows: int
+    seconds: float
+
+
+class ObservedEngine(GenerationEngine):
+    """The engine as it is; its steps are timed and its requests kept until they are looked at."""
+
+    def __init__(self, *, keep_logits: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.steps: list[Step] = []
+        self.tickets: list[Ticket] = []
+        self.logits: dict[Ticket, list[Tensor]] = {}
+        """Of every token that was chosen, when asked to keep them."""
+        self._keep_logits = keep_logits
+
+    def forget(self) -> None:
+        """Forget what was seen."""
+        self.steps, self.tickets, self.logits = [], [], {}
+
+    def _submit(self, ticket: Ticket) -> None:
+        self.tickets.append(ticket)
+        if self._keep_logits:
+            self._listen(ticket)
+        super()._submit(ticket)
+
+    def _listen(self, ticket: Ticket) -> None:
+        choose, seen = ticket.choose, self.logits.setdefault(ticket, [])
+
+        def choose_and_tell(logits: Tensor, **options: Any) -> bool:
+            seen.append(logits.clone())
+            return choose(logits, **options)
+
+        ticket.choose = choose_and_tell
+
+    def _step(self, batch: Batch) -> None:
+        num_rows, started = len(batch.tickets), time.perf_counter()
+        super()._step(batch)
+        self.steps.append(Step(num_rows=num_rows, seconds=time.perf_counter() - started))
+
+
+def batch(
+    engine: ObservedEngine,
+    source: Path,
+    prompts: Sequence[Prompt],
+    *,
+    num_tokens: int,
+    adapters: Sequence[AdapterSource | None] | None = None,
+) -> Run:
+    """Ask for all prompts at once, a thread each, and wait for all.
+
+    Only steps of the whole batch count as decoding: the first rows to come may be a step ahead.
+
+    Raises:
+        RuntimeError: An answer ended early, or rows never shared a step.
+    """
+    chosen = adapters or [None] * len(prompts)
+    engine.forget()
+    failures: list[Exception] = []
+
+    def one(prompt: Prompt, adapter: AdapterSource | None) -> None:
+        request = GenerationRequest(chat=prompt.chat, max_new_tokens=num_tokens)
+        try:
+            engine.generate(str(source), request, adapter=adapter)
+        except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=one, args=pair) for pair in zip(prompts, chosen, strict=True)
+    ]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - started
+    if failures:
+        raise failures[0]
+    full = [step for step in engine.steps if step.num_rows == len(prompts)]
+    by_words = {tuple(ticket.prompt_ids): ticket for ticket in engine.tickets}
+    if not full or any(len(ticket.ids) != num_tokens for ticket in engine.tickets):
+        raise RuntimeError("the rows did not share their steps to the last token")
+    return Run(
+        seconds=seconds,
+        decode_seconds=sum(step.seconds for step in full),
+        num_decoded=sum(step.num_rows for step in full),
+        tokens=[by_words[_ids(engine, source, prompt)].ids for prompt in prompts],
+    )
+
+
+def _ids(engine: ObservedEngine, source: Path, prompt: Prompt) -> tuple[int, ...]:
+    """A prompt's tokens, by which its row is found: rows come in any order."""
+    encoder = next(
+        t.resident.encoder
+        for t in engine.tickets
+        if t.resident is engine._bases[str(source)]  # noqa: SLF001 - a look inside
+    )
+    encoded = encoder.encode_prompt(prompt.chat.messages, prompt.images())
+    return tuple(encoded["input_ids"][0].tolist())
