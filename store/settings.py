@@ -106,6 +106,26 @@ class Settings(BaseSettings):
     """Adapters that it keeps in memory beside each of them."""
     infer_cached_adapters: PositiveInt = 256
     """Adapters that it keeps on its disk."""
+    infer_max_batch: PositiveInt = 16
+    """Requests of a base model that share its steps; a worker answers a few more at a time."""
+    infer_max_waiting: PositiveInt = 256
+    """Requests that may wait for the workers of a device; one more is answered with 429."""
+    infer_max_waiting_per_team: PositiveInt = 64
+    """Requests of one team that may wait for them."""
+    infer_max_rank: PositiveInt = 256
+    """Adapters of a larger rank are refused."""
+    infer_adapter_bytes: PositiveInt = 2 * 1024**3
+    """Bound on the adapters in place beside each base model, and on the copies in main memory."""
+    infer_image_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024**2
+    """Bound on the image features kept for each base model; 0 keeps none."""
+    infer_prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024**2
+    """Bound on the keys and values of prompts kept for each base model; 0 keeps none."""
+    infer_lost_seconds: Annotated[int, Field(ge=2)] = 10
+    """A worker silent for so long has lost the requests that it was answering."""
+    remote_image_hosts: list[str] = []
+    """Globs of the hosts that images may be fetched from. Empty: data URLs only."""
+    remote_image_seconds: PositiveSeconds = 10.0
+    """Longest time that fetching one image may take."""
     inventory_wait_seconds: PositiveSeconds = 30.0
     """How long `POST /jobs` waits for the inventory of a model that it names first."""
 
