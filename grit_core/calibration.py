@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from grit_core.curvature.capture import CurvatureCapture, LayerSums
 from grit_core.data import IGNORED, Batch, StepRows
-from grit_core.errors import GritError
+from grit_core.errors import Interrupted
 from grit_core.loss import label_loss_sum, predictions, to_device
 from grit_core.models.pretrained import DTYPES
 from grit_core.models.vlm_adapter import ADAPTER, lora_layers
@@ -51,10 +51,6 @@ MAX_SUMS: Final = 256
 
 COMPARED_TOKENS: Final = 64
 """Label tokens whose distributions are compared at a time, in float64."""
-
-
-class Interrupted(GritError):
-    """The caller asked to stop."""
 
 
 class ChosenRows:

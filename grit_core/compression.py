@@ -24,12 +24,12 @@ from grit_core.artifacts import (
     versions,
     write_adapter,
 )
-from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows, Interrupted
+from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows
 from grit_core.compaction import Compaction, compact
 from grit_core.compression_job import CompressionJob, validate
 from grit_core.config.model_configs import config_to_dict
 from grit_core.data import ChatEncoder, EncodedRows
-from grit_core.errors import Fault, InvalidConfig, InvalidDataset
+from grit_core.errors import Fault, Interrupted, InvalidConfig, InvalidDataset
 from grit_core.events import (
     AdapterSaved,
     Compacted,

@@ -11,6 +11,7 @@ GritError
 +-- TrainingDiverged               a loss or gradient that is not finite
 +-- CheckpointCorrupt              a checkpoint whose bytes are not those that were written
 +-- AdapterInvalid                 an adapter that cannot be loaded or contradicts its model
++-- Interrupted                    work that its caller asked to stop
 """
 
 from collections.abc import Sequence
@@ -79,3 +80,7 @@ class CheckpointCorrupt(GritError):
 
 class AdapterInvalid(GritError):
     """The adapter cannot be loaded, or does not agree with the trained model."""
+
+
+class Interrupted(GritError):
+    """The caller asked to stop."""

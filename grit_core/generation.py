@@ -1,98 +1,55 @@
-"""Answers from base models that stay loaded, with many adapters that come and go.
+"""Answers from base models that stay loaded, with many adapters that share their steps.
 
-One request is answered at a time: a lock guards the models, so that any thread may ask. An adapter
-is loaded by PEFT beside the others on its base model and switched on for one answer; the adapter
-that was not asked for the longest makes room.
+Any number of threads ask at once. Each reads its own images, encodes its own chat and waits; one
+thread of the engine's own runs the models. Between two steps it lets finished rows go and new ones
+join, first come first served for each base model, so that requests for different adapters of one
+base model are answered together and none waits for another's last token.
 """
 
-import random
+import hashlib
 import threading
 import time
-import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from queue import Empty
+from typing import Final
 
 import torch
-from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList
 
-from grit_core.artifacts import CONFIG, WEIGHTS
-from grit_core.data import ChatEncoder, decode_image
-from grit_core.errors import AdapterInvalid, Fault, InvalidConfig
-from grit_core.models.pretrained import load_base_model, load_processor
-from grit_core.records import ChatRecord
+from grit_core.adapter_folder import read_adapter_folder
+from grit_core.data import decode_image
+from grit_core.errors import Fault, Interrupted, InvalidConfig
+from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
+from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
+from grit_core.serving.batch import Batch
+from grit_core.serving.lone_answer import answer_alone
+from grit_core.serving.resident_model import Prompt, ResidentModel
+from grit_core.serving.ticket import Ticket
 
+__all__ = ["AdapterSource", "EngineStats", "Generation", "GenerationEngine", "GenerationRequest"]
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerationRequest:
-    """What to answer and how."""
+POLL_SECONDS: Final = 0.1
+"""How often a waiting thread asks whether it should stop."""
 
-    chat: ChatRecord
-    """Ends with the user's turn."""
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    """0 takes the likeliest token each time."""
-    top_p: float = 1.0
-    seed: int | None = None
-    """With a temperature: the same seed gives the same answer."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the answer and are not part of it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Generation:
-    """One answer."""
-
-    text: str
-    finish_reason: str
-    """`stop`: the model or a stop text ended it; `length`: `max_new_tokens` did."""
-    prompt_tokens: int
-    """Image tokens included."""
-    image_tokens: int
-    completion_tokens: int
-    load_seconds: float
-    """Spent on loading the base model or the adapter; near 0 when both were there."""
-    first_token_seconds: float
-    """From the start of generation to its first token."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterSource:
-    """An adapter on disk."""
-
-    id: str
-    folder: Path
-    """A PEFT folder with safetensors."""
-
-
-@dataclass(kw_only=True)
-class _Resident:
-    """A base model in memory with the adapters beside it, the least recently used first."""
-
-    model: nn.Module
-    encoder: ChatEncoder
-    max_positions: int | None
-    adapted: PeftModel | None = None
-    adapters: OrderedDict[str, None] = field(default_factory=OrderedDict)
+PROMPT_TOKENS_BETWEEN_STEPS: Final = 512
+"""New prompts go through the model until they have so many tokens; then the others go on."""
 
 
 class GenerationEngine:
     """Generates with base models and adapters kept in memory. Safe to share between threads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every bound has a name of its own
         self,
         *,
         device: str = "cpu",
         dtype: str = "float32",
         max_bases: int = 2,
         max_adapters: int = 16,
+        max_batch: int = 16,
+        max_rank: int = 256,
+        max_adapter_bytes: int = 2 * 1024**3,
+        image_cache_bytes: int = 256 * 1024**2,
+        prefix_cache_bytes: int = 256 * 1024**2,
     ) -> None:
         """Load nothing yet.
 
@@ -100,16 +57,39 @@ class GenerationEngine:
             device: Where the models live.
             dtype: `float32`, `bfloat16` or `float16`.
             max_bases: Base models kept in memory.
-            max_adapters: Adapters kept beside each.
+            max_adapters: Adapters in place beside each, and so at most in one batch.
+            max_batch: Requests of a base model that share its steps.
+            max_rank: Adapters of a larger rank are refused.
+            max_adapter_bytes: Bound on the adapters' places beside each base model, and another
+                on the copies in main memory, from which an adapter takes its place.
+            image_cache_bytes: Bound on the image features kept for each base model; 0 for none.
+            prefix_cache_bytes: Bound on the keys and values kept for each; 0 for none.
         """
         self._device = torch.device(device)
         self._dtype = dtype
-        self._max_bases, self._max_adapters = max_bases, max_adapters
-        self._bases: OrderedDict[str, _Resident] = OrderedDict()
-        self._lock = threading.Lock()
+        self._max_bases, self._max_adapters, self._max_batch = max_bases, max_adapters, max_batch
+        self._max_rank, self._max_adapter_bytes = max_rank, max_adapter_bytes
+        self._image_cache_bytes = image_cache_bytes
+        self._prefix_cache_bytes = prefix_cache_bytes
+        self._door = threading.Lock()
+        """Held while a base model or an adapter is found or loaded: first come, first served."""
+        self._changed = threading.Condition()
+        """Guards what follows; notified when there is work, or a base model is idle again."""
+        self._bases: OrderedDict[str, ResidentModel] = OrderedDict()
+        self._weights: OrderedDict[tuple[str, str], AdapterWeights] = OrderedDict()
+        self._batches: dict[ResidentModel, Batch] = {}
+        self._waiting: list[Ticket] = []
+        self._thread: threading.Thread | None = None
+        self._closing = False
 
     def generate(
-        self, source: str, request: GenerationRequest, *, adapter: AdapterSource | None = None
+        self,
+        source: str,
+        request: GenerationRequest,
+        *,
+        adapter: AdapterSource | None = None,
+        on_text: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Generation:
         """Answer with a base model, or with an adapter on it.
 
@@ -117,213 +97,274 @@ class GenerationEngine:
             source: A local folder or hub id.
             request: What to answer.
             adapter: `None` for the base model as it is.
+            on_text: Called in this thread with each new piece of the answer; the pieces joined are
+                its text.
+            should_stop: Asked in this thread every `POLL_SECONDS`; true ends the request.
 
         A model or adapter that cannot be loaded raises `ModelUnavailable` or `AdapterInvalid`, a
-        chat that the model's template refuses `InvalidDataset`, and one that does not fit into the
-        model's context `InvalidConfig`.
+        chat that the model's template refuses `InvalidDataset`, one that does not fit into the
+        model's context `InvalidConfig`, and a request that was stopped `Interrupted`.
         """
-        with self._lock, torch.inference_mode():
-            started = time.perf_counter()
-            resident = self._resident(source)
-            if adapter is not None:
-                self._load_adapter(source, resident, adapter)
+        started = time.perf_counter()
+        with self._door:
+            resident = self._enter(source, should_stop)
+        try:
+            weights = None if adapter is None else self._load_adapter(source, resident, adapter)
             load_seconds = time.perf_counter() - started
-            images = [decode_image(data, index=i) for i, data in enumerate(request.chat.images)]
-            inputs = resident.encoder.encode_prompt(request.chat.messages, images)
-            _refuse_overflow(inputs, request, resident.max_positions)
-            with _switched(resident, None if adapter is None else adapter.id) as model:
-                return self._generate(model, resident.encoder, inputs, request, load_seconds)
+            prompt = _encode(resident, request)
+            ticket = Ticket(request, prompt, resident, adapter=weights, load_seconds=load_seconds)
+            self._submit(ticket)
+            return _wait(ticket, on_text, should_stop)
+        finally:
+            with self._changed:
+                resident.in_flight -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the engine's thread; requests under way raise `Interrupted`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def resident_adapters(self, source: str) -> tuple[str, ...]:
-        """The adapters in memory beside a base model, the least recently used first."""
+        """The adapters in place beside a base model, the least recently used first."""
         resident = self._bases.get(source)
-        return () if resident is None else tuple(resident.adapters)
+        return () if resident is None else resident.slots.resident
 
-    def _generate(
-        self,
-        model: Any,
-        encoder: ChatEncoder,
-        inputs: dict[str, Tensor],
-        request: GenerationRequest,
-        load_seconds: float,
-    ) -> Generation:
-        tokenizer = encoder.renderer.tokenizer
-        prompt_tokens = inputs["input_ids"].shape[1]
-        watch = _Watch(tokenizer, request.stop, prompt_tokens)
-        options: dict[str, Any] = {
-            "max_new_tokens": request.max_new_tokens,
-            "do_sample": request.temperature > 0,
-            "num_beams": 1,
-            "pad_token_id": encoder.pad_token_id,
-            "stopping_criteria": StoppingCriteriaList([watch]),
-        }
-        if request.temperature > 0:
-            options |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        floating = next(model.parameters()).dtype
-        placed = {
-            name: t.to(self._device, floating if t.is_floating_point() else None)
-            for name, t in inputs.items()
-        }
-        with self._seeded(request):
-            output = model.generate(**placed, **options)
-        ids = output[0, prompt_tokens:].tolist()
-        return Generation(
-            text=_cut(_words(tokenizer, ids), request.stop),
-            finish_reason="stop" if watch.found or _ended(model, ids) else "length",
-            prompt_tokens=prompt_tokens,
-            image_tokens=int(torch.isin(inputs["input_ids"], encoder.image_token_ids).sum().item()),
-            completion_tokens=len(ids),
-            load_seconds=load_seconds,
-            first_token_seconds=watch.first_token_seconds,
-        )
-
-    @contextmanager
-    def _seeded(self, request: GenerationRequest) -> Iterator[None]:
-        """Sample from a state of its own and leave the process's random state as it was."""
-        if request.temperature <= 0:
-            yield
-            return
-        devices = [self._device] if self._device.type == "cuda" else []
-        seed = random.SystemRandom().getrandbits(63) if request.seed is None else request.seed
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield
-
-    def _resident(self, source: str) -> _Resident:
-        found = self._bases.get(source)
-        if found is None:
-            while len(self._bases) >= self._max_bases:
-                self._bases.popitem(last=False)
-            model = load_base_model(source, device=self._device, dtype=self._dtype)
-            config: Any = model.config
-            text = config.get_text_config() if hasattr(config, "get_text_config") else config
-            found = _Resident(
-                model=model,
-                encoder=ChatEncoder(load_processor(source)),
-                max_positions=getattr(text, "max_position_embeddings", None),
+    def stats(self) -> EngineStats:
+        """Count what is held and what has been done."""
+        with self._changed:
+            bases, batches = list(self._bases.values()), list(self._batches.values())
+            return EngineStats(
+                num_active=sum(len(batch.tickets) for batch in batches),
+                num_waiting=len(self._waiting),
+                resident_adapters=sum(len(base.slots.resident) for base in bases),
+                adapter_bytes=sum(base.slots.num_bytes for base in bases)
+                + sum(weights.num_bytes for weights in self._weights.values()),
+                cache_bytes=sum(batch.num_bytes for batch in batches)
+                + sum(base.images.num_bytes + base.prefixes.num_bytes for base in bases),
+                image_hits=sum(base.images.hits for base in bases),
+                image_misses=sum(base.images.misses for base in bases),
+                prefix_hits=sum(base.prefixes.hits for base in bases),
             )
-            self._bases[source] = found
-        self._bases.move_to_end(source)
-        return found
 
-    def _load_adapter(self, source: str, resident: _Resident, adapter: AdapterSource) -> None:
-        """Bring an adapter beside its base model."""
-        if adapter.id in resident.adapters:
-            resident.adapters.move_to_end(adapter.id)
-            return
+    # --- in the threads that ask
+
+    def _enter(self, source: str, should_stop: Callable[[], bool]) -> ResidentModel:
+        """Find or load a base model, and keep it in memory for one request more.
+
+        Raises:
+            Interrupted: The caller did not want to wait for room any longer.
+        """
+        with self._changed:
+            while source not in self._bases and len(self._bases) >= self._max_bases:
+                idle = next((s for s, base in self._bases.items() if not base.in_flight), None)
+                if idle is not None:
+                    self._forget(idle)
+                elif should_stop():
+                    raise Interrupted("Stopped as asked, while waiting for a base model's place.")
+                else:
+                    self._changed.wait(POLL_SECONDS)
+            resident = self._bases.get(source)
+            if resident is not None:
+                self._bases.move_to_end(source)
+                resident.in_flight += 1
+                return resident
+        resident = ResidentModel(
+            source,
+            device=self._device,
+            dtype=self._dtype,
+            num_slots=self._max_adapters,
+            max_adapter_bytes=self._max_adapter_bytes,
+            image_cache_bytes=self._image_cache_bytes,
+            prefix_cache_bytes=self._prefix_cache_bytes,
+        )
+        with self._changed:
+            self._bases[source] = resident
+            resident.in_flight += 1
+            return resident
+
+    def _load_adapter(
+        self, source: str, resident: ResidentModel, adapter: AdapterSource
+    ) -> AdapterWeights:
+        """Return an adapter's matrices, read from disk when they are not in memory."""
+        key = (source, adapter.id)
+        with self._changed:
+            found = self._weights.get(key)
+            if found is not None:
+                self._weights.move_to_end(key)
+                return found
+        header = read_adapter_folder(
+            adapter.folder, max_rank=self._max_rank, max_bytes=self._max_adapter_bytes
+        )
+        weights = load_adapter_weights(
+            adapter.folder,
+            header,
+            adapter_id=adapter.id,
+            dtype=resident.dtype,
+            linear_layers=resident.linear_layers,
+        )
+        with self._changed:
+            self._weights[key] = weights
+            held = sum(one.num_bytes for one in self._weights.values())
+            while held > self._max_adapter_bytes and len(self._weights) > 1:
+                held -= self._weights.popitem(last=False)[1].num_bytes
+        return weights
+
+    def _submit(self, ticket: Ticket) -> None:
+        with self._changed:
+            if self._closing:
+                raise Interrupted("The engine is closing.")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+                self._thread.start()
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+
+    def _forget(self, source: str) -> None:
+        resident = self._bases.pop(source)
+        self._batches.pop(resident, None)
+
+    # --- in the engine's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._waiting or self._running()):
+                    self._changed.wait()
+                if self._closing:
+                    break
+                running = self._running()
+            for batch in running:
+                batch.drop_stopped()
+            self._admit()
+            for batch in self._running():
+                self._step(batch)
+        closed = Interrupted("The engine is closing.")
+        with self._changed:
+            for ticket in self._waiting:
+                ticket.fail(closed)
+            self._waiting.clear()
+            for batch in self._running():
+                batch.fail(closed)
+
+    def _running(self) -> list[Batch]:
+        return [batch for batch in list(self._batches.values()) if batch.tickets]
+
+    def _admit(self) -> None:
+        """Let waiting requests in, in their order; one that has to wait holds up its own base."""
+        left = PROMPT_TOKENS_BETWEEN_STEPS
+        full: set[ResidentModel] = set()
+        with self._changed:
+            waiting = list(self._waiting)
+        for ticket in waiting:
+            if left <= 0:
+                break
+            if ticket.stopped:
+                self._withdraw(ticket)
+            elif ticket.resident not in full:
+                if self._begin(ticket):
+                    left -= len(ticket.prompt_ids)
+                else:
+                    full.add(ticket.resident)
+
+    def _begin(self, ticket: Ticket) -> bool:
+        """Run a prompt and let its row join; false while there is no room for it."""
+        resident = ticket.resident
+        with self._changed:
+            batch = self._batches.get(resident)
+            if batch is None:
+                batch = self._batches[resident] = Batch(resident, max_rows=self._max_batch)
+        if not batch.has_room(ticket):
+            return False
         try:
-            resident.adapted = _load_beside(resident, adapter)
-        except BaseException:
-            # Half an adapter may be in the layers now, and a first one would be switched on: no
-            # answer may come from this model. The next request loads it afresh.
-            self._bases.pop(source, None)
-            raise
-        resident.adapted.eval()
-        resident.adapters[adapter.id] = None
-        while len(resident.adapters) > self._max_adapters:
-            oldest, _ = resident.adapters.popitem(last=False)
-            resident.adapted.delete_adapter(oldest)
+            if ticket.adapter is not None:
+                ticket.slot = resident.slots.acquire(ticket.adapter)
+                if ticket.slot is None:
+                    return False
+            self._withdraw(ticket)
+            if not resident.shares_steps:
+                answer_alone(ticket)
+                batch.release(ticket)
+                ticket.finish()
+                return True
+            prefilled = resident.prefill(ticket.prompt, slot=ticket.slot, adapter=ticket.adapter)
+            if ticket.begin(prefilled):
+                batch.release(ticket)
+                ticket.finish()
+            else:
+                batch.join(ticket, prefilled)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the one that waits is told
+            self._withdraw(ticket)
+            batch.release(ticket)
+            ticket.fail(error)
+        return True
+
+    def _step(self, batch: Batch) -> None:
+        try:
+            batch.step()
+        except Exception as error:  # noqa: BLE001 - as above; half a step is in the keys now
+            batch.fail(error)
+
+    def _withdraw(self, ticket: Ticket) -> None:
+        with self._changed:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
 
 
-def _load_beside(resident: _Resident, adapter: AdapterSource) -> PeftModel:
-    """Load an adapter with PEFT and check that every tensor of it found its place.
+def _wait(
+    ticket: Ticket, on_text: Callable[[str], None] | None, should_stop: Callable[[], bool]
+) -> Generation:
+    """Hand pieces on until the answer is whole; what went wrong with it is raised here.
 
     Raises:
-        AdapterInvalid: The folder is no safetensors PEFT folder, or of another base model.
+        Interrupted: The caller wants to stop.
     """
-    missing = [n for n in (CONFIG, WEIGHTS) if not (adapter.folder / n).is_file()]
-    if missing:
-        # Without the safetensors file PEFT would look for a pickle.
-        raise AdapterInvalid(f"The adapter {adapter.id} lacks {', '.join(missing)}.")
-    adapted = resident.adapted
+    asked = time.monotonic()
     try:
-        with safe_open(adapter.folder / WEIGHTS, framework="pt") as weights:
-            stored = set(weights.keys())
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
-            if adapted is None:
-                adapted = PeftModel.from_pretrained(
-                    resident.model, str(adapter.folder), adapter_name=adapter.id
-                )
-            else:
-                adapted.load_adapter(str(adapter.folder), adapter_name=adapter.id)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise AdapterInvalid(
-            f"The adapter {adapter.id} cannot be loaded on this base model: {error}"
-        ) from error
-    state = get_peft_model_state_dict(adapted, adapter_name=adapter.id, save_embedding_layers=False)
-    # PEFT leaves what is missing as it was made, which does nothing, and skips what has no place.
-    astray = sorted(stored ^ set(state))
-    if astray:
-        raise AdapterInvalid(
-            f"The adapter {adapter.id} does not fit this base model: {len(astray)} tensors are "
-            f"missing or have no layer, {astray[0]} among them."
-        )
-    return adapted
+        while True:
+            try:
+                item = ticket.outbox.get(timeout=POLL_SECONDS)
+            except Empty:
+                item = ""
+            if isinstance(item, Generation):
+                return item
+            if isinstance(item, Exception):
+                raise item
+            if item and on_text is not None:
+                on_text(item)
+            if time.monotonic() - asked >= POLL_SECONDS:
+                asked = time.monotonic()
+                if should_stop():
+                    raise Interrupted("Stopped as asked.")
+    finally:
+        ticket.stopped = True
 
 
-class _Watch(StoppingCriteria):  # type: ignore[misc]  # mypy follows no transformers
-    """Notes when the first token came and ends the answer at a stop text."""
-
-    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_tokens: int) -> None:
-        self._tokenizer, self._stop, self._prompt_tokens = tokenizer, tuple(stop), prompt_tokens
-        self._started = time.perf_counter()
-        self.first_token_seconds = 0.0
-        self.found = False
-
-    def __call__(self, input_ids: Tensor, _scores: Tensor, **_options: Any) -> Tensor:
-        if not self.first_token_seconds:
-            self.first_token_seconds = time.perf_counter() - self._started
-        if self._stop:
-            text = _words(self._tokenizer, input_ids[0, self._prompt_tokens :].tolist())
-            self.found = any(stop in text for stop in self._stop)
-        return torch.full((len(input_ids),), self.found, device=input_ids.device)
-
-
-@contextmanager
-def _switched(resident: _Resident, adapter_id: str | None) -> Iterator[Any]:
-    """The resident model with one adapter on, or with none."""
-    if resident.adapted is None:
-        yield resident.model
-    elif adapter_id is None:
-        with resident.adapted.disable_adapter():
-            yield resident.adapted
-    else:
-        resident.adapted.set_adapter(adapter_id, inference_mode=True)
-        yield resident.adapted
-
-
-def _refuse_overflow(
-    inputs: dict[str, Tensor], request: GenerationRequest, max_positions: int | None
-) -> None:
-    """Refuse what does not fit into the context.
+def _encode(resident: ResidentModel, request: GenerationRequest) -> Prompt:
+    """Read the images and write the chat as the model reads it.
 
     Raises:
         InvalidConfig: Prompt and answer together are longer than the model's context.
     """
-    prompt_tokens = inputs["input_ids"].shape[1]
-    if max_positions is None or prompt_tokens + request.max_new_tokens <= max_positions:
-        return
-    detail = (
-        f"The prompt has {prompt_tokens} tokens and max_new_tokens is {request.max_new_tokens}; "
-        f"together they may be {max_positions}. Shorten one of them."
+    images = [decode_image(data, index=i) for i, data in enumerate(request.chat.images)]
+    with resident.encoding:  # tokenizers are not made to be shared by two threads
+        inputs = resident.encoder.encode_prompt(request.chat.messages, images)
+    prompt_tokens, most = inputs["input_ids"].shape[1], resident.max_positions
+    if most is not None and prompt_tokens + request.max_new_tokens > most:
+        detail = (
+            f"The prompt has {prompt_tokens} tokens and max_new_tokens is"
+            f" {request.max_new_tokens}; together they may be {most}. Shorten one of them."
+        )
+        fault = Fault(pointer="/max_new_tokens", code="request_too_large", detail=detail)
+        raise InvalidConfig([fault])
+    return Prompt(
+        inputs=inputs,
+        images=tuple(hashlib.sha256(data).hexdigest() for data in request.chat.images),
+        image_tokens=int(
+            torch.isin(inputs["input_ids"], resident.encoder.image_token_ids).sum().item()
+        ),
     )
-    raise InvalidConfig([Fault(pointer="/max_new_tokens", code="request_too_large", detail=detail)])
-
-
-def _words(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The words of an answer, without the space that templates leave before it."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).lstrip()
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """Cut at the first stop text."""
-    ends = [text.index(one) for one in stop if one in text]
-    return text[: min(ends, default=len(text))].strip()
-
-
-def _ended(model: Any, ids: Sequence[int]) -> bool:
-    """Tell whether the model itself ended the answer."""
-    eos = model.generation_config.eos_token_id
-    ends = set(eos) if isinstance(eos, list) else {eos}
-    return bool(ids) and ids[-1] in ends

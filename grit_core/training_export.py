@@ -18,10 +18,11 @@ from grit_core.artifacts import (
     versions,
     write_adapter,
 )
-from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows, Interrupted
+from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows
 from grit_core.compaction import Compaction, compact
 from grit_core.config.model_configs import config_to_dict
 from grit_core.data import collate
+from grit_core.errors import Interrupted
 from grit_core.evaluation import evaluate, retention_after
 from grit_core.events import (
     AdapterSaved,

@@ -4,8 +4,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from grit_core.calibration import Calibration, Interrupted, fisher_draw
+from grit_core.calibration import Calibration, fisher_draw
 from grit_core.data import IGNORED, Batch
+from grit_core.errors import Interrupted
 from grit_core.models.vlm_adapter import lora_layers
 from grit_core.training import train
 from grit_core.training_job import TrainingJob

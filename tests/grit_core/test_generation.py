@@ -1,6 +1,9 @@
 """Answers from resident models: equal to transformers' own, whichever adapters are around."""
 
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,27 @@ from safetensors.torch import load_file, save_file
 
 from grit_core.artifacts import write_adapter
 from grit_core.data import decode_image
-from grit_core.errors import AdapterInvalid, InvalidConfig
+from grit_core.errors import AdapterInvalid, Interrupted, InvalidConfig
 from grit_core.generation import AdapterSource, GenerationEngine, GenerationRequest
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.records import parse_prompt
+from tests.grit_core.serving.test_resident_model import sliding_window_folder
 from tests.tiny_models import png_data_url, tiny_causal_folder, tiny_vlm_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture
+def new_engine():
+    engines = []
+
+    def new(**options):
+        engines.append(GenerationEngine(**options))
+        return engines[-1]
+
+    yield new
+    for engine in engines:
+        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +90,10 @@ def plain_answer(base, adapter):
     ).strip()
 
 
-def test_greedy_answers_are_those_of_transformers_whatever_adapters_came_before(base, adapters):
-    engine = GenerationEngine()
+def test_greedy_answers_are_those_of_transformers_whatever_adapters_came_before(
+    base, adapters, new_engine
+):
+    engine = new_engine()
     expected = {None: plain_answer(base, None)} | {a.id: plain_answer(base, a) for a in adapters}
     assert len(set(expected.values())) > 1
     for adapter in [None, adapters[0], None, adapters[1], adapters[2], adapters[0], None]:
@@ -82,8 +101,8 @@ def test_greedy_answers_are_those_of_transformers_whatever_adapters_came_before(
         assert found.text == expected[None if adapter is None else adapter.id]
 
 
-def test_the_least_recently_used_adapter_makes_room(base, adapters):
-    engine = GenerationEngine(max_adapters=2)
+def test_the_least_recently_used_adapter_makes_room(base, adapters, new_engine):
+    engine = new_engine(max_adapters=2)
     first = engine.generate(base, request_of(), adapter=adapters[0])
     engine.generate(base, request_of(), adapter=adapters[1])
     engine.generate(base, request_of(), adapter=adapters[0])
@@ -92,8 +111,8 @@ def test_the_least_recently_used_adapter_makes_room(base, adapters):
     assert engine.generate(base, request_of(), adapter=adapters[0]).text == first.text
 
 
-def test_a_seed_decides_a_sampled_answer_and_leaves_the_process_state_alone(base):
-    engine = GenerationEngine()
+def test_a_seed_decides_a_sampled_answer_and_leaves_the_process_state_alone(base, new_engine):
+    engine = new_engine()
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     request = request_of(temperature=1.5, seed=11)
@@ -106,8 +125,8 @@ def test_a_seed_decides_a_sampled_answer_and_leaves_the_process_state_alone(base
     assert len(others) > 1
 
 
-def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(base):
-    engine = GenerationEngine()
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(base, new_engine):
+    engine = new_engine()
     whole = engine.generate(base, request_of())
     assert len(whole.text) > 3
     stop = whole.text[2:4]
@@ -117,16 +136,16 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(base):
     assert found.completion_tokens < whole.completion_tokens
 
 
-def test_the_space_before_an_answer_is_no_stop_text():
+def test_the_space_before_an_answer_is_no_stop_text(new_engine):
     """The digits model answers " 7": the space belongs to the chat template."""
     folder = str(Path(__file__).parents[2] / "examples" / "digits-vlm")
-    plain = GenerationEngine().generate(folder, request_of())
+    plain = new_engine().generate(folder, request_of())
     assert len(plain.text) == 1
-    assert GenerationEngine().generate(folder, request_of(stop=(" ",))).text == plain.text
+    assert new_engine().generate(folder, request_of(stop=(" ",))).text == plain.text
 
 
-def test_usage_counts_image_tokens_and_the_length_limit_is_told(base):
-    found = GenerationEngine().generate(base, request_of(max_new_tokens=1))
+def test_usage_counts_image_tokens_and_the_length_limit_is_told(base, new_engine):
+    found = new_engine().generate(base, request_of(max_new_tokens=1))
     assert found.image_tokens == 4
     assert found.prompt_tokens > found.image_tokens
     assert found.completion_tokens == 1
@@ -134,18 +153,18 @@ def test_usage_counts_image_tokens_and_the_length_limit_is_told(base):
     assert found.first_token_seconds > 0
 
 
-def test_a_prompt_beyond_the_context_is_refused_with_its_numbers(base):
+def test_a_prompt_beyond_the_context_is_refused_with_its_numbers(base, new_engine):
     with pytest.raises(InvalidConfig, match="max_new_tokens is 100000"):
-        GenerationEngine().generate(base, request_of(max_new_tokens=100_000))
+        new_engine().generate(base, request_of(max_new_tokens=100_000))
 
 
-def test_an_adapter_without_safetensors_is_refused(base, adapters, tmp_path):
+def test_an_adapter_without_safetensors_is_refused(base, adapters, tmp_path, new_engine):
     (tmp_path / "adapter_config.json").write_text(
         (adapters[0].folder / "adapter_config.json").read_text()
     )
     (tmp_path / "adapter_model.bin").write_bytes(b"a pickle")
     with pytest.raises(AdapterInvalid, match="safetensors"):
-        GenerationEngine().generate(
+        new_engine().generate(
             base, request_of(), adapter=AdapterSource(id="adp_x", folder=tmp_path)
         )
 
@@ -163,7 +182,11 @@ def without_text(tensors):
 
 
 def with_a_stranger(tensors):
-    return {**tensors, "base_model.model.nowhere.lora_A.weight": torch.zeros(4, 4)}
+    return {
+        **tensors,
+        "base_model.model.nowhere.lora_A.weight": torch.zeros(4, 8),
+        "base_model.model.nowhere.lora_B.weight": torch.zeros(8, 4),
+    }
 
 
 def with_a_wrong_shape(tensors):
@@ -174,9 +197,9 @@ def with_a_wrong_shape(tensors):
 @pytest.mark.parametrize("change", [without_text, with_a_stranger, with_a_wrong_shape])
 @pytest.mark.parametrize("first", [True, False])
 def test_an_adapter_that_does_not_fit_is_refused_and_leaves_no_trace(
-    base, adapters, tmp_path, change, first
+    base, adapters, tmp_path, change, first, new_engine
 ):
-    engine = GenerationEngine()
+    engine = new_engine()
     plain = engine.generate(base, request_of()).text
     if not first:
         engine.generate(base, request_of(), adapter=adapters[1])
@@ -187,16 +210,16 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_no_trace(
     assert engine.generate(base, request_of()).text == plain
 
 
-def test_a_text_only_model_answers_too(tmp_path):
+def test_a_text_only_model_answers_too(tmp_path, new_engine):
     folder = str(tiny_causal_folder(tmp_path))
     chat = parse_prompt([{"role": "user", "content": "Hello"}])
-    found = GenerationEngine().generate(folder, GenerationRequest(chat=chat, max_new_tokens=5))
+    found = new_engine().generate(folder, GenerationRequest(chat=chat, max_new_tokens=5))
     assert 1 <= found.completion_tokens <= 5
     assert found.image_tokens == 0
 
 
-def test_models_beyond_the_bound_make_room(base, tmp_path):
-    engine = GenerationEngine(max_bases=1)
+def test_models_beyond_the_bound_make_room(base, tmp_path, new_engine):
+    engine = new_engine(max_bases=1)
     first = engine.generate(base, request_of()).text
     chat = parse_prompt([{"role": "user", "content": "Hello"}])
     engine.generate(
@@ -204,3 +227,202 @@ def test_models_beyond_the_bound_make_room(base, tmp_path):
     )
     assert engine.resident_adapters(base) == ()
     assert engine.generate(base, request_of()).text == first
+
+
+def test_requests_for_many_adapters_at_once_are_answered_as_each_alone(base, adapters, new_engine):
+    """They share steps, join while others are in the middle, and leave when they are done."""
+    sources = [*adapters, None]
+    alone = new_engine(max_batch=1)
+    questions = [f"What {'is ' * (n % 5)}this?" for n in range(24)]
+    options = [{"max_new_tokens": 3 + 5 * (n % 4)} for n in range(24)]
+    expected = [
+        alone.generate(base, request_of(q, **o), adapter=sources[n % 4]).text
+        for n, (q, o) in enumerate(zip(questions, options, strict=True))
+    ]
+    engine, most = new_engine(max_batch=6, max_adapters=3), []
+
+    def ask(n):
+        time.sleep(0.01 * (n % 7))
+        return engine.generate(
+            base,
+            request_of(questions[n], **options[n]),
+            adapter=sources[n % 4],
+            on_text=lambda _: most.append(engine.stats().num_active),
+        ).text
+
+    with ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(ask, range(24))) == expected
+    assert max(most) > 1
+    assert engine.stats().num_active == engine.stats().num_waiting == 0
+
+
+def test_a_seed_decides_whoever_shares_the_batch(base, adapters, new_engine):
+    request = request_of(temperature=1.2, top_p=0.9, seed=5, max_new_tokens=20)
+    expected = new_engine().generate(base, request, adapter=adapters[0]).text
+    engine = new_engine()
+
+    def ask(n):
+        if n % 3 == 0:
+            return engine.generate(base, request, adapter=adapters[0]).text
+        other = request_of(temperature=1.0, seed=n, max_new_tokens=20)
+        return engine.generate(base, other, adapter=adapters[n % 3]).text
+
+    with ThreadPoolExecutor(9) as pool:
+        assert set(list(pool.map(ask, range(18)))[::3]) == {expected}
+
+
+def test_the_pieces_come_while_the_answer_grows_and_are_its_text(base, new_engine):
+    engine, pieces, threads = new_engine(), [], set()
+
+    def on_text(piece):
+        pieces.append(piece)
+        threads.add(threading.current_thread())
+
+    found = engine.generate(base, request_of(), on_text=on_text)
+    assert "".join(pieces) == found.text
+    assert len(pieces) > 2
+    assert threads == {threading.current_thread()}
+
+
+def test_a_request_that_is_stopped_leaves_the_others_alone(base, adapters, new_engine):
+    engine = new_engine()
+    long = request_of(max_new_tokens=900)
+    expected = engine.generate(base, request_of(), adapter=adapters[0]).text
+    pieces = []
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            engine.generate,
+            base,
+            long,
+            adapter=adapters[1],
+            on_text=pieces.append,
+            should_stop=lambda: len(pieces) > 3,
+        )
+        assert engine.generate(base, request_of(), adapter=adapters[0]).text == expected
+        with pytest.raises(Interrupted):
+            running.result(timeout=20)
+    assert engine.generate(base, request_of(), adapter=adapters[0]).text == expected
+    assert engine.stats().num_active == 0
+
+
+def test_a_closed_engine_ends_what_is_under_way_and_takes_nothing_new(base, new_engine):
+    engine, begun = new_engine(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            engine.generate,
+            base,
+            request_of(max_new_tokens=900),
+            on_text=lambda _: begun.set(),
+        )
+        assert begun.wait(20)
+        engine.close()
+        with pytest.raises(Interrupted):
+            running.result(timeout=20)
+    with pytest.raises(Interrupted):
+        engine.generate(base, request_of())
+
+
+def test_more_adapters_than_places_wait_their_turn(base, adapters, new_engine):
+    engine = new_engine(max_adapters=1)
+    expected = [engine.generate(base, request_of(), adapter=a).text for a in adapters]
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(
+            lambda n: engine.generate(base, request_of(), adapter=adapters[n % 3]).text, range(12)
+        )
+        assert list(found) == expected * 4
+    assert engine.stats().resident_adapters == 1
+
+
+def test_a_base_model_in_use_stays_and_one_that_waits_for_its_place_gets_it(
+    base, tmp_path, new_engine
+):
+    engine, begun = new_engine(max_bases=1), threading.Event()
+    other = str(tiny_causal_folder(tmp_path))
+    chat = parse_prompt([{"role": "user", "content": "Hello"}])
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(
+            engine.generate,
+            base,
+            request_of(max_new_tokens=60),
+            on_text=lambda _: begun.set(),
+        )
+        assert begun.wait(20)
+        waiting = pool.submit(
+            engine.generate, other, GenerationRequest(chat=chat, max_new_tokens=2)
+        )
+        assert running.result(timeout=30).completion_tokens > 0
+        assert waiting.result(timeout=30).completion_tokens > 0
+    assert engine.stats().resident_adapters == 0
+
+
+def test_a_chat_that_goes_on_reuses_what_was_computed(base, adapters, new_engine):
+    engine = new_engine()
+    content = [
+        {"type": "image_url", "image_url": {"url": png_data_url(3)}},
+        {"type": "text", "text": "Which digit is this?"},
+    ]
+    messages = [{"role": "user", "content": content}]
+    first = engine.generate(
+        base, GenerationRequest(chat=parse_prompt(messages)), adapter=adapters[0]
+    )
+    assert first.cached_prompt_tokens == 0
+    messages += [
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "Are you sure?"},
+    ]
+    request = GenerationRequest(chat=parse_prompt(messages))
+    second = engine.generate(base, request, adapter=adapters[0])
+    assert second.cached_prompt_tokens > first.prompt_tokens - 8
+    plain = new_engine(prefix_cache_bytes=0).generate(base, request, adapter=adapters[0])
+    assert plain.cached_prompt_tokens == 0
+    assert second.text == plain.text
+
+
+def test_an_image_seen_before_is_not_computed_again(base, adapters, new_engine):
+    engine = new_engine(prefix_cache_bytes=0)
+    # These adapters adapt the vision tower too, and have features of their own.
+    seen = [
+        engine.generate(base, request_of(text), adapter=adapter).image_cached
+        for text, adapter in [
+            ("One?", None),
+            ("Two?", None),
+            ("One?", adapters[0]),
+            ("Two?", adapters[0]),
+            ("One?", adapters[1]),
+        ]
+    ]
+    assert seen == [False, True, False, True, False]
+
+
+def test_a_model_that_cannot_share_steps_answers_as_transformers_does(tmp_path, new_engine):
+    folder = sliding_window_folder(tmp_path)
+    chat = parse_prompt([{"role": "user", "content": "Hello, this is longer than the window."}])
+    request = GenerationRequest(chat=chat, max_new_tokens=20)
+    pieces = []
+    engine = new_engine()
+    found = engine.generate(folder, request, on_text=pieces.append)
+    model, tokenizer = load_base_model(folder), load_processor(folder)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello, this is longer than the window."}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    ids = output[0, inputs["input_ids"].shape[1] :]
+    assert found.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert found.completion_tokens == len(ids)
+    assert "".join(pieces) == found.text
+    sampled = GenerationRequest(chat=chat, max_new_tokens=20, temperature=1.0, seed=3)
+    assert engine.generate(folder, sampled).text == engine.generate(folder, sampled).text
+
+
+def test_what_goes_wrong_inside_a_step_is_told_to_all_that_share_it(base, new_engine):
+    engine = new_engine()
+    expected = engine.generate(base, request_of()).text
+    resident = engine._bases[base]
+    step, resident.step = resident.step, None  # calling it raises TypeError
+    with pytest.raises(TypeError):
+        engine.generate(base, request_of())
+    resident.step = step
+    assert engine.generate(base, request_of()).text == expected

@@ -1,0 +1,329 @@
+"""An adapter folder read without torch: what it adapts, with which ranks and scales, or why not.
+
+Nothing is trusted: sizes are bounded before they are read, the tensors must fill the file exactly,
+and settings that mean more than B A x are refused. `check_against` compares with a base model.
+
+The scale of a layer is PEFT's: alpha / r, or alpha / sqrt(r) with `use_rslora`, both by the first
+pattern that matches the layer's name.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from grit_core.errors import AdapterInvalid
+from grit_core.inventory import ModelInventory
+
+WEIGHTS: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
+
+MAX_CONFIG_BYTES: Final = 1024**2
+MAX_HEADER_BYTES: Final = 4 * 1024**2
+"""A thousand adapted layers take a tenth of it."""
+MAX_PATTERNS: Final = 10_000
+
+PLAIN_VALUES: Final[dict[str, tuple[object, ...]]] = {
+    "use_dora": (False,),
+    "use_qalora": (False,),
+    "use_bdlora": (False,),
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "fan_in_fan_out": (False,),
+    "modules_to_save": ([],),
+    "trainable_token_indices": ([], {}),
+    "target_parameters": ([],),
+    "layer_replication": ([],),
+    "megatron_config": (),
+    "auto_mapping": ({},),
+    "alora_invocation_tokens": ([],),
+}
+"""Settings that a plain LoRA adapter leaves out, empty or at one of these values."""
+
+_KEY: Final = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+_LITERAL: Final = re.compile(r"\^?(?:[\w.-]|\\[.\-])+")
+"""Patterns of ranks and alphas are names, escaped or not: no repetition, nothing to run away."""
+_DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_BF16_EXPONENT: Final = 0x7F80
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterLayer:
+    """What an adapter does to one layer."""
+
+    rank: int
+    scale: float
+    """Multiplies B A x."""
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterHeader:
+    """A folder that has been looked through."""
+
+    layers: Mapping[str, AdapterLayer]
+    """By dotted module name in the base model."""
+    config: Mapping[str, Any]
+    """`adapter_config.json` as it is."""
+    num_bytes: int
+    """Of the weights' file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_adapter_folder(folder: Path, *, max_rank: int, max_bytes: int) -> AdapterHeader:
+    """Look through an adapter folder.
+
+    Args:
+        folder: PEFT's layout, in safetensors.
+        max_rank: Largest rank of a layer.
+        max_bytes: Largest file of weights.
+
+    Raises:
+        AdapterInvalid: A file is missing, damaged, or of another kind than plain LoRA; the message
+            says which value, what is allowed, and what to do.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise AdapterInvalid(
+            f"The adapter {folder.name} lacks {' and '.join(missing)}; save it with PEFT's"
+            " save_pretrained, which writes adapter_config.json and safetensors."
+        )
+    config = _read_config(folder)
+    size = (folder / WEIGHTS).stat().st_size
+    if size > max_bytes:
+        raise AdapterInvalid(f"{WEIGHTS} has {size} bytes; at most {max_bytes} are allowed.")
+    tensors, data_start = _read_header(folder / WEIGHTS, size)
+    ranks = _by_layer(config.get("rank_pattern"), config["r"])
+    alphas = _by_layer(config.get("alpha_pattern"), config["lora_alpha"])
+    rooted = bool(config.get("use_rslora"))
+    layers = {}
+    for name, (a, b) in _pairs(tensors).items():
+        rank = _rank(name, a, b, expected=ranks(name), max_rank=max_rank)
+        scale = alphas(name) / (math.sqrt(rank) if rooted else rank)
+        layers[name] = AdapterLayer(
+            rank=rank, scale=scale, in_features=a.shape[1], out_features=b.shape[0]
+        )
+    _refuse_non_finite(folder / WEIGHTS, tensors, data_start)
+    return AdapterHeader(layers=layers, config=config, num_bytes=size)
+
+
+def check_against(header: AdapterHeader, inventory: ModelInventory) -> None:
+    """Compare an adapter with the base model that it is to adapt.
+
+    Raises:
+        AdapterInvalid: A layer is not in the model, or has another size there.
+    """
+    known = {layer.name: layer for layer in inventory.layers}
+    for name, layer in header.layers.items():
+        record = known.get(name)
+        if record is None:
+            raise AdapterInvalid(
+                f"The base model ({inventory.architecture}) has no linear layer {name}; the adapter"
+                " belongs to another model. Name the model that it was trained on."
+            )
+        found, expected = (
+            (layer.in_features, layer.out_features),
+            (record.in_features, record.out_features),
+        )
+        if found != expected:
+            raise AdapterInvalid(
+                f"{name} takes {expected[0]} inputs to {expected[1]} outputs in the base model, and"
+                f" {found[0]} to {found[1]} in the adapter; it belongs to another model."
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read the settings.
+
+    Raises:
+        AdapterInvalid: They are not those of a plain LoRA adapter.
+    """
+    path = folder / CONFIG
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise AdapterInvalid(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes.")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise AdapterInvalid(f"{CONFIG} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise AdapterInvalid(f"{CONFIG} is no JSON object.")
+    if config.get("peft_type") != "LORA":
+        raise AdapterInvalid(
+            f"{CONFIG} has peft_type {config.get('peft_type')!r}; LORA adapters alone are read."
+        )
+    for name, allowed in PLAIN_VALUES.items():
+        value = config.get(name)
+        if value is not None and value not in allowed:
+            raise AdapterInvalid(
+                f"{CONFIG} has {name} {_short(value)}; plain LoRA alone is read, which leaves it"
+                " out."
+            )
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_pattern(name, config.get(name))
+    for name in ("r", "lora_alpha"):
+        if not _is_number(config.get(name)) or not config[name] > 0:
+            raise AdapterInvalid(
+                f"{CONFIG} has {name} {_short(config.get(name))}; it is a number above 0."
+            )
+    return config
+
+
+def _check_pattern(name: str, patterns: object) -> None:
+    """Look at the ranks or alphas of single layers.
+
+    Raises:
+        AdapterInvalid: They are no numbers, or their names are more than names.
+    """
+    if patterns is None:
+        return
+    if not isinstance(patterns, dict) or len(patterns) > MAX_PATTERNS:
+        raise AdapterInvalid(f"{CONFIG} has a {name} that is no object of at most {MAX_PATTERNS}.")
+    for key, value in patterns.items():
+        if not _LITERAL.fullmatch(key):
+            raise AdapterInvalid(
+                f"{CONFIG} has the {name} key {_short(key)}; layer names alone are read, without"
+                " wildcards."
+            )
+        if not _is_number(value) or not value > 0:
+            raise AdapterInvalid(f"{CONFIG} has {name}[{key}] {_short(value)}; it is above 0.")
+
+
+def _read_header(path: Path, size: int) -> tuple[dict[str, _Tensor], int]:
+    """Read where the tensors are; returns them with the offset of the first byte of data.
+
+    Raises:
+        AdapterInvalid: The file is no safetensors file, or its tensors do not fill it exactly.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise AdapterInvalid(f"{WEIGHTS} is no safetensors file: its header does not fit it.")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        tensors = {
+            str(name): _tensor(entry) for name, entry in header.items() if name != "__metadata__"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise AdapterInvalid(f"{WEIGHTS} has a header that cannot be read: {error}") from error
+    found = sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end))
+    ends = [tensor.end for tensor in found]
+    starts = [tensor.start for tensor in found]
+    if starts[:1] != [0] or starts[1:] != ends[:-1] or ends[-1] != size - 8 - length:
+        raise AdapterInvalid(f"{WEIGHTS} is damaged: its tensors do not fill it exactly.")
+    return tensors, 8 + length
+
+
+def _tensor(entry: Mapping[str, Any]) -> _Tensor:
+    """One entry of a safetensors header.
+
+    Raises:
+        ValueError: It contradicts itself.
+    """
+    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in _DTYPES:
+        raise ValueError(f"a tensor is of type {_short(dtype)}; F32, F16 and BF16 are read")
+    if not all(type(n) is int and n > 0 for n in shape) or len(shape) != 2:
+        raise ValueError(f"a tensor has the shape {_short(shape)}; matrices alone are read")
+    if not (type(start) is int and type(end) is int and 0 <= start < end):
+        raise ValueError("a tensor has offsets that are none")
+    if end - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+        raise ValueError("a tensor has another number of bytes than its shape")
+    return _Tensor(dtype, tuple(shape), start, end)
+
+
+def _pairs(tensors: Mapping[str, _Tensor]) -> dict[str, tuple[_Tensor, _Tensor]]:
+    """A and B of every layer, in the order of the file.
+
+    Raises:
+        AdapterInvalid: A tensor is neither, or lacks its other half.
+    """
+    sides: dict[str, dict[str, _Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise AdapterInvalid(
+                f"{WEIGHTS} holds {_short(key)}; base_model.model.<layer>.lora_A.weight and .lora_B"
+                " are read, and nothing else."
+            )
+        sides.setdefault(match[1], {})[match[2]] = tensor
+    for name, pair in sides.items():
+        if set(pair) != {"A", "B"}:
+            raise AdapterInvalid(f"{WEIGHTS} holds one of lora_A and lora_B of {name}, not both.")
+    return {name: (pair["A"], pair["B"]) for name, pair in sides.items()}
+
+
+def _rank(name: str, a: _Tensor, b: _Tensor, *, expected: float, max_rank: int) -> int:
+    """The rank of a layer, on which shapes and settings agree.
+
+    Raises:
+        AdapterInvalid: They do not, or it is too large.
+    """
+    rank = a.shape[0]
+    if b.shape[1] != rank:
+        raise AdapterInvalid(
+            f"{WEIGHTS} has {rank} rows in lora_A of {name} and {b.shape[1]} columns in lora_B."
+        )
+    if rank > max_rank:
+        raise AdapterInvalid(
+            f"The adapter has rank {rank} in {name}; at most {max_rank} is served. Compress it."
+        )
+    if rank != expected:
+        raise AdapterInvalid(f"{CONFIG} gives {name} rank {expected}, {WEIGHTS} rank {rank}.")
+    return rank
+
+
+def _by_layer(patterns: Mapping[str, float] | None, common: float) -> Callable[[str], float]:
+    """Look values up as PEFT does: by the first pattern that a layer's name ends with."""
+    compiled = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in (patterns or {}).items()]
+
+    def value_of(name: str) -> float:
+        return next((value for pattern, value in compiled if pattern.match(name)), common)
+
+    return value_of
+
+
+def _refuse_non_finite(path: Path, tensors: Mapping[str, _Tensor], data_start: int) -> None:
+    """Look at every number.
+
+    Raises:
+        AdapterInvalid: One of them is infinite or none.
+    """
+    for key, tensor in tensors.items():
+        values = np.memmap(
+            path,
+            dtype=_DTYPES[tensor.dtype],
+            mode="r",
+            offset=data_start + tensor.start,
+            shape=tensor.shape,
+        )
+        if tensor.dtype == "BF16":
+            finite = bool(((values & _BF16_EXPONENT) != _BF16_EXPONENT).all())
+        else:
+            finite = bool(np.isfinite(values).all())
+        if not finite:
+            raise AdapterInvalid(
+                f"{key} holds numbers that are not finite; the adapter is damaged."
+            )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in {int, float} and math.isfinite(float(value))  # type: ignore[arg-type]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

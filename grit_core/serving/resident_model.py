@@ -1,0 +1,288 @@
+"""A base model in memory: prompts go through it one by one, next tokens for many rows at once.
+
+Whether its rows can share steps is found out when it is loaded, by trying: two short prompts of
+different lengths are continued side by side and must give the logits that each gives alone. Models
+that attend in windows, carry a state of another kind or choose tokens by rules of their own answer
+one request at a time, by transformers' `generate`.
+
+Shape suffixes: B rows, T tokens, V vocabulary.
+"""
+
+import logging
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
+
+from grit_core.data import ChatEncoder
+from grit_core.loss import keeps_chosen_logits
+from grit_core.models.pretrained import load_base_model, load_processor
+from grit_core.serving.adapter_weights import AdapterWeights
+from grit_core.serving.grouped_attention import share_heads
+from grit_core.serving.image_features import ImageFeatures
+from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
+from grit_core.serving.row_cache import RowCache, is_plain
+from grit_core.serving.slots import AdapterSlots
+
+TOLERANCES: Final = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+"""Largest difference between shared and lone steps at loading, relative to the largest logit."""
+
+PROBES: Final = ("A short text.", "Another text, which is longer than the first one.")
+
+OWN_RULES: Final = (
+    *("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+    *("sequence_bias", "min_length", "min_new_tokens", "guidance_scale"),
+)
+"""Settings of a model's generation that are transformers' own business."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A chat as the model reads it, as a batch of one."""
+
+    inputs: dict[str, Tensor]
+    """The model's arguments, on the CPU."""
+    images: tuple[str, ...]
+    """SHA-256 of each image's bytes."""
+    image_tokens: int
+
+    @property
+    def ids_T(self) -> Tensor:
+        """Its tokens."""
+        return self.inputs["input_ids"][0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prefilled:
+    """What a prompt left behind."""
+
+    logits_V: Tensor
+    """Of the first token of the answer."""
+    cache: Any
+    offset: int
+    """Positions of later tokens, less the tokens before them."""
+    cached_tokens: int
+    """Tokens whose keys and values were there already."""
+    image_cached: bool
+
+
+class ResidentModel:
+    """One base model and what its requests share. The engine's thread alone runs it."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        device: torch.device,
+        dtype: str,
+        num_slots: int,
+        max_adapter_bytes: int,
+        image_cache_bytes: int,
+        prefix_cache_bytes: int,
+    ) -> None:
+        """Load it.
+
+        Args:
+            source: A local folder or hub id.
+            device: Where it lives.
+            dtype: Of the weights.
+            num_slots: Adapters in place at once.
+            max_adapter_bytes: Bound on their tables.
+            image_cache_bytes: Bound on the image features kept.
+            prefix_cache_bytes: Bound on the keys and values kept.
+
+        A model that cannot be loaded raises `ModelUnavailable`.
+        """
+        self.model: Any = load_base_model(source, device=device, dtype=dtype)
+        self.encoder = ChatEncoder(load_processor(source))
+        self.device = device
+        self.dtype: torch.dtype = next(self.model.parameters()).dtype
+        config: Any = self.model.config
+        text: Any = config.get_text_config()
+        self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
+        self.eos_token_ids = _eos_token_ids(self.model)
+        self.slots = AdapterSlots(self.model, num_slots=num_slots, max_bytes=max_adapter_bytes)
+        self.images = ImageFeatures(self.model, max_bytes=image_cache_bytes)
+        causal = config.model_type in CAUSAL_TYPES
+        self.prefixes = Prefixes(max_bytes=prefix_cache_bytes if causal else 0)
+        self.linear_layers = tuple(
+            name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)
+        )
+        """Their names: what an adapter may adapt."""
+        decoder = _decoder(self.model)
+        self._text_prefix = next(
+            (f"{name}." for name, module in self.model.named_modules() if module is decoder), None
+        )
+        """What the names of the text model's layers begin with; none where they cannot be told."""
+        if decoder is not None:
+            share_heads(decoder)
+        self._keeps_logits = keeps_chosen_logits(self.model)
+        self._additive_mask = getattr(text, "_attn_implementation", "") == "eager"
+        penalty = getattr(self.model.generation_config, "repetition_penalty", None) or 1.0
+        self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
+        self.shares_steps = self._can_share_steps()
+        self.encoding = threading.Lock()
+        """Held while its processor is used."""
+        self.in_flight = 0
+        """Requests that need it; it stays in memory meanwhile."""
+        if not self.shares_steps:
+            _log.info("%s answers one request at a time", source)
+
+    def features_of(self, prompt: Prompt, adapter: AdapterWeights | None) -> Hashable | None:
+        """What the features of a prompt's images depend on; none where there are none."""
+        if not prompt.images:
+            return None
+        if adapter is None or self._only_text(adapter):
+            return prompt.images
+        return (adapter.id, *prompt.images)
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompt: Prompt, *, slot: int | None, adapter: AdapterWeights | None = None
+    ) -> Prefilled:
+        """Run a prompt through the model with the adapter of a slot."""
+        self.slots.route_all(slot)
+        ids_T = prompt.ids_T
+        cache, cached = self.prefixes.find(
+            ids_T,
+            scope=None if adapter is None else adapter.id,
+            images=prompt.images,
+            image_token_ids=self.encoder.image_token_ids,
+        )
+        hits = self.images.hits
+        with self.images.of(self.features_of(prompt, adapter)):
+            if cached:
+                output = self._go_on(ids_T, cache, cached)
+            else:
+                output = self.model(**self.placed(prompt), **self._options())
+        # Models with positions in several dimensions say how far text and tokens are apart.
+        deltas = getattr(getattr(self.model, "model", None), "rope_deltas", None)
+        return Prefilled(
+            logits_V=output.logits[0, -1].float(),
+            cache=output.past_key_values,
+            offset=0 if deltas is None or not prompt.images else int(deltas.reshape(-1)[0]),
+            cached_tokens=cached,
+            image_cached=self.images.hits > hits,
+        )
+
+    @torch.inference_mode()
+    def step(
+        self,
+        tokens: Sequence[int],
+        rows: RowCache,
+        *,
+        slots: Sequence[int | None],
+        offsets: Sequence[int],
+    ) -> Tensor:
+        """Run one token of every row through the model.
+
+        Args:
+            tokens: The last token of each row.
+            rows: Keys and values of what came before; this step's are added.
+            slots: The adapter of each row.
+            offsets: As in `Prefilled`, of each row.
+
+        Returns:
+            The logits of the rows' next tokens, float32 [B, V].
+        """
+        self.slots.route_rows(slots)
+        mask_B11T, ends_B = rows.begin_step(self.device)
+        positions_BT = (ends_B + torch.tensor(offsets, device=self.device))[:, None]
+        output = self.model(
+            input_ids=torch.tensor(tokens, device=self.device)[:, None],
+            attention_mask=self._mask(mask_B11T),
+            position_ids=positions_BT,
+            past_key_values=rows.cache,
+            use_cache=True,
+        )
+        logits_BV: Tensor = output.logits[:, -1].float()
+        return logits_BV
+
+    def penalized(self, logits_V: Tensor, ids: Sequence[int]) -> Tensor:
+        """Logits with the model's own penalty on tokens that have been there."""
+        if self._penalty is None:
+            return logits_V
+        seen = torch.tensor([ids], device=logits_V.device)
+        penalized_V: Tensor = self._penalty(seen, logits_V[None].clone())[0]
+        return penalized_V
+
+    @property
+    def chooses_plainly(self) -> bool:
+        """Whether logits are taken as they are."""
+        return self._penalty is None
+
+    def placed(self, prompt: Prompt) -> dict[str, Tensor]:
+        """The model's arguments on its device, in its precision."""
+        return {
+            name: t.to(self.device, self.dtype if t.is_floating_point() else None)
+            for name, t in prompt.inputs.items()
+        }
+
+    def _only_text(self, adapter: AdapterWeights) -> bool:
+        prefix = self._text_prefix
+        return prefix is not None and all(name.startswith(prefix) for name in adapter.layers)
+
+    def _go_on(self, ids_T: Tensor, cache: Any, cached: int) -> Any:
+        return self.model(
+            input_ids=ids_T[None, cached:].to(self.device),
+            attention_mask=torch.ones(1, len(ids_T), dtype=torch.long, device=self.device),
+            position_ids=torch.arange(cached, len(ids_T), device=self.device)[None],
+            past_key_values=cache,
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {"use_cache": True} | ({"logits_to_keep": 1} if self._keeps_logits else {})
+
+    def _mask(self, mask_B11T: Tensor) -> Tensor:
+        if not self._additive_mask:
+            return mask_B11T
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros_like(mask_B11T, dtype=self.dtype).masked_fill(~mask_B11T, lowest)
+
+    @torch.inference_mode()
+    def _can_share_steps(self) -> bool:
+        """Continue two prompts together and compare with each alone."""
+        if any(getattr(self.model.generation_config, rule, None) for rule in OWN_RULES):
+            return False
+        tokenizer = self.encoder.renderer.tokenizer
+        prompts = [
+            tokenizer(text, return_tensors="pt")["input_ids"].to(self.device) for text in PROBES
+        ]
+        rows, tokens, alone = RowCache(max_rows=len(prompts)), [], []
+        try:
+            for ids_1T in prompts:
+                output = self.model(input_ids=ids_1T[:, :-1], use_cache=True)
+                if not is_plain(output.past_key_values):
+                    return False
+                rows.join(output.past_key_values)
+                tokens.append(int(ids_1T[0, -1]))
+                alone.append(self.model(input_ids=ids_1T, use_cache=False).logits[0, -1].float())
+            shared_BV = self.step(
+                tokens, rows, slots=[None] * len(tokens), offsets=[0] * len(tokens)
+            )
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            _log.info("rows cannot share steps: %s", error)
+            return False
+        alone_BV = torch.stack(alone)
+        difference = float((shared_BV - alone_BV).abs().max())
+        return difference <= TOLERANCES[self.dtype] * max(1.0, float(alone_BV.abs().max()))
+
+
+def _eos_token_ids(model: Any) -> frozenset[int]:
+    eos = model.generation_config.eos_token_id
+    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
+def _decoder(model: Any) -> Any:
+    """The text model, where transformers tells which it is."""
+    find = getattr(model, "get_decoder", None)
+    decoder = find() if find is not None else None
+    return decoder if isinstance(decoder, PreTrainedModel) else None

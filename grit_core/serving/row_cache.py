@@ -1,0 +1,171 @@
+"""Keys and values of rows that join and leave: every row at its own length, in one tensor.
+
+Shape suffixes: B rows, H key-value heads, T tokens, D head size.
+"""
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+CHUNK: Final = 128
+"""Room for tokens grows by so many at least."""
+
+
+class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # mypy follows no transformers
+    """One layer's keys and values; each step adds one token to every row, at the row's end."""
+
+    def __init__(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> None:
+        """Take over the storage, whose first rows are those of the batch."""
+        super().__init__()
+        self.keys, self.values = keys_BHTD, values_BHTD
+        self.is_initialized = True
+        self.rows_B = self.ends_B = torch.empty(0, dtype=torch.long)
+        self.num_tokens = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is left to do."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one token of each row and return all rows up to the longest one's end."""
+        self.keys[self.rows_B, :, self.ends_B] = key_states[:, :, 0]
+        self.values[self.rows_B, :, self.ends_B] = value_states[:, :, 0]
+        num_rows = len(self.rows_B)
+        return self.keys[:num_rows, :, : self.num_tokens], self.values[
+            :num_rows, :, : self.num_tokens
+        ]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - transformers' signature
+        """Length and offset of the mask."""
+        return self.num_tokens, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens before those of this step, of the longest row."""
+        return self.num_tokens - 1
+
+    def get_max_length(self) -> int:
+        """Grows as needed."""
+        return -1
+
+
+class RowCache:
+    """The rows of a batch, as transformers' cache."""
+
+    def __init__(self, *, max_rows: int) -> None:
+        """Allocate nothing until the first row comes."""
+        self._max_rows = max_rows
+        self._layers: list[RowLayer] = []
+        self._lengths: list[int] = []
+        self.cache: Any = None
+        """To be handed to the model."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the batch."""
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row."""
+        return tuple(self._lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the storage."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers)
+
+    def join(self, prefilled: Any) -> None:
+        """Add a row: the cache of a prompt that went through the model alone."""
+        pairs = [(layer.keys[0], layer.values[0]) for layer in prefilled.layers]
+        length, row = pairs[0][0].shape[1], self.num_rows
+        if not self._layers:
+            self._layers = [RowLayer(_nothing(keys), _nothing(values)) for keys, values in pairs]
+            self.cache = Cache(layers=self._layers)
+        self._reserve(row + 1, length)
+        for layer, (keys_HTD, values_HTD) in zip(self._layers, pairs, strict=True):
+            layer.keys[row, :, :length] = keys_HTD
+            layer.values[row, :, :length] = values_HTD
+        self._lengths.append(length)
+
+    def leave(self, row: int) -> None:
+        """Take a row out; the last one moves into its place."""
+        last = len(self._lengths) - 1
+        if row != last:
+            length = self._lengths[last]
+            for layer in self._layers:
+                layer.keys[row, :, :length] = layer.keys[last, :, :length]
+                layer.values[row, :, :length] = layer.values[last, :, :length]
+            self._lengths[row] = self._lengths[last]
+        self._lengths.pop()
+        if not self._lengths:
+            self._layers, self.cache = [], None  # an idle model holds no keys
+
+    def begin_step(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Make room for one more token of every row.
+
+        Returns:
+            The mask of the step, booleans [B, 1, 1, T], and the rows' lengths before it [B].
+        """
+        ends_B = torch.tensor(self._lengths, device=device)
+        longest = max(self._lengths) + 1
+        self._reserve(self.num_rows, longest)
+        rows_B = torch.arange(len(self._lengths), device=device)
+        for layer in self._layers:
+            layer.rows_B, layer.ends_B, layer.num_tokens = rows_B, ends_B, longest
+        mask_BT = torch.arange(longest, device=device) <= ends_B[:, None]
+        self._lengths = [length + 1 for length in self._lengths]
+        return mask_BT[:, None, None, :], ends_B
+
+    def copy_row(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """Copies of a row's keys and values by layer, each [H, T, D]."""
+        length = self._lengths[row]
+        return [
+            (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone())
+            for layer in self._layers
+        ]
+
+    def _reserve(self, num_rows: int, length: int) -> None:
+        rows, _, tokens, _ = self._layers[0].keys.shape
+        more_rows = row_room(num_rows, self._max_rows) - rows if num_rows > rows else 0
+        more_tokens = token_room(length) - tokens if length > tokens else 0
+        if more_rows or more_tokens:
+            more = (0, 0, 0, more_tokens, 0, 0, 0, more_rows)
+            for layer in self._layers:
+                layer.keys = torch.nn.functional.pad(layer.keys, more)
+                layer.values = torch.nn.functional.pad(layer.values, more)
+
+
+def row_room(num_rows: int, max_rows: int) -> int:
+    """Rows to make room for: powers of two, up to the bound."""
+    return min(max_rows, 1 << (num_rows - 1).bit_length())
+
+
+def token_room(length: int) -> int:
+    """Tokens to make room for: a quarter ahead, in whole chunks."""
+    return -(-(length + length // 4) // CHUNK) * CHUNK
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether a prompt's cache is one whose rows can be put side by side: full attention only."""
+    return (
+        isinstance(cache, DynamicCache)
+        and bool(cache.layers)
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
+        and len({layer.get_seq_length() for layer in cache.layers}) == 1
+    )
+
+
+def plain_cache(pairs: list[tuple[Tensor, Tensor]], num_tokens: int) -> Any:
+    """A prompt's cache again, from the first tokens of a copied row."""
+    cache = DynamicCache()
+    for index, (keys_HTD, values_HTD) in enumerate(pairs):
+        cache.update(keys_HTD[None, :, :num_tokens], values_HTD[None, :, :num_tokens], index)
+    return cache
+
+
+def _nothing(states_HTD: Tensor) -> Tensor:
+    heads, _, size = states_HTD.shape
+    return states_HTD.new_zeros(0, heads, 0, size)

@@ -1,0 +1,315 @@
+"""Places for adapters beside a base model, and the LoRA operation over rows of different adapters.
+
+Every layer that some adapter adapts has one table of A and one of B with a place for each slot, of
+the rank of the largest adapter that came; smaller ones end in zeros. An adapter enters by copying
+its matrices into a free place: no module is created, no module tree is walked, and an adapter that
+is in place already is activated by its number alone.
+
+What the hook of a layer adds depends on the route, which is set before the model is called:
+
+- one adapter for everything (`route_all`), or none: two matrix products of the adapter's own rank;
+- an adapter for each row (`route_rows`): the rows are brought into the order of the slots, padded
+  to equally many for each slot, and two batched products serve all adapters at once. The adapters'
+  matrices are read once, where they are: there is no loop over adapters and nothing is gathered.
+
+Shape suffixes: S slots, R rank of the tables, I layer inputs, O layer outputs, B rows of a batch,
+T tokens of a row, M most rows of one slot, P = slots in use times M.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grit_core.errors import AdapterInvalid
+from grit_core.serving.adapter_weights import AdapterWeights
+
+SPARSE_SHARE = 0.5
+"""Below this share of slots in use among those read, adapters are served one after another."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """How the rows of a batch lie among the slots."""
+
+    num_slots: int
+    """Slots 0 to this are read."""
+    gather_P: Tensor
+    """The row that goes to each place; places to spare repeat one."""
+    places_B: Tensor
+    """The place of each row that has an adapter."""
+    rows_B: Tensor | None
+    """Those rows; none where it is all of them."""
+    in_order: bool
+    """The rows are the places already."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Route:
+    """What the hooks add: nothing, one slot's adapter, that of groups of rows, or all slots'."""
+
+    slot: int | None = None
+    groups: tuple[tuple[int, Tensor], ...] = ()
+    rows: _Rows | None = None
+
+
+_NOTHING = _Route()
+
+
+class _Layer:
+    """The tables of one layer."""
+
+    def __init__(self, linear: nn.Linear, num_slots: int) -> None:
+        self.linear = linear
+        self.ranks = [0] * num_slots
+        weight = linear.weight
+        self.A_SIR = weight.new_zeros(num_slots, linear.in_features, 0)
+        self.B_SRO = weight.new_zeros(num_slots, 0, linear.out_features)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.A_SIR.nbytes + self.B_SRO.nbytes
+
+    def grow(self, rank: int) -> None:
+        """Make the tables wide enough for a rank."""
+        more = rank - self.A_SIR.shape[2]
+        if more > 0:
+            self.A_SIR = nn.functional.pad(self.A_SIR, (0, more))
+            self.B_SRO = nn.functional.pad(self.B_SRO, (0, 0, 0, more))
+
+
+class AdapterSlots:
+    """The adapters beside one base model. One thread uses it."""
+
+    def __init__(self, model: nn.Module, *, num_slots: int, max_bytes: int) -> None:
+        """Hold no adapter yet.
+
+        Args:
+            model: Its linear layers get a hook when the first adapter of theirs comes.
+            num_slots: Adapters that may be in place at once.
+            max_bytes: Bound on the tables.
+        """
+        self._model = model
+        self._num_slots = num_slots
+        self._max_bytes = max_bytes
+        self._layers: dict[str, _Layer] = {}
+        self._slots: OrderedDict[str, int] = OrderedDict()
+        self._uses = [0] * num_slots
+        self._route = _NOTHING
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """The adapters in place, the least recently used first."""
+        return tuple(self._slots)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tables."""
+        return sum(layer.num_bytes for layer in self._layers.values())
+
+    def acquire(self, adapter: AdapterWeights) -> int | None:
+        """Bring an adapter into a slot and hold it there until `release`.
+
+        Returns:
+            The slot, or none while all of them are held. An adapter that fits neither the model nor
+            the memory that is allowed raises `AdapterInvalid`.
+        """
+        slot = self._slots.get(adapter.id)
+        if slot is None:
+            slot = self._room()
+            if slot is None:
+                return None
+            self._enter(adapter, slot)
+            self._slots[adapter.id] = slot
+        self._slots.move_to_end(adapter.id)
+        self._uses[slot] += 1
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Let go of a slot; its adapter stays until the place is needed."""
+        self._uses[slot] -= 1
+
+    def route_all(self, slot: int | None) -> None:
+        """From now on everything goes through one slot's adapter, or through none."""
+        self._route = _Route(slot=slot)
+
+    def route_rows(self, slots: Sequence[int | None]) -> None:
+        """From now on row i of the first dimension goes through the adapter of `slots[i]`."""
+        used = sorted({slot for slot in slots if slot is not None})
+        if len(used) <= 1 and None not in slots:
+            self._route = _Route(slot=used[0] if used else None)
+        elif used and len(used) < SPARSE_SHARE * (used[-1] + 1):
+            device = next(self._model.parameters()).device
+            self._route = _Route(
+                groups=tuple(
+                    (
+                        slot,
+                        torch.tensor([i for i, s in enumerate(slots) if s == slot], device=device),
+                    )
+                    for slot in used
+                )
+            )
+        elif used:
+            self._route = _Route(rows=self._rows_of(slots, num_slots=used[-1] + 1))
+        else:
+            self._route = _NOTHING
+
+    def _rows_of(self, slots: Sequence[int | None], *, num_slots: int) -> _Rows:
+        members: list[list[int]] = [[] for _ in range(num_slots)]
+        for row, slot in enumerate(slots):
+            if slot is not None:
+                members[slot].append(row)
+        most = max(len(rows) for rows in members)
+        gather = [rows[m] if m < len(rows) else 0 for rows in members for m in range(most)]
+        rows = [row for row, slot in enumerate(slots) if slot is not None]
+        places = {
+            row: s * most + m for s, of_slot in enumerate(members) for m, row in enumerate(of_slot)
+        }
+        device = next(self._model.parameters()).device
+        return _Rows(
+            num_slots=num_slots,
+            gather_P=torch.tensor(gather, device=device),
+            places_B=torch.tensor([places[row] for row in rows], device=device),
+            rows_B=None if len(rows) == len(slots) else torch.tensor(rows, device=device),
+            in_order=gather == list(range(len(slots))),
+        )
+
+    def _room(self) -> int | None:
+        """A free slot, the lowest first; else that of the adapter that was not used for longest."""
+        taken = set(self._slots.values())
+        for slot in range(self._num_slots):
+            if slot not in taken:
+                return slot
+        for adapter_id, slot in self._slots.items():
+            if not self._uses[slot]:
+                self._leave(adapter_id)
+                return slot
+        return None
+
+    @torch.inference_mode()
+    def _enter(self, adapter: AdapterWeights, slot: int) -> None:
+        layers = {name: self._layer(name, adapter) for name in adapter.layers}
+        self._refuse_too_large(adapter, layers)
+        for name, weights in adapter.layers.items():
+            layer, rank = layers[name], weights.rank
+            layer.grow(_width(rank))
+            layer.A_SIR[slot, :, :rank].copy_(weights.A_IR)
+            layer.B_SRO[slot, :rank].copy_(weights.B_RO)
+            layer.ranks[slot] = rank
+
+    @torch.inference_mode()
+    def _leave(self, adapter_id: str) -> None:
+        slot = self._slots.pop(adapter_id)
+        for layer in self._layers.values():
+            if layer.ranks[slot]:
+                layer.A_SIR[slot] = 0
+                layer.B_SRO[slot] = 0
+                layer.ranks[slot] = 0
+
+    def _layer(self, name: str, adapter: AdapterWeights) -> _Layer:
+        """Return a layer's tables, made when the first adapter of it comes.
+
+        Raises:
+            AdapterInvalid: The model has no such layer, or one of another size.
+        """
+        layer = self._layers.get(name)
+        weights = adapter.layers[name]
+        if layer is None:
+            linear = self._linear(name)
+            layer = _Layer(linear, self._num_slots) if linear is not None else None
+        if layer is None:
+            raise AdapterInvalid(
+                f"The adapter {adapter.id} does not fit this base model, which has no linear layer"
+                f" {name}."
+            )
+        found = (weights.A_IR.shape[0], weights.B_RO.shape[1])
+        expected = (layer.linear.in_features, layer.linear.out_features)
+        if found != expected:
+            raise AdapterInvalid(
+                f"The adapter {adapter.id} does not fit this base model: {name} takes"
+                f" {expected[0]} inputs to {expected[1]} outputs, the adapter's matrices"
+                f" {found[0]} to {found[1]}."
+            )
+        if name not in self._layers:
+            self._layers[name] = layer
+            layer.linear.register_forward_hook(self._hook_of(layer))
+        return layer
+
+    def _linear(self, name: str) -> nn.Linear | None:
+        try:
+            module = self._model.get_submodule(name)
+        except AttributeError:
+            return None
+        return module if isinstance(module, nn.Linear) else None
+
+    def _refuse_too_large(self, adapter: AdapterWeights, layers: dict[str, _Layer]) -> None:
+        """Look at what the tables would take before they grow.
+
+        Raises:
+            AdapterInvalid: More than is allowed.
+        """
+        added = sum(
+            (tables.linear.in_features + tables.linear.out_features)
+            * max(0, _width(adapter.layers[name].rank) - tables.A_SIR.shape[2])
+            * tables.A_SIR.element_size()
+            * self._num_slots
+            for name, tables in layers.items()
+        )
+        needed = self.num_bytes + added
+        if needed > self._max_bytes:
+            raise AdapterInvalid(
+                f"The adapter {adapter.id} needs {needed} bytes of adapter slots and"
+                f" {self._max_bytes} are allowed (infer_adapter_bytes): {self._num_slots} slots of"
+                " its ranks. Compress the adapter, or allow more memory or fewer slots."
+            )
+
+    def _hook_of(self, layer: _Layer) -> Any:
+        def add_adapters(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            route = self._route
+            if route is _NOTHING:
+                return output
+            if route.rows is not None:
+                return _add_rows(layer, route.rows, inputs[0], output)
+            if route.slot is not None:
+                return _add_one(layer, route.slot, inputs[0], output)
+            for slot, rows in route.groups:
+                if layer.ranks[slot]:
+                    part = _one(layer, slot, inputs[0].index_select(0, rows))
+                    output.index_add_(0, rows, part)
+            return output
+
+        return add_adapters
+
+
+def _one(layer: _Layer, slot: int, x: Tensor) -> Tensor:
+    rank = layer.ranks[slot]
+    product: Tensor = (x @ layer.A_SIR[slot, :, :rank]) @ layer.B_SRO[slot, :rank]
+    return product
+
+
+def _add_one(layer: _Layer, slot: int, x: Tensor, output: Tensor) -> Tensor:
+    return output.add_(_one(layer, slot, x)) if layer.ranks[slot] else output
+
+
+def _add_rows(layer: _Layer, rows: _Rows, x_BTI: Tensor, output_BTO: Tensor) -> Tensor:
+    """Add to each row what its own adapter makes of it."""
+    num_slots = rows.num_slots
+    x_PTI = x_BTI if rows.in_order else x_BTI.index_select(0, rows.gather_P)
+    z_STR = torch.bmm(x_PTI.reshape(num_slots, -1, x_PTI.shape[-1]), layer.A_SIR[:num_slots])
+    delta_STO = torch.bmm(z_STR, layer.B_SRO[:num_slots])
+    delta_PTO = delta_STO.view(*x_PTI.shape[:-1], delta_STO.shape[-1])
+    if rows.in_order:
+        return output_BTO.add_(delta_PTO)
+    delta_BTO = delta_PTO.index_select(0, rows.places_B)
+    if rows.rows_B is None:
+        return output_BTO.add_(delta_BTO)
+    return output_BTO.index_add_(0, rows.rows_B, delta_BTO)
+
+
+def _width(rank: int) -> int:
+    """The rank of the tables for an adapter: powers of two, so that they seldom grow."""
+    return 1 << max(2, math.ceil(math.log2(rank)))

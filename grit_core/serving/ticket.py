@@ -1,0 +1,123 @@
+"""One request on its way through the engine: what is asked, what has been answered, who waits."""
+
+import time
+from queue import SimpleQueue
+
+from torch import Tensor
+
+from grit_core.serving.adapter_weights import AdapterWeights
+from grit_core.serving.answers import Generation, GenerationRequest
+from grit_core.serving.resident_model import Prefilled, Prompt, ResidentModel
+from grit_core.serving.sampling import TokenSampler
+from grit_core.serving.text_stream import TextStream
+
+
+class Ticket:
+    """Filled by the engine's thread, read by the one that asked."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt: Prompt,
+        resident: ResidentModel,
+        *,
+        adapter: AdapterWeights | None,
+        load_seconds: float,
+    ) -> None:
+        """Begin to wait."""
+        self.request, self.prompt, self.resident, self.adapter = request, prompt, resident, adapter
+        self.outbox: SimpleQueue[str | Generation | Exception] = SimpleQueue()
+        """Pieces of text, then the whole answer or what went wrong."""
+        self.stopped = False
+        """Nobody waits any more. Set by the one that asked."""
+        self.slot: int | None = None
+        self.offset = 0
+        self.ids: list[int] = []
+        """Tokens of the answer."""
+        self.prompt_ids: list[int] = prompt.ids_T.tolist()
+        self._text = TextStream(resident.encoder.renderer.tokenizer, request.stop)
+        self._sampler = TokenSampler(
+            temperature=request.temperature, top_p=request.top_p, seed=request.seed
+        )
+        self._load_seconds = load_seconds
+        self._asked = time.perf_counter()
+        self._first_token_seconds = 0.0
+        self._cached_tokens, self._image_cached = 0, False
+        self._finish_reason = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt and the longest answer."""
+        return len(self.prompt_ids) + self.request.max_new_tokens
+
+    @property
+    def scope(self) -> str | None:
+        """What keys and values belong to, beside their tokens."""
+        return None if self.adapter is None else self.adapter.id
+
+    @property
+    def seed(self) -> int:
+        """The one asked for, or one of its own."""
+        return self._sampler.seed
+
+    def begin(self, prefilled: Prefilled) -> bool:
+        """Take the first token; true when it was the last."""
+        self.offset = prefilled.offset
+        self._cached_tokens, self._image_cached = prefilled.cached_tokens, prefilled.image_cached
+        return self.choose(prefilled.logits_V)
+
+    def choose(self, logits_V: Tensor, *, likeliest: int | None = None) -> bool:
+        """Choose the next token; true when the answer ends with it.
+
+        Args:
+            logits_V: Of the token.
+            likeliest: The token of the largest logit, where that is known and asked for.
+        """
+        if likeliest is None:
+            seen = [*self.prompt_ids, *self.ids]
+            likeliest = self._sampler.choose(self.resident.penalized(logits_V, seen))
+        return self.take(likeliest)
+
+    def take(self, token: int) -> bool:
+        """Add a token to the answer; true when the answer ends with it."""
+        if not self.ids:
+            self._first_token_seconds = time.perf_counter() - self._asked
+        self.ids.append(token)
+        ended = token in self.resident.eos_token_ids
+        piece = "" if ended else self._text.add(token)
+        if piece:
+            self.outbox.put(piece)
+        if ended or self._text.stopped:
+            self._finish_reason = "stop"
+        elif len(self.ids) == self.request.max_new_tokens:
+            self._finish_reason = "length"
+        return bool(self._finish_reason)
+
+    def fail(self, error: Exception) -> None:
+        """Tell the one that waits what went wrong."""
+        self.outbox.put(error)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.request.temperature <= 0
+
+    def finish(self) -> None:
+        """Hand over the whole answer, if its last token has come."""
+        if not self._finish_reason:
+            return
+        if rest := self._text.finish():
+            self.outbox.put(rest)
+        self.outbox.put(
+            Generation(
+                text=self._text.text,
+                finish_reason=self._finish_reason,
+                prompt_tokens=len(self.prompt_ids),
+                image_tokens=self.prompt.image_tokens,
+                completion_tokens=len(self.ids),
+                load_seconds=self._load_seconds,
+                first_token_seconds=self._first_token_seconds,
+                image_cached=self._image_cached,
+                cached_prompt_tokens=self._cached_tokens,
+            )
+        )
