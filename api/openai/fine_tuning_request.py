@@ -8,7 +8,10 @@ from api.openai.schemas.fine_tuning import BASE_LEARNING_RATE, FineTuningJobCrea
 from api.schemas.jobs import JobCreate
 from api.services import Services
 from api.submission import find_model
-from grit_core.config.presets import preset_names
+from grit_core.config.presets import resolve_config
+from grit_core.errors import InvalidConfig
+from grit_core.inventory import ModelInventory
+from grit_core.plan import plan_adaptation
 from store.models import BaseModelRow
 
 _TRAINED_BY: Final = {
@@ -17,6 +20,7 @@ _TRAINED_BY: Final = {
     "learning_rate": "learning_rate_multiplier",
 }
 """OpenAI's names of our training settings."""
+_DEFAULT_SIZES: Final = ("balanced", "fast")
 
 
 def names_of(body: FineTuningJobCreate) -> dict[str, str]:
@@ -89,10 +93,22 @@ def _training(body: FineTuningJobCreate, said: Mapping[str, Any]) -> dict[str, A
 
 
 async def _default_preset(services: Services, model: str) -> str | None:
-    """Return the balanced preset of a model's family; none where there is none."""
+    """Return the first preset of a model's family that the model has layers for, if there is one.
+
+    Raises:
+        Problem: If the layers of the model are still being read.
+    """
     found = await find_model(services, model)
     if not isinstance(found, BaseModelRow) or found.inventory is None:
         return None
-    family = found.inventory.get("family")
-    name = f"{family}_balanced"
-    return name if name in preset_names() else None
+    inventory = ModelInventory.from_json(found.inventory)
+    names = [f"{inventory.family}_{size}" for size in _DEFAULT_SIZES]
+    return next((name for name in names if _fits(name, inventory)), None)
+
+
+def _fits(preset: str, inventory: ModelInventory) -> bool:
+    try:
+        plan_adaptation(resolve_config(None, preset=preset), inventory)
+    except InvalidConfig:
+        return False
+    return True

@@ -82,7 +82,8 @@ class GritOptions(Body):
     """Fields of `POST /jobs` that OpenAI's shape has no place for: `extra_body={"grit": {...}}`."""
 
     preset: Annotated[Line, Field(min_length=1, max_length=100)] | None = None
-    """Without a preset and a `config`: the balanced preset of the model's family."""
+    """Without a preset and a `config`: the family's balanced preset, or its fast one where the
+    model is too small for that."""
     config: ModelGRITConfig | None = None
     training: TrainingConfig | None = None
     eval_fraction: Annotated[float, Field(strict=True, ge=0, le=0.5)] | None = None
