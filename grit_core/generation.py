@@ -173,7 +173,7 @@ class GenerationEngine:
                 self._bases.move_to_end(source)
                 resident.in_flight += 1
                 return resident
-        resident = ResidentModel(
+        resident = ResidentModel.load(
             source,
             device=self._device,
             dtype=self._dtype,

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,32 +78,28 @@ class ResidentModel:
 
     def __init__(
         self,
-        source: str,
+        model: nn.Module,
+        encoder: ChatEncoder,
         *,
-        device: torch.device,
-        dtype: str,
         num_slots: int,
         max_adapter_bytes: int,
         image_cache_bytes: int,
         prefix_cache_bytes: int,
     ) -> None:
-        """Load it.
+        """Take over a model.
 
         Args:
-            source: A local folder or hub id.
-            device: Where it lives.
-            dtype: Of the weights.
+            model: In evaluation mode, where it is to stay.
+            encoder: Of its processor.
             num_slots: Adapters in place at once.
             max_adapter_bytes: Bound on their tables.
             image_cache_bytes: Bound on the image features kept.
             prefix_cache_bytes: Bound on the keys and values kept.
-
-        A model that cannot be loaded raises `ModelUnavailable`.
         """
-        self.model: Any = load_base_model(source, device=device, dtype=dtype)
-        self.encoder = ChatEncoder(load_processor(source))
-        self.device = device
-        self.dtype: torch.dtype = next(self.model.parameters()).dtype
+        self.model: Any = model
+        self.encoder = encoder
+        weights = next(model.parameters())
+        self.device, self.dtype = weights.device, weights.dtype
         config: Any = self.model.config
         text: Any = config.get_text_config()
         self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
@@ -132,8 +128,22 @@ class ResidentModel:
         """Held while its processor is used."""
         self.in_flight = 0
         """Requests that need it; it stays in memory meanwhile."""
-        if not self.shares_steps:
+
+    @classmethod
+    def load(cls, source: str, *, device: torch.device, dtype: str, **bounds: int) -> Self:
+        """Load a base model with its processor.
+
+        Args:
+            source: A local folder or hub id; one that cannot be loaded raises `ModelUnavailable`.
+            device: Where it lives.
+            dtype: Of the weights.
+            **bounds: As above.
+        """
+        model = load_base_model(source, device=device, dtype=dtype)
+        resident = cls(model, ChatEncoder(load_processor(source)), **bounds)
+        if not resident.shares_steps:
             _log.info("%s answers one request at a time", source)
+        return resident
 
     def features_of(self, prompt: Prompt, adapter: AdapterWeights | None) -> Hashable | None:
         """What the features of a prompt's images depend on; none where there are none."""

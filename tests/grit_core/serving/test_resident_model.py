@@ -3,10 +3,16 @@
 import pytest
 import torch
 from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from grit_core.adapter_folder import read_adapter_folder
-from grit_core.data import decode_image
-from grit_core.models.pretrained import load_base_model
+from grit_core.data import ChatEncoder, decode_image
+from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.records import parse_prompt
 from grit_core.serving.adapter_weights import load_adapter_weights
 from grit_core.serving.resident_model import Prompt, ResidentModel
@@ -36,7 +42,7 @@ def sources(base, tmp_path_factory):
 def resident_of(base, **options):
     bounds = {"num_slots": 4, "max_adapter_bytes": 1 << 24}
     caches = {"image_cache_bytes": 1 << 20, "prefix_cache_bytes": 0}
-    return ResidentModel(
+    return ResidentModel.load(
         base, device=torch.device("cpu"), dtype="float32", **{**bounds, **caches, **options}
     )
 
@@ -169,8 +175,6 @@ def test_a_prompt_that_goes_on_from_an_answered_one_computes_only_what_is_new(ba
 
 def sliding_window_folder(tmp_path):
     """A Mistral that attends to the last 8 tokens alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
     plain = tiny_causal_folder(tmp_path)
     config = AutoConfig.for_model(
         "mistral",
@@ -194,3 +198,75 @@ def sliding_window_folder(tmp_path):
 def test_models_whose_rows_cannot_share_steps_are_told_apart(tmp_path):
     assert resident_of(str(tiny_causal_folder(tmp_path))).shares_steps
     assert not resident_of(sliding_window_folder(tmp_path)).shares_steps
+
+
+def qwen2_vl():
+    """A small Qwen2-VL: an image takes fewer positions than tokens, in three dimensions."""
+    config = AutoConfig.for_model("qwen2_vl")
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 400,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [2, 3, 3],
+            "rope_theta": 10_000.0,
+        },
+    }
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 4,
+    }
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(
+        type(config)(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=395,
+            video_token_id=396,
+            vision_start_token_id=397,
+            vision_end_token_id=398,
+        )
+    ).eval()
+
+
+@torch.inference_mode()
+def test_positions_in_several_dimensions_go_on_as_in_the_models_own_generate(tmp_path):
+    # Its processor needs torchvision, so that the prompt is written by hand.
+    encoder = ChatEncoder(load_processor(tiny_causal_folder(tmp_path)))
+    bounds = {"num_slots": 1, "max_adapter_bytes": 1, "image_cache_bytes": 1 << 20}
+    resident = ResidentModel(qwen2_vl(), encoder, **bounds, prefix_cache_bytes=0)
+    assert resident.shares_steps
+    ids = torch.tensor([[1, 20, 397, *[395] * 8, 398, 21, 22]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == 395).long(),
+        "pixel_values": torch.randn(32, 3 * 2 * 4 * 4),
+        "image_grid_thw": torch.tensor([[1, 8, 4]]),
+    }
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    expected = qwen2_vl().generate(**inputs, **options)[0, ids.shape[1] :].tolist()
+    prompt = Prompt(inputs=inputs, images=("an image",), image_tokens=8)
+    rows, offsets, found = RowCache(max_rows=2), [], [[], []]
+    for row, one in enumerate((
+        prompt,
+        Prompt(inputs={"input_ids": ids[:, :2]}, images=(), image_tokens=0),
+    )):
+        prefilled = resident.prefill(one, slot=None)
+        rows.join(prefilled.cache)
+        offsets.append(prefilled.offset)
+        found[row].append(int(prefilled.logits_V.argmax()))
+    assert offsets[0] < offsets[1] == 0
+    while len(found[0]) < 8:
+        logits = resident.step([t[-1] for t in found], rows, slots=[None] * 2, offsets=offsets)
+        for row in range(2):
+            found[row].append(int(logits[row].argmax()))
+    assert found[0] == expected
