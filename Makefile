@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+MINUTES ?= 30
 
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test lock bench-training bench-quality bench-service clean
+.PHONY: help demo serve stop setup check format test lock bench-training bench-quality bench-service bench-serving soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -62,6 +63,21 @@ bench-quality: setup ## Compare step rules and peers at their best rates (an hou
 
 bench-service: setup ## Measure start, job reads and the way to a first step
 	$(BIN)/python -m benchmarks.service
+
+# Measured with the two cores of one machine: threads that wait must sleep.
+SERVING := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.serving
+
+bench-serving: setup ## Measure many adapters in one batch, activation, first tokens, load and memory
+	$(SERVING).exactness
+	$(SERVING).mixed
+	$(SERVING).activation
+	$(SERVING).first_token
+	$(SERVING).load
+	$(SERVING).memory
+	$(BIN)/python -m benchmarks.serving.plots
+
+soak: setup ## Use the service at random and kill its inference worker for MINUTES (30); fail on any fault
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.serving.soak --minutes $(MINUTES)
 
 clean: ## Remove caches
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -142,7 +142,7 @@ class Deployment:
     def mailbox_keys(self) -> dict[str, str]:
         """What the broker keeps of inference: type, length and time to live by key."""
         found = {}
-        for key in self.broker.scan_iter(match=f"{self.settings.queue_prefix}infer*"):
+        for key in self.broker.scan_iter(match=f"{self.settings.queue_prefix}infer:*"):
             kind = self.broker.type(key).decode()
             length = {"list": self.broker.llen, "zset": self.broker.zcard}.get(kind)
             size = "" if length is None else f" of {length(key)}"

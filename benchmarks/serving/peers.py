@@ -19,7 +19,11 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from benchmarks.serving.prompts import Prompt
 from grit_core.data import ChatEncoder
 from grit_core.generation import AdapterSource
-from grit_core.models.pretrained import load_base_model, load_processor
+from grit_core.models.pretrained import (
+    known_warnings_ignored,
+    load_base_model,
+    load_processor,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +68,20 @@ class Peer:
         for adapter in adapters:
             self.load_adapter(adapter)
 
-    def load_adapter(self, adapter: AdapterSource) -> None:
-        """`load_adapter`, for inference."""
-        if self._adapted:
-            self.model.load_adapter(str(adapter.folder), adapter_name=adapter.id)
-        else:
-            self.model = PeftModel.from_pretrained(
-                self.model, str(adapter.folder), adapter_name=adapter.id
-            ).eval()
-            self._adapted = True
+    def load_adapter(self, adapter: AdapterSource, *, quickly: bool = True) -> None:
+        """`load_adapter`, for inference.
+
+        Args:
+            adapter: Not loaded yet.
+            quickly: With `low_cpu_mem_usage`, which spares PEFT the random start of every matrix.
+        """
+        options = {"adapter_name": adapter.id, "low_cpu_mem_usage": quickly}
+        with known_warnings_ignored():
+            if self._adapted:
+                self.model.load_adapter(str(adapter.folder), **options)
+                return
+            adapted = PeftModel.from_pretrained(self.model, str(adapter.folder), **options)
+            self.model, self._adapted = adapted.eval(), True
 
     def delete_adapter(self, adapter: AdapterSource) -> None:
         """`delete_adapter`."""

@@ -238,6 +238,15 @@ async def _insist(client: httpx.AsyncClient, request: Ask) -> Outcome:
     raise RuntimeError(f"the service does not answer: {outcome}")
 
 
+async def warm_up(deployment: Deployment, truths: Sequence[Truth], plan: Plan) -> None:
+    """Let a crowd come twice: pools of connections and threads have their size from then on."""
+    async with new_client(deployment) as client:
+        for _ in range(2):
+            await asyncio.gather(
+                *(ask(client, truths[n % len(truths)].request) for n in range(plan.crowd_size))
+            )
+
+
 def at_rest(deployment: Deployment) -> dict[str, Any]:
     """What is held when nobody asks, once the last request has been forgotten."""
     wait_until(lambda: not _waiting(deployment), seconds=30.0)
@@ -300,6 +309,7 @@ def run(plan: Plan, *, logs: Path | None = None) -> dict[str, Any]:
         with running_service(Path(folder)) as deployment:
             ids = deployment.add_adapters(sources)
             truths, faults = asyncio.run(record(deployment, questions, ids, plan))
+            asyncio.run(warm_up(deployment, truths, plan))
             before = at_rest(deployment)
             soak = Soak(deployment, truths, plan)
             asyncio.run(soak.run())
