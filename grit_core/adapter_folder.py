@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grit_core.errors import AdapterInvalid
 from grit_core.inventory import ModelInventory
@@ -50,6 +51,7 @@ _LITERAL: Final = re.compile(r"\^?(?:[\w.-]|\\[.\-])+")
 """Patterns of ranks and alphas are names, escaped or not: no repetition, nothing to run away."""
 _DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _BF16_EXPONENT: Final = 0x7F80
+_Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +85,32 @@ class _Tensor:
     end: int
 
 
+class AdapterTensors:
+    """The matrices of a folder that has been looked through, one by one, as numpy reads them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the header; a file that is no safetensors file raises `AdapterInvalid`."""
+        self._path = folder / WEIGHTS
+        self._tensors, self._data_start = _read_header(self._path, self._path.stat().st_size)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name, in the order of the file."""
+        return {key: tensor.shape for key, tensor in self._tensors.items()}
+
+    def read(self, key: str) -> tuple[str, NDArray[Any]]:
+        """Return a matrix and its safetensors type; bfloat16 as its bits, in uint16."""
+        tensor = self._tensors[key]
+        values = np.memmap(
+            self._path,
+            dtype=_DTYPES[tensor.dtype],
+            mode="r",
+            offset=self._data_start + tensor.start,
+            shape=tensor.shape,
+        )
+        return tensor.dtype, values
+
+
 def read_adapter_folder(folder: Path, *, max_rank: int, max_bytes: int) -> AdapterHeader:
     """Look through an adapter folder.
 
@@ -105,18 +133,16 @@ def read_adapter_folder(folder: Path, *, max_rank: int, max_bytes: int) -> Adapt
     size = (folder / WEIGHTS).stat().st_size
     if size > max_bytes:
         raise AdapterInvalid(f"{WEIGHTS} has {size} bytes; at most {max_bytes} are allowed.")
-    tensors, data_start = _read_header(folder / WEIGHTS, size)
+    tensors = AdapterTensors(folder)
     ranks = _by_layer(config.get("rank_pattern"), config["r"])
     alphas = _by_layer(config.get("alpha_pattern"), config["lora_alpha"])
     rooted = bool(config.get("use_rslora"))
     layers = {}
-    for name, (a, b) in _pairs(tensors).items():
+    for name, (a, b) in _pairs(tensors.shapes).items():
         rank = _rank(name, a, b, expected=ranks(name), max_rank=max_rank)
         scale = alphas(name) / (math.sqrt(rank) if rooted else rank)
-        layers[name] = AdapterLayer(
-            rank=rank, scale=scale, in_features=a.shape[1], out_features=b.shape[0]
-        )
-    _refuse_non_finite(folder / WEIGHTS, tensors, data_start)
+        layers[name] = AdapterLayer(rank=rank, scale=scale, in_features=a[1], out_features=b[0])
+    _refuse_non_finite(tensors)
     return AdapterHeader(layers=layers, config=config, num_bytes=size)
 
 
@@ -245,37 +271,37 @@ def _tensor(entry: Mapping[str, Any]) -> _Tensor:
     return _Tensor(dtype, tuple(shape), start, end)
 
 
-def _pairs(tensors: Mapping[str, _Tensor]) -> dict[str, tuple[_Tensor, _Tensor]]:
-    """A and B of every layer, in the order of the file.
+def _pairs(shapes: Mapping[str, _Shape]) -> dict[str, tuple[_Shape, _Shape]]:
+    """Shapes of A and B of every layer, in the order of the file.
 
     Raises:
         AdapterInvalid: A tensor is neither, or lacks its other half.
     """
-    sides: dict[str, dict[str, _Tensor]] = {}
-    for key, tensor in tensors.items():
+    sides: dict[str, dict[str, _Shape]] = {}
+    for key, shape in shapes.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise AdapterInvalid(
                 f"{WEIGHTS} holds {_short(key)}; base_model.model.<layer>.lora_A.weight and .lora_B"
                 " are read, and nothing else."
             )
-        sides.setdefault(match[1], {})[match[2]] = tensor
+        sides.setdefault(match[1], {})[match[2]] = shape
     for name, pair in sides.items():
         if set(pair) != {"A", "B"}:
             raise AdapterInvalid(f"{WEIGHTS} holds one of lora_A and lora_B of {name}, not both.")
     return {name: (pair["A"], pair["B"]) for name, pair in sides.items()}
 
 
-def _rank(name: str, a: _Tensor, b: _Tensor, *, expected: float, max_rank: int) -> int:
+def _rank(name: str, a: _Shape, b: _Shape, *, expected: float, max_rank: int) -> int:
     """The rank of a layer, on which shapes and settings agree.
 
     Raises:
         AdapterInvalid: They do not, or it is too large.
     """
-    rank = a.shape[0]
-    if b.shape[1] != rank:
+    rank = a[0]
+    if b[1] != rank:
         raise AdapterInvalid(
-            f"{WEIGHTS} has {rank} rows in lora_A of {name} and {b.shape[1]} columns in lora_B."
+            f"{WEIGHTS} has {rank} rows in lora_A of {name} and {b[1]} columns in lora_B."
         )
     if rank > max_rank:
         raise AdapterInvalid(
@@ -296,21 +322,15 @@ def _by_layer(patterns: Mapping[str, float] | None, common: float) -> Callable[[
     return value_of
 
 
-def _refuse_non_finite(path: Path, tensors: Mapping[str, _Tensor], data_start: int) -> None:
+def _refuse_non_finite(tensors: AdapterTensors) -> None:
     """Look at every number.
 
     Raises:
         AdapterInvalid: One of them is infinite or none.
     """
-    for key, tensor in tensors.items():
-        values = np.memmap(
-            path,
-            dtype=_DTYPES[tensor.dtype],
-            mode="r",
-            offset=data_start + tensor.start,
-            shape=tensor.shape,
-        )
-        if tensor.dtype == "BF16":
+    for key in tensors.shapes:
+        dtype, values = tensors.read(key)
+        if dtype == "BF16":
             finite = bool(((values & _BF16_EXPONENT) != _BF16_EXPONENT).all())
         else:
             finite = bool(np.isfinite(values).all())
