@@ -4,7 +4,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from store import adapters, base_models
+from store import adapters, base_models, keys
 from store.database import transaction
 from store.models import AdapterOrigin
 from tests.api.conftest import MODEL
@@ -13,6 +13,7 @@ from tests.api.openai.conftest import Server
 
 def adapter_of(server: Server, team: str, **fields: str) -> str:
     with transaction(server.services.engine) as session:
+        keys.ensure_team(session, team)
         made = adapters.create_adapter(
             session, team=team, origin=AdapterOrigin.IMPORT, model=MODEL, prefix="x/", **fields
         )
@@ -41,8 +42,15 @@ def test_more_adapters_than_a_page_are_all_listed(
     assert made <= {model.id for model in client.models.list()}
 
 
-def test_a_base_model_with_a_slash_is_retrieved(client: OpenAI) -> None:
-    assert client.models.retrieve(MODEL).id == MODEL
+@pytest.mark.parametrize("name", [MODEL, "/models/a folder"])
+def test_a_base_model_is_retrieved_whatever_its_name(
+    server: Server, client: OpenAI, name: str
+) -> None:
+    with transaction(server.services.engine) as session:
+        if name != MODEL:
+            base_models.register(session, id=name, source=name)
+            base_models.save_inventory(session, id=name, inventory={}, inventory_hash="0")
+    assert client.models.retrieve(name).id == name
 
 
 def test_a_model_that_is_not_ready_is_not_there(server: Server, client: OpenAI) -> None:
