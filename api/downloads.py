@@ -1,20 +1,85 @@
-"""A stored folder as one stream of tar, never held whole in memory or on disk."""
+"""Adapters as streams of tar: as they are stored, or as vLLM reads them."""
 
 import tarfile
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Final
 
+from grit_core.adapter_folder import read_adapter_folder
+from grit_core.config import Modality
+from grit_core.inventory import ModelInventory
+from grit_core.vllm_layout import RANKS, write_vllm_layout
 from store.objects import FileEntry, Manifest, Objects
+
+MAX_ADAPTER_BYTES: Final = 4 * 1024**3
+"""Largest adapter that is written anew for a download."""
+
+_CHUNK_BYTES: Final = 1024**2
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 
 
 def stream_tar(objects: Objects, prefix: str, manifest: Manifest, *, root: str) -> Iterator[bytes]:
-    """Yield a tar of a stored folder's files under `root/`, byte for byte the same each time."""
+    """Yield a tar of a stored folder's files under `root/`, byte for byte the same each time.
+
+    It is never held whole in memory or on disk.
+    """
     for entry in manifest.files:
         yield _header(entry, root)
         yield from objects.open_stream(f"{prefix.rstrip('/')}/{entry.path}")
         yield b"\0" * (-entry.size_bytes % _BLOCK_BYTES)
     yield b"\0" * (2 * _BLOCK_BYTES)
+
+
+def vllm_tar(
+    objects: Objects, prefix: str, inventory: ModelInventory, *, root: str, language_only: bool
+) -> Iterator[bytes]:
+    """Write an adapter as vLLM reads it and return the tar of that folder, in pieces.
+
+    Args:
+        objects: Where the adapter is stored.
+        prefix: Under which.
+        inventory: Of its base model.
+        root: Folder within the tar.
+        language_only: Leave out layers that vLLM does not serve.
+
+    An adapter that vLLM cannot serve raises `AdapterInvalid`, before the first piece.
+    """
+    language = {layer.name for layer in inventory.of(Modality.TEXT)}
+    with ExitStack() as failing, tempfile.TemporaryDirectory(prefix="vllm-") as scratch:
+        source, target = Path(scratch, root), Path(scratch, "vllm")
+        objects.get_folder(prefix, source)
+        header = read_adapter_folder(source, max_rank=RANKS[-1], max_bytes=MAX_ADAPTER_BYTES)
+        write_vllm_layout(
+            source,
+            target,
+            header=header,
+            language_layers=language,
+            language_only=language_only,
+        )
+        file = failing.enter_context(tempfile.TemporaryFile())
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for path in sorted(target.iterdir()):
+                archive.add(path, f"{root}/{path.name}", filter=_plain)
+        file.seek(0)
+        failing.pop_all()  # from here on the pieces close it
+    return _pieces(file)
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_CHUNK_BYTES):
+            yield piece
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Nothing of this machine: no owner, no time."""
+    info.uid = info.gid = info.mtime = 0
+    info.uname = info.gname = ""
+    info.mode = 0o644
+    return info
 
 
 def _header(entry: FileEntry, root: str) -> bytes:

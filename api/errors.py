@@ -83,6 +83,7 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("model_unavailable", 422, "The model is not available"),
     Kind("device_unavailable", 422, "The device is not available"),
     Kind("streaming_unavailable", 422, "Streaming is not available"),
+    Kind("adapter_invalid", 422, "The adapter is not usable"),
     Kind("adapter_not_compressible", 422, "The adapter cannot be compressed"),
     Kind("inference_failed", 422, "The answer could not be generated"),
     # bounds and outages
@@ -114,6 +115,7 @@ DOMAIN: Final[dict[type[Exception], str]] = {
     stored.StorageFull: "storage_full",
     core.InvalidConfig: "request_invalid",
     core.InvalidDataset: "dataset_rejected",
+    core.AdapterInvalid: "adapter_invalid",
     core.ModelUnavailable: "model_unavailable",
     core.DeviceUnavailable: "device_unavailable",
 }

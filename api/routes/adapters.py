@@ -1,6 +1,6 @@
 """Adapters: list, look, download, compress, delete."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from anyio import to_thread
 from fastapi import Query, Request, Response
@@ -11,13 +11,14 @@ from api.compression import consider_compression
 from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
-from api.downloads import stream_tar
+from api.downloads import stream_tar, vllm_tar
 from api.pagination import Cursor, Limit
 from api.presentation import present_adapter
 from api.routing import service_router
 from api.schemas.adapters import AdapterCompress, AdapterPage, AdapterRead
 from api.schemas.jobs import JobRead
-from store import adapters
+from grit_core.inventory import ModelInventory
+from store import adapters, base_models
 from store.database import run_in_transaction, transaction
 from store.jobs import NewJob
 from store.keys import Scope
@@ -57,23 +58,44 @@ def read_adapter(adapter_id: str, caller: CallerDep, services: ServicesDep) -> A
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "A tar of the PEFT folder, for `PeftModel.from_pretrained`.",
+            "description": "A tar of the folder, for `PeftModel.from_pretrained` or vLLM.",
             "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **problems("not_found", "object_missing", "object_corrupt"),
+        **problems("not_found", "adapter_invalid", "object_missing", "object_corrupt"),
     },
 )
 @requires(Scope.READ)
 def download_adapter(
-    adapter_id: str, caller: CallerDep, services: ServicesDep
+    adapter_id: str,
+    caller: CallerDep,
+    services: ServicesDep,
+    layout: Annotated[Literal["peft", "vllm"], Query()] = "peft",
+    language_only: Annotated[bool, Query()] = False,  # noqa: FBT002 - a query parameter
 ) -> StreamingResponse:
-    """Download an adapter's folder as an uncompressed tar, streamed from the object store."""
+    """Download an adapter's folder as an uncompressed tar.
+
+    `layout=peft` is the folder as it is stored. `layout=vllm` has one rank and one scale for all
+    layers, as vLLM reads it, with the same function; layers outside of the language model, which
+    vLLM does not serve, are an error, unless `language_only=true` leaves them out.
+    """
     with transaction(services.engine, read_only=True) as session:
         adapter = adapters.get_adapter(session, adapter_id, team=caller.team)
-    manifest = services.objects.read_manifest(adapter.prefix)
+        known = base_models.get(session, adapter.model).inventory if layout == "vllm" else None
+    if known is not None:
+        inventory = ModelInventory.from_json(known)
+        pieces = vllm_tar(
+            services.objects,
+            adapter.prefix,
+            inventory,
+            root=adapter.id,
+            language_only=language_only,
+        )
+    else:
+        manifest = services.objects.read_manifest(adapter.prefix)
+        pieces = stream_tar(services.objects, adapter.prefix, manifest, root=adapter.id)
     name = f'attachment; filename="{adapter.id}.tar"'
     return StreamingResponse(
-        stream_tar(services.objects, adapter.prefix, manifest, root=adapter.id),
+        pieces,
         media_type="application/x-tar",
         headers={"Content-Disposition": name},
     )

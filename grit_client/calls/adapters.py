@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -32,7 +33,13 @@ class AdapterCalls(Calls):
         return cast("Adapter", self._connection.json("GET", path_of("adapters", adapter)))
 
     def download_adapter(
-        self, adapter: str, folder: str | Path, *, on_progress: OnProgress | None = None
+        self,
+        adapter: str,
+        folder: str | Path,
+        *,
+        layout: str = "peft",
+        language_only: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> Path:
         """`GET /adapters/{id}/download`: fetch a PEFT folder that any PEFT program can load.
 
@@ -41,6 +48,8 @@ class AdapterCalls(Calls):
         Args:
             adapter: The adapter's id.
             folder: Where to put it; it must not exist, or be empty.
+            layout: `peft`, or `vllm` for a folder that vLLM serves too: one rank, one scale.
+            language_only: For vLLM, leave out layers outside of the language model.
             on_progress: Called with the bytes received so far and in all (0 when unknown).
 
         Raises:
@@ -52,7 +61,10 @@ class AdapterCalls(Calls):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
             archive, fresh = Path(scratch, "archive"), Path(scratch, "adapter")
-            self._fetch(path_of("adapters", adapter, "download"), archive, on_progress)
+            path = path_of("adapters", adapter, "download")
+            if layout != "peft":
+                path += f"?layout={quote(layout)}&language_only={str(language_only).lower()}"
+            self._fetch(path, archive, on_progress)
             unpack(archive, fresh)
             if target.exists():
                 target.rmdir()

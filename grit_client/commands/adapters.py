@@ -68,10 +68,18 @@ def download(
     to: Annotated[
         Path | None, typer.Option(help="Folder to create; by default the adapter's id.")
     ] = None,
+    layout: Annotated[
+        str, typer.Option(help="peft, or vllm for a folder that vLLM serves too.")
+    ] = "peft",
+    language_only: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool, typer.Option("--language-only", help="For vLLM: leave out other modalities' layers.")
+    ] = False,
 ) -> None:
     """Download an adapter as a folder that plain PEFT loads."""
     with session.client() as client:
-        folder = client.download_adapter(adapter, to or Path(adapter))
+        folder = client.download_adapter(
+            adapter, to or Path(adapter), layout=layout, language_only=language_only
+        )
     answer = {"adapter": adapter, "folder": str(folder)}
     session.emit(answer, lambda: f"Adapter {adapter} is in {folder}")
 

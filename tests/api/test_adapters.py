@@ -1,19 +1,22 @@
 """Adapters over HTTP, and inference through a real broker."""
 
 import io
+import json
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save_file
 from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.services import Services
 from grit_core.images import data_url
-from store import adapters, workers
+from store import adapters, base_models, workers
 from store.database import transaction
 from store.inference import Mailbox
 from store.models import AdapterOrigin
@@ -66,6 +69,77 @@ def test_a_download_is_a_tar_of_the_folder(team: Team, adapter: str) -> None:
     assert found == FILES
 
 
+@pytest.fixture
+def store_adapter(team: Team, services: Services, tmp_path: Path) -> Callable[..., str]:
+    """Store an adapter of some of the base model's layers, of rank 3 and scale 2."""
+
+    def store(*layers: str) -> str:
+        with transaction(services.engine) as session:
+            known = base_models.get(session, MODEL).inventory
+        sizes = {record["name"]: record for record in known["layers"]}
+        tensors = {}
+        for name in layers:
+            shape_a, shape_b = (3, sizes[name]["in_features"]), (sizes[name]["out_features"], 3)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = np.ones(shape_a, np.float32)
+            tensors[f"base_model.model.{name}.lora_B.weight"] = np.ones(shape_b, np.float32)
+        folder = tmp_path / "real"
+        folder.mkdir()
+        save_file(tensors, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": list(layers)}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        services.objects.put_folder("adapters/real/", folder)
+        with transaction(services.engine) as session:
+            made = adapters.create_adapter(
+                session,
+                team=team.name,
+                origin=AdapterOrigin.IMPORT,
+                model=MODEL,
+                prefix="adapters/real/",
+                name="real",
+            )
+        return made.id
+
+    return store
+
+
+TEXT_LAYER = "model.text_model.layers.0.self_attn.q_proj"
+VISION_LAYER = "model.vision_model.encoder.layers.0.self_attn.q_proj"
+
+
+def test_the_layout_for_vllm_has_one_rank_and_the_scale_in_b(
+    team: Team, store_adapter: Callable[..., str]
+) -> None:
+    adapter = store_adapter(TEXT_LAYER)
+    answer = team.get(f"/adapters/{adapter}/download?layout=vllm")
+    assert answer.status_code == 200, answer.text
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        files = {
+            member.name.removeprefix(f"{adapter}/"): archive.extractfile(member).read()  # type: ignore[union-attr]
+            for member in archive
+        }
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads(files["adapter_config.json"])
+    assert (config["r"], config["lora_alpha"]) == (8, 8)
+    tensors = load(files["adapter_model.safetensors"])
+    b = tensors[f"base_model.model.{TEXT_LAYER}.lora_B.weight"]
+    assert b.shape[1] == 8
+    assert (b[:, :3] == 2).all()
+    assert not b[:, 3:].any()
+
+
+def test_layers_that_vllm_does_not_serve_are_left_out_only_on_request(
+    team: Team, store_adapter: Callable[..., str]
+) -> None:
+    adapter = store_adapter(TEXT_LAYER, VISION_LAYER)
+    refused = team.get(f"/adapters/{adapter}/download?layout=vllm")
+    assert (refused.status_code, refused.json()["code"]) == (422, "adapter_invalid")
+    assert VISION_LAYER in refused.json()["detail"]
+    taken = team.get(f"/adapters/{adapter}/download?layout=vllm&language_only=true")
+    assert taken.status_code == 200
+    assert VISION_LAYER.encode() not in taken.content
+    assert team.get(f"/adapters/{adapter}/download?layout=gguf").status_code == 422
+
+
 def test_an_adapter_whose_files_are_gone_says_so(
     team: Team, adapter: str, services: Services
 ) -> None:
@@ -93,13 +167,11 @@ def answering(settings: Settings, services: Services) -> Iterator[Callable[..., 
         mailbox = Mailbox(settings)
 
         def work() -> None:
-            names = mailbox._sync
             for _ in range(200):
-                waiting = names.keys(f"{settings.queue_prefix}infer:request:*")
-                if waiting:
-                    request_id = waiting[0].decode().rpartition(":")[2]
-                    taken.append(mailbox.take(request_id))
-                    mailbox.answer(request_id, reply)
+                found = mailbox.take_next("cpu")
+                if found is not None:
+                    taken.append(found)
+                    mailbox.answer(found["id"], reply)
                     break
                 threading.Event().wait(0.02)
             mailbox.close_sync()
