@@ -82,7 +82,6 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("filename_invalid", 422, "The file name is not usable"),
     Kind("model_unavailable", 422, "The model is not available"),
     Kind("device_unavailable", 422, "The device is not available"),
-    Kind("streaming_unavailable", 422, "Streaming is not available"),
     Kind("adapter_invalid", 422, "The adapter is not usable"),
     Kind("adapter_not_compressible", 422, "The adapter cannot be compressed"),
     Kind("inference_failed", 422, "The answer could not be generated"),
@@ -90,6 +89,8 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("headers_too_large", 431, "The headers are too large"),
     Kind("quota_exceeded", 429, "A quota of the team is reached", 30),
     Kind("too_many_waiting", 429, "Too many requests are waiting", 5),
+    Kind("queue_full", 429, "The inference queue is full", 5),
+    Kind("client_gone", 499, "The caller went away"),
     Kind("internal_error", 500, "Something broke on our side"),
     Kind("object_corrupt", 500, "A stored object is corrupt"),
     Kind("inference_broken", 500, "The inference worker failed"),
@@ -97,6 +98,7 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("storage_unavailable", 503, "The storage does not answer", 5),
     Kind("no_inference_worker", 503, "No inference worker is live", 10),
     Kind("inference_timeout", 503, "No worker answered in time", 10),
+    Kind("inference_worker_lost", 503, "The inference worker was lost", 2),
     Kind("storage_full", 507, "No space is left"),
 )
 
@@ -111,6 +113,7 @@ DOMAIN: Final[dict[type[Exception], str]] = {
     stored.ObjectMissing: "object_missing",
     stored.ObjectCorrupt: "object_corrupt",
     stored.QueueUnavailable: "queue_unavailable",
+    stored.QueueFull: "queue_full",
     stored.StorageUnavailable: "storage_unavailable",
     stored.StorageFull: "storage_full",
     core.InvalidConfig: "request_invalid",
@@ -199,6 +202,8 @@ def _describe(error: Exception, code: str) -> Problem:
         return InvalidRequest([item_of(fault) for fault in error.faults])
     if isinstance(error, stored.IllegalTransition):
         return Problem(code, str(error), extra={"allowed": list(error.allowed)})
+    if isinstance(error, stored.QueueFull):
+        return Problem(code, str(error), headers={"Retry-After": str(error.retry_after_seconds)})
     if isinstance(error, stored.InvalidKey):
         return Problem(code, "The API key is unknown, revoked or expired.")
     if KINDS[code].status >= 500 and code != "storage_full":

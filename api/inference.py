@@ -1,10 +1,12 @@
 """From an inference request to the worker's answer: what to ask, whom to ask, how long to wait."""
 
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import Request
 from sqlalchemy.orm import Session
 
@@ -18,12 +20,15 @@ from grit_core.config.devices import DeviceStrategy, choose_device
 from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
 from store import adapters, base_models, jobs, workers
 from store.database import transaction
-from store.errors import NotFound
+from store.errors import NotFound, QueueFull
 from store.ids import new_id
 from store.models import Adapter, ModelStatus
 from store.queue import INFERENCE_QUEUES
 
 _SLICE_SECONDS: Final = 1.0
+"""After so long a silence, we look whether the worker lives."""
+_LOOK_SECONDS: Final = 0.5
+"""How often we look whether the caller is still there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class Question:
     """What goes into the mailbox, and for which device."""
 
     id: str
+    team: str
     device: str
     model: str
     adapter: str | None
@@ -38,15 +44,7 @@ class Question:
 
 
 async def prepare(services: Services, team: str, body: InferRequest) -> Question:
-    """Check everything that a request names or holds.
-
-    Raises:
-        Problem: If something is wrong, missing or not ready.
-    """
-    if body.stream:
-        detail = "Streaming answers are not available yet; send `stream: false`."
-        item = Item(code="streaming_unavailable", detail=detail, pointer="/stream", input=True)
-        raise Problem("streaming_unavailable", detail, errors=[item])
+    """Check everything that a request names or holds; what is wrong is raised as a `Problem`."""
     return await to_thread.run_sync(_prepare, services, team, body)
 
 
@@ -71,11 +69,12 @@ def _prepare(services: Services, team: str, body: InferRequest) -> Question:
         "top_p": body.top_p,
         "seed": body.seed,
         "stop": body.stop,
-        "stream": False,
+        "stream": body.stream,
         "submitted_at": time.time(),
     }
     return Question(
         id=request_id,
+        team=team,
         device=device,
         model=model.id,
         adapter=None if adapter is None else adapter.id,
@@ -211,25 +210,96 @@ async def ask(services: Services, request: Request, question: Question) -> dict[
     """Put a question into the mailbox and wait for its answer.
 
     Raises:
-        Problem: If no answer comes in time, or the caller went away.
+        Problem: If no answer comes in time, its worker dies, or the caller went away.
+    """
+    async with aclosing(_messages_of(services, request, question)) as messages:
+        async for message in messages:
+            if "delta" not in message:
+                return message
+    raise Problem("inference_broken", "The answer ended without its last message.")
+
+
+async def stream(
+    services: Services, request: Request, question: Question
+) -> AsyncGenerator[str | InferAnswer]:
+    """Put a question into the mailbox; yield its answer's pieces of text, then the whole answer.
+
+    The pieces joined are the answer's `output`. Closing the generator cancels the request.
+
+    Raises:
+        Problem: As `ask` and `answer_of`, before the first piece or after it.
+    """
+    sent = ""
+    async with aclosing(_messages_of(services, request, question)) as messages:
+        async for message in messages:
+            if "delta" in message:
+                piece = _following(message, len(sent))
+                if piece:
+                    sent += piece
+                    yield piece
+                continue
+            answer = answer_of(question, message)
+            if not answer.output.startswith(sent):
+                detail = "The pieces that were sent are not the beginning of the answer."
+                raise Problem("inference_broken", detail)
+            if len(answer.output) > len(sent):
+                yield answer.output[len(sent) :]
+            yield answer
+
+
+def _following(message: dict[str, Any], num_sent: int) -> str:
+    """Return what of a piece comes right after the characters sent; the end makes up for a gap."""
+    at = int(message.get("at", num_sent))
+    return "" if at > num_sent else str(message["delta"])[num_sent - at :]
+
+
+async def _messages_of(
+    services: Services, request: Request, question: Question
+) -> AsyncGenerator[dict[str, Any]]:
+    """Submit a question and yield the messages of its answer up to the last one.
+
+    Raises:
+        Problem: If there is silence for too long, the worker dies, or the caller went away.
+        QueueFull: If as many wait already as may.
     """
     mailbox = services.mailbox
     seconds = services.settings.infer_timeout_seconds
+    ended = False
     with PLACES.one():
-        await to_thread.run_sync(
-            lambda: mailbox.submit(question.id, device=question.device, payload=question.payload)
-        )
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            wait = min(_SLICE_SECONDS, left)
-            reply = await mailbox.wait_async(question.id, timeout_seconds=wait)
-            if reply is not None:
-                return reply
-            if await request.is_disconnected():
-                break
-        await to_thread.run_sync(mailbox.cancel, question.id)
-    detail = f"No inference worker answered within {seconds:g} seconds."
-    raise Problem("inference_timeout", detail)
+        try:
+            await to_thread.run_sync(_submit, services, question)
+            heard_at = looked_at = time.monotonic()
+            while not ended:
+                wait = min(_SLICE_SECONDS, heard_at + seconds - time.monotonic())
+                message = await mailbox.wait_async(question.id, timeout_seconds=max(0.01, wait))
+                now = time.monotonic()
+                if message is not None:
+                    heard_at, ended = now, "delta" not in message
+                    yield message
+                elif await mailbox.is_lost_async(question.id):
+                    detail = "The worker that was answering has died; send the request again."
+                    raise Problem("inference_worker_lost", detail)
+                elif now - heard_at >= seconds:
+                    raise Problem(
+                        "inference_timeout", f"Nothing was heard for {seconds:g} seconds."
+                    )
+                if now - looked_at >= _LOOK_SECONDS and not ended:
+                    looked_at = now
+                    if await request.is_disconnected():
+                        raise Problem("client_gone", "The caller closed the connection.")
+        except QueueFull:
+            ended = True  # it never was in the mailbox
+            raise
+        finally:
+            if not ended:
+                with CancelScope(shield=True):
+                    await to_thread.run_sync(mailbox.cancel, question.id)
+
+
+def _submit(services: Services, question: Question) -> None:
+    services.mailbox.submit(
+        question.id, device=question.device, team=question.team, payload=question.payload
+    )
 
 
 def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
@@ -239,6 +309,8 @@ def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
         Problem: If the worker could not answer.
     """
     error = reply.get("error")
+    if error is not None and error.get("code") == "inference_worker_lost":
+        raise Problem("inference_worker_lost", str(error["message"]))
     if error is not None:
         code = "inference_failed" if error.get("category") == "user" else "inference_broken"
         detail = str(error.get("message", "The worker gave no reason."))

@@ -1,9 +1,10 @@
 """Answers that wait: long-polls and event streams, bounded in number, off the request threads."""
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from anyio import CapacityLimiter, sleep, to_thread
 from anyio.lowlevel import RunVar
@@ -14,6 +15,8 @@ from api.errors import Problem
 POLL_SECONDS: Final = 0.25
 MAX_WAITING: Final = 1000
 _THREADS: Final = 8
+
+Item = TypeVar("Item")
 
 _limiter: RunVar[CapacityLimiter] = RunVar("grit_poll_limiter")
 
@@ -53,6 +56,38 @@ def poll_limiter() -> CapacityLimiter:
         limiter = CapacityLimiter(_THREADS)
         _limiter.set(limiter)
         return limiter
+
+
+async def kept_alive(
+    items: AsyncGenerator[Item], *, silence_seconds: float
+) -> AsyncGenerator[Item | None]:
+    """Yield every item as it comes, and none whenever there was silence for so long.
+
+    Closing this generator closes the other, whatever it waits for.
+    """
+    coming: asyncio.Task[Item] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.create_task(_next(items))
+            done, _ = await asyncio.wait({coming}, timeout=silence_seconds)
+            if not done:
+                yield None
+                continue
+            came, coming = coming, None
+            try:
+                item = came.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})
+        await items.aclose()
+
+
+async def _next(items: AsyncGenerator[Item]) -> Item:
+    return await anext(items)
 
 
 async def wait_for_change(

@@ -15,6 +15,7 @@ StoreError
     ObjectCorrupt         what is stored differs from its manifest
     ObjectExists          the key is taken, and was to be free
     QueueUnavailable      the broker does not answer
+    QueueFull             as many requests wait for an answer as may
     StorageUnavailable    the database or the object store does not answer
     StorageFull           no space is left
 """
@@ -122,6 +123,14 @@ class ObjectExists(StoreError):
 
 class QueueUnavailable(StoreError):
     """The broker does not answer."""
+
+
+class QueueFull(StoreError):
+    """As many inference requests wait as may, in all or of one team."""
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class StorageUnavailable(StoreError):

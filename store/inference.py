@@ -1,4 +1,9 @@
-"""The mailbox between `POST /infer` and the worker: requests and answers in Redis, for a while."""
+"""The mailbox between `POST /infer` and the worker: requests and answers in Redis, for a while.
+
+The messages of an answer are any number of `{"delta": text, "at": characters before it}` and then
+a last one, `{"output": ...}` or `{"error": ...}`. A connection that broke may leave a message there
+twice; `at` tells.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from store.errors import QueueUnavailable
+from store.fair_queue import FairQueue
 from store.queue import Doorbell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     import redis
     import redis.asyncio
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
 _BLOCK_SECONDS: Final = 2.0
 _CONNECT_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 5.0
+_MAX_CONNECTIONS: Final = 4096
+"""Everybody who waits holds one; the client's own bound of 100 would turn the others away."""
 
 
 class Mailbox:
@@ -52,33 +60,74 @@ class Mailbox:
             socket_connect_timeout=_CONNECT_SECONDS,
             socket_timeout=_ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 1),
+            max_connections=_MAX_CONNECTIONS,
         )
 
-    def submit(self, request_id: str, *, device: str, payload: dict[str, Any]) -> None:
-        """Store a request and ring the device's inference queue.
+    @cached_property
+    def _queue(self) -> FairQueue:
+        return FairQueue(self._sync, prefix=self._key_prefix)
+
+    def submit(self, request_id: str, *, device: str, team: str, payload: dict[str, Any]) -> None:
+        """Let a request wait for its team's turn, and ring the device's inference queue.
+
+        A bell that is not heard delays the request by a second or so: workers look by themselves.
 
         Raises:
+            QueueFull: If as many requests wait already as may, in all or of this team.
             QueueUnavailable: If the broker does not answer.
         """
+        settings = self._settings
         with _reachable():
-            self._sync.set(
-                self._key("request", request_id), _encode(payload), ex=self._keep_seconds
+            self._queue.put(
+                request_id,
+                _encode(payload),
+                device=device,
+                team=team,
+                # Afterwards nobody waits for it any more.
+                keep_seconds=min(self._keep_seconds, math.ceil(settings.infer_timeout_seconds) + 1),
+                max_waiting=settings.infer_max_waiting,
+                max_waiting_per_team=settings.infer_max_waiting_per_team,
             )
-        if not self._doorbell.ring_infer(request_id, device=device):
-            self.cancel(request_id)
-            raise QueueUnavailable("The broker did not take the request; try again in a moment.")
+        self._doorbell.ring_infer(request_id, device=device)
 
-    def take(self, request_id: str) -> dict[str, Any] | None:
-        """Take a request out of the mailbox, for one worker only; none if it is gone or expired.
+    def take_next(self, device: str) -> dict[str, Any] | None:
+        """Take the request whose turn it is, for one worker only; none if nothing waits.
+
+        The payload's `id` says which one. The worker says that it lives with `renew`, at least
+        every `infer_lost_seconds`.
 
         Raises:
             QueueUnavailable: If the broker does not answer.
         """
         with _reachable():
-            return _decode(self._sync.getdel(self._key("request", request_id)))
+            taken = self._queue.take(device=device, lost_seconds=self._settings.infer_lost_seconds)
+        if taken is None:
+            return None
+        return {**cast("dict[str, Any]", json.loads(taken.payload)), "id": taken.id}
+
+    def renew(self, request_ids: Collection[str]) -> None:
+        """Say that these requests are still being answered.
+
+        Raises:
+            QueueUnavailable: If the broker does not answer.
+        """
+        with _reachable(), self._sync.pipeline(transaction=False) as all_of_them:
+            for request_id in request_ids:
+                key = self._key("running", request_id)
+                all_of_them.set(key, b"1", ex=self._settings.infer_lost_seconds)
+            all_of_them.execute()
+
+    def finish(self, request_id: str) -> None:
+        """Say that a request is no longer being answered; its last message says so too.
+
+        Raises:
+            QueueUnavailable: If the broker does not answer.
+        """
+        with _reachable():
+            self._sync.delete(self._key("running", request_id))
 
     def answer(self, request_id: str, message: dict[str, Any]) -> None:
-        """Append a message to a request's answer: the whole one, or a part of a stream.
+        """Append a message to a request's answer: a `delta`, or the last one of all.
 
         Raises:
             QueueUnavailable: If the broker does not answer.
@@ -87,6 +136,8 @@ class Mailbox:
         with _reachable(), self._sync.pipeline(transaction=True) as both:
             both.rpush(key, _encode(message))
             both.expire(key, self._keep_seconds)
+            if "delta" not in message:
+                both.delete(self._key("running", request_id))
             both.execute()
 
     def wait(self, request_id: str, *, timeout_seconds: float) -> dict[str, Any] | None:
@@ -135,14 +186,56 @@ class Mailbox:
         except (RedisError, OSError):
             return
 
+    def cancelled(self, request_ids: Sequence[str]) -> set[str]:
+        """Return those whose caller went away, in one round trip for all.
+
+        Raises:
+            QueueUnavailable: If the broker does not answer.
+        """
+        if not request_ids:
+            return set()
+        with _reachable():
+            marks = self._sync.mget([self._key("cancelled", each) for each in request_ids])
+        found = zip(request_ids, cast("list[bytes | None]", marks), strict=True)
+        return {request_id for request_id, mark in found if mark is not None}
+
     def is_cancelled(self, request_id: str) -> bool:
         """Tell whether the caller went away.
 
         Raises:
             QueueUnavailable: If the broker does not answer.
         """
+        return bool(self.cancelled([request_id]))
+
+    def is_lost(self, request_id: str) -> bool:
+        """Tell whether a request neither waits, nor is being answered, nor has been.
+
+        Its worker died, or it expired before its turn. An answer that was read to its end looks
+        the same: ask while there is more to come.
+
+        Raises:
+            QueueUnavailable: If the broker does not answer.
+        """
         with _reachable():
-            return bool(self._sync.exists(self._key("cancelled", request_id)))
+            return not self._sync.exists(*self._traces(request_id))
+
+    async def is_lost_async(self, request_id: str) -> bool:
+        """As `is_lost`, without holding a thread.
+
+        Raises:
+            QueueUnavailable: If the broker does not answer.
+        """
+        with _reachable():
+            return not await self._client_of_loop().exists(*self._traces(request_id))
+
+    def num_waiting(self, device: str) -> int:
+        """Count the requests that wait for the workers of a device.
+
+        Raises:
+            QueueUnavailable: If the broker does not answer.
+        """
+        with _reachable():
+            return self._queue.num_waiting(device)
 
     def ping(self) -> None:
         """Ask the broker for an answer, for readiness.
@@ -165,8 +258,15 @@ class Mailbox:
         self._sync.close()
         self._doorbell.close()
 
+    @property
+    def _key_prefix(self) -> str:
+        return f"{self._settings.queue_prefix}infer:"
+
     def _key(self, kind: str, request_id: str) -> str:
-        return f"{self._settings.queue_prefix}infer:{kind}:{request_id}"
+        return f"{self._key_prefix}{kind}:{request_id}"
+
+    def _traces(self, request_id: str) -> list[str]:
+        return [self._key(kind, request_id) for kind in ("request", "running", "answer")]
 
     def _client_of_loop(self) -> redis.asyncio.Redis:
         loop = asyncio.get_running_loop()
@@ -181,6 +281,7 @@ class Mailbox:
                 socket_connect_timeout=_CONNECT_SECONDS,
                 socket_timeout=_ANSWER_SECONDS,
                 retry=AsyncRetry(NoBackoff(), 1),
+                max_connections=_MAX_CONNECTIONS,
             )
             self._async[loop] = client
         return client

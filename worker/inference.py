@@ -6,11 +6,10 @@ wrong with a request is answered: nobody waits for a request that was dropped si
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from celery import signals
@@ -18,6 +17,7 @@ from celery import signals
 from grit_core.errors import (
     AdapterInvalid,
     GritError,
+    Interrupted,
     InvalidConfig,
     InvalidDataset,
     ModelUnavailable,
@@ -25,49 +25,32 @@ from grit_core.errors import (
 from grit_core.records import parse_prompt
 from store import base_models
 from store.database import create_engine_from, transaction
-from store.errors import StoreError
+from store.errors import QueueUnavailable, StoreError
 from store.inference import Mailbox
 from store.objects import Objects
 from store.queue import INFER_TASK, INFERENCE_QUEUES, REGISTER_MODELS_TASK
 from store.settings import Settings
+from worker.adapter_cache import AdapterCache
+from worker.answer_stream import AnswerStream
 from worker.app import app
 from worker.periodic import Periodic
+from worker.running import RunningRequest, RunningRequests
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from grit_core.generation import AdapterSource, Generation, GenerationEngine
 
 _log = structlog.get_logger(__name__)
 
 
-class AdapterCache:
-    """Adapter folders on this machine's disk, every file verified when it came."""
+EXTRA_PLACES: Final = 3
+"""Requests taken beyond a batch: they are read and encoded while the batch runs."""
+LOOK_SECONDS: Final = 1.0
+"""How often the mailbox is looked into without a bell."""
 
-    def __init__(self, home: Path, objects: Objects, *, max_adapters: int) -> None:
-        self.folder = home / "cache" / "adapters"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._objects = objects
-        self._max_adapters = max_adapters
-        self._lock = threading.Lock()
-
-    def fetch(self, adapter_id: str, *, prefix: str) -> Path:
-        """Return the folder of an adapter, downloading it when it is not here."""
-        folder = self.folder / adapter_id
-        with self._lock:
-            if not folder.is_dir():
-                # It appears complete and with every SHA-256 checked, or not at all.
-                self._objects.get_folder(prefix, folder)
-                self._prune(keep=folder)
-            folder.touch()
-        return folder
-
-    def _prune(self, *, keep: Path) -> None:
-        folders = sorted(self.folder.glob("adp_*"), key=lambda one: one.stat().st_mtime)
-        for folder in folders[: max(0, len(folders) - self._max_adapters)]:
-            if folder != keep:
-                shutil.rmtree(folder, ignore_errors=True)
-
+JOIN_SECONDS: Final = 2.0
+SEND_AGAIN_SECONDS: Final = 0.5
 
 _import_lock = threading.Lock()
 
@@ -83,50 +66,208 @@ class InferenceWorker:
         self._adapters = AdapterCache(
             settings.home, Objects(settings), max_adapters=settings.infer_cached_adapters
         )
+        self._running = RunningRequests(self._mailbox, lost_seconds=settings.infer_lost_seconds)
+        self._engine: GenerationEngine | None = None
+        self._free = threading.Semaphore(settings.infer_max_batch + EXTRA_PLACES)
+        self._rung = threading.Event()
+        self._stop_at: float | None = None
+        self._threads: set[threading.Thread] = set()
         self._registering = threading.Lock()
-        self._watch = Periodic(
+        self._models = Periodic(
             "models", self.register_models, interval_seconds=settings.ring_again_seconds
         )
+        self._look = Periodic("look", self.look, interval_seconds=LOOK_SECONDS)
 
-    @cached_property
+    @property
     def engine(self) -> GenerationEngine:
         """The generation engine; the first use loads torch."""
+        # The first import of transformers by two threads at once breaks its lazy names.
         with _import_lock:
-            from grit_core.generation import GenerationEngine  # noqa: PLC0415 - loads torch
+            if self._engine is None:
+                from grit_core.generation import GenerationEngine  # noqa: PLC0415 - loads torch
 
-        return GenerationEngine(
-            device=self._device,
-            dtype="float32" if self._device == "cpu" else "bfloat16",
-            max_bases=self._settings.infer_resident_models,
-            max_adapters=self._settings.infer_resident_adapters,
-        )
+                settings = self._settings
+                self._engine = GenerationEngine(
+                    device=self._device,
+                    dtype="float32" if self._device == "cpu" else "bfloat16",
+                    max_bases=settings.infer_resident_models,
+                    max_adapters=settings.infer_resident_adapters,
+                    max_batch=settings.infer_max_batch,
+                    max_rank=settings.infer_max_rank,
+                    max_adapter_bytes=settings.infer_adapter_bytes,
+                    image_cache_bytes=settings.infer_image_cache_bytes,
+                    prefix_cache_bytes=settings.infer_prefix_cache_bytes,
+                )
+            return self._engine
 
-    def answer(self, request_id: str) -> None:
-        """Take a request and answer it; one that is gone or that nobody waits for is left alone."""
-        payload = self._mailbox.take(request_id)
-        if payload is None or self._mailbox.is_cancelled(request_id):
-            _log.info("request_gone", request_id=request_id)
-            return
-        started = time.time()
-        try:
-            reply = self._reply(payload, queue_seconds=max(0.0, started - payload["submitted_at"]))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
-            reply = {"error": _error_of(error)}
-            _log.warning("request_failed", request_id=request_id, code=reply["error"]["code"])
-        self._mailbox.answer(request_id, reply)
+    def start(self) -> None:
+        """Load torch, look for requests and models whose bell was lost; each in a thread."""
+        self._running.start()
+        self._models.start()
+        self._look.start()
 
-    def watch_models(self) -> None:
-        """Load torch, and look now and then for models whose bell was lost; in a thread."""
-        self._watch.start()
+    def drain(self) -> None:
+        """Take nothing new; what runs has `stop_grace_seconds`. For a signal handler."""
+        self._stop_at = time.monotonic() + self._settings.stop_grace_seconds
 
     def close(self) -> None:
-        """Stop looking for models."""
-        self._watch.stop()
+        """Wait for what runs, for as long as it may, and end all threads."""
+        if self._stop_at is None:
+            self.drain()
+        self._look.stop()
+        for thread in list(self._threads):
+            thread.join(max(0.0, (self._stop_at or 0.0) - time.monotonic()) + JOIN_SECONDS)
+        self._models.stop()
+        self._running.stop()
+        if self._engine is not None:
+            self._engine.close()
+        self._adapters.close()
+        self._mailbox.close_sync()
+        self._database.dispose()
+
+    # --- taking requests
+
+    def serve(self) -> None:
+        """Answer what waits, one request after the other; a bell calls this in its own thread.
+
+        Without a free place it returns: those who have one go on until nothing waits.
+        """
+        # A bell that found no place is heard by whoever gives one up just then.
+        self._rung.set()
+        while self._rung.is_set() and self._free.acquire(blocking=False):
+            try:
+                self._rung.clear()
+                self._serve_all(self._take())
+            finally:
+                self._free.release()
+
+    def look(self) -> None:
+        """Answer what waits, in threads of our own: its bell may have been lost."""
+        while self._free.acquire(blocking=False):
+            thread: threading.Thread | None = None
+            try:
+                payload = self._take()
+                if payload is None:
+                    return
+                thread = threading.Thread(target=self._serve_here, args=(payload,), daemon=True)
+                self._threads.add(thread)
+                thread.start()
+            finally:
+                if thread is None:
+                    self._free.release()
+
+    def _serve_here(self, payload: dict[str, Any]) -> None:
+        try:
+            self._serve_all(payload)
+        finally:
+            self._free.release()
+            self._threads.discard(threading.current_thread())
+        if self._rung.is_set():
+            self.serve()
+
+    def _serve_all(self, payload: dict[str, Any] | None) -> None:
+        while payload is not None:
+            self._answer(payload)
+            payload = self._take()
+
+    def _take(self) -> dict[str, Any] | None:
+        if self._stop_at is not None:
+            return None
+        try:
+            return self._mailbox.take_next(self._device)
+        except QueueUnavailable as error:
+            _log.warning("mailbox_silent", reason=str(error))
+            return None
+
+    # --- answering
+
+    def _answer(self, payload: dict[str, Any]) -> None:
+        """Answer a request; one that nobody waits for any more is left alone."""
+        request_id = payload["id"]
+        with self._running.one(request_id) as running:
+            try:
+                reply = self._reply(payload, running)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
+                if running.cancelled:
+                    _log.info("request_cancelled", request_id=request_id)
+                    reply = None
+                else:
+                    reply = {"error": _error_of(error)}
+                    code = reply["error"]["code"]
+                    _log.warning("request_failed", request_id=request_id, code=code)
+            self._end(request_id, reply)
+
+    def _end(self, request_id: str, reply: dict[str, Any] | None) -> None:
+        """Send the last message, for as long as the caller believes in us."""
+        deadline = time.monotonic() + self._settings.infer_lost_seconds
+        while True:
+            try:
+                if reply is None:
+                    self._mailbox.finish(request_id)
+                else:
+                    self._mailbox.answer(request_id, reply)
+            except QueueUnavailable as error:
+                if time.monotonic() > deadline:
+                    _log.warning("answer_not_sent", request_id=request_id, reason=str(error))
+                    return
+                time.sleep(SEND_AGAIN_SECONDS)
+            else:
+                return
+
+    def _reply(self, payload: dict[str, Any], running: RunningRequest) -> dict[str, Any]:
+        queue_seconds = max(0.0, time.time() - payload["submitted_at"])
+        started = time.perf_counter()
+        engine = self.engine
+        from grit_core.generation import GenerationRequest  # noqa: PLC0415 - loads torch
+
+        request = GenerationRequest(
+            chat=parse_prompt(payload["messages"]),
+            max_new_tokens=payload["max_new_tokens"],
+            temperature=payload["temperature"],
+            top_p=payload["top_p"],
+            seed=payload["seed"],
+            stop=tuple(payload["stop"]),
+        )
+        pieces = AnswerStream(self._mailbox, running.id) if payload.get("stream") else None
+
+        def should_stop() -> bool:
+            if pieces is not None:
+                pieces.flush_due()
+            out_of_time = self._stop_at is not None and time.monotonic() > self._stop_at
+            return running.cancelled or out_of_time
+
+        with self._adapter(payload["adapter"]) as adapter:
+            fetched_seconds = time.perf_counter() - started
+            found = engine.generate(
+                payload["model"]["source"],
+                request,
+                adapter=adapter,
+                on_text=None if pieces is None else pieces.add,
+                should_stop=should_stop,
+            )
+        return _reply_of(
+            found,
+            queue_seconds=queue_seconds,
+            load_seconds=fetched_seconds + found.load_seconds,
+            total_seconds=queue_seconds + time.perf_counter() - started,
+        )
+
+    @contextmanager
+    def _adapter(self, named: dict[str, str] | None) -> Iterator[AdapterSource | None]:
+        """Hold an adapter's files, so that they stay as they are until the answer is whole."""
+        from grit_core.generation import AdapterSource  # noqa: PLC0415 - loads torch
+
+        if named is None:
+            yield None
+            return
+        with self._adapters.hold(named["id"], prefix=named["prefix"]) as held:
+            yield AdapterSource(id=held.id, folder=held.folder)
+
+    # --- base models
 
     def register_models(self) -> None:
         """Read the layers of every base model that waits for it."""
-        # The first import of transformers by two threads at once breaks its lazy names.
-        _ = self.engine
+        _ = self.engine  # the first import of transformers is for one thread at a time
         from grit_core.models.inventory import build_inventory  # noqa: PLC0415 - loads torch
 
         with self._registering:
@@ -154,36 +295,6 @@ class InferenceWorker:
                     )
                 _log.info("model_registered", model=model_id, num_layers=len(inventory.layers))
 
-    def _reply(self, payload: dict[str, Any], *, queue_seconds: float) -> dict[str, Any]:
-        from grit_core.generation import GenerationRequest  # noqa: PLC0415 - loads torch
-
-        started = time.perf_counter()
-        request = GenerationRequest(
-            chat=parse_prompt(payload["messages"]),
-            max_new_tokens=payload["max_new_tokens"],
-            temperature=payload["temperature"],
-            top_p=payload["top_p"],
-            seed=payload["seed"],
-            stop=tuple(payload["stop"]),
-        )
-        adapter = self._adapter(payload["adapter"])
-        fetched_seconds = time.perf_counter() - started
-        found = self.engine.generate(payload["model"]["source"], request, adapter=adapter)
-        return _reply_of(
-            found,
-            queue_seconds=queue_seconds,
-            load_seconds=fetched_seconds + found.load_seconds,
-            total_seconds=queue_seconds + time.perf_counter() - started,
-        )
-
-    def _adapter(self, named: dict[str, str] | None) -> AdapterSource | None:
-        from grit_core.generation import AdapterSource  # noqa: PLC0415 - loads torch
-
-        if named is None:
-            return None
-        folder = self._adapters.fetch(named["id"], prefix=named["prefix"])
-        return AdapterSource(id=named["id"], folder=folder)
-
 
 def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
     return {
@@ -193,6 +304,8 @@ def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
             "prompt_tokens": found.prompt_tokens,
             "image_tokens": found.image_tokens,
             "completion_tokens": found.completion_tokens,
+            "cached_prompt_tokens": found.cached_prompt_tokens,
+            "image_cached": found.image_cached,
         },
         "timing": {**seconds, "first_token_seconds": found.first_token_seconds},
     }
@@ -200,6 +313,9 @@ def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
 
 def _error_of(error: Exception) -> dict[str, str]:
     """What the caller reads; the stack trace goes to the log and nowhere else."""
+    if isinstance(error, Interrupted):
+        message = "The worker that was answering has stopped; send the request again."
+        return {"code": "inference_worker_lost", "category": "system", "message": message}
     if isinstance(error, InvalidConfig):
         return {"code": error.faults[0].code, "category": "user", "message": str(error)}
     if isinstance(error, InvalidDataset):
@@ -222,18 +338,19 @@ _worker_lock = threading.Lock()
 
 
 def inference_worker(device: str) -> InferenceWorker:
-    """Return the inference worker of this process, made on first use."""
+    """Return the inference worker of this process, made and started on first use."""
     global _worker  # noqa: PLW0603 - one process serves one device
     with _worker_lock:
         if _worker is None:
             _worker = InferenceWorker(Settings(), device=device)
+            _worker.start()
         return _worker
 
 
 @app.task(name=INFER_TASK, bind=True)  # type: ignore[untyped-decorator] # celery ships no types
-def infer(task: Any, request_id: str) -> None:
-    """Answer the request of this id."""
-    inference_worker(_device_of(task)).answer(request_id)
+def infer(task: Any, _request_id: str) -> None:
+    """Answer what waits: the one that rang, or whoever's turn it is before."""
+    inference_worker(_device_of(task)).serve()
 
 
 @app.task(name=REGISTER_MODELS_TASK, bind=True)  # type: ignore[untyped-decorator] # as above
@@ -248,12 +365,22 @@ def _device_of(task: Any) -> str:
 
 
 def _on_ready(sender: Any, **_options: Any) -> None:
-    """Load torch before the first request needs it, and look for models from then on."""
+    """Load torch before the first request needs it, and look into the mailbox from then on."""
     queues = list(sender.app.amqp.queues.consume_from)
-    if len(queues) != 1 or queues[0] not in INFERENCE_QUEUES:
-        return
+    if len(queues) == 1 and queues[0] in INFERENCE_QUEUES:
+        inference_worker(queues[0].rpartition(".")[2])
 
-    inference_worker(queues[0].rpartition(".")[2]).watch_models()
+
+def _on_shutting_down(**_options: Any) -> None:
+    if _worker is not None:
+        _worker.drain()
+
+
+def _on_shutdown(**_options: Any) -> None:
+    if _worker is not None:
+        _worker.close()
 
 
 signals.worker_ready.connect(_on_ready)
+signals.worker_shutting_down.connect(_on_shutting_down)
+signals.worker_shutdown.connect(_on_shutdown)

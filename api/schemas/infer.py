@@ -101,7 +101,7 @@ class InferRequest(Body):
     ]
     """Texts that end the answer, and are not part of it."""
     stream: Annotated[bool, Field(strict=True)] = False
-    """Not available yet: true is refused."""
+    """Answer with server-sent events: `delta` for each piece of text, `done` with the answer."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -125,6 +125,10 @@ class InferUsage(Answer):
     prompt_tokens: int
     image_tokens: int = 0
     completion_tokens: int
+    cached_prompt_tokens: int = 0
+    """Tokens of the prompt that did not have to be read again."""
+    image_cached: bool = False
+    """Whether the features of all images were there already."""
 
 
 class InferTiming(Answer):
@@ -146,3 +150,9 @@ class InferAnswer(Answer):
     finish_reason: str
     usage: InferUsage
     timing: InferTiming
+
+
+class InferDelta(Answer):
+    """A piece of an answer that is sent as it comes."""
+
+    text: str

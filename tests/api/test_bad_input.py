@@ -369,7 +369,7 @@ INFER: list[Any] = [
     ({"images": ["data:image/svg+xml;base64,AAAA"]}, "image_corrupt", "/images/0"),
     ({"images": ["x"] * 9}, "out_of_range", "/images"),
     ({"messages": []}, "out_of_range", "/messages"),
-    ({"stream": True}, "streaming_unavailable", "/stream"),
+    ({"stream": 1}, "type_invalid", "/stream"),
     ({"model": "none/such"}, "model_not_found", "/model"),
     ({"seed": 2**63}, "out_of_range", "/seed"),
 ]

@@ -117,14 +117,16 @@ def test_many_threads_ring_with_one_doorbell(
 def test_a_request_is_taken_by_one_worker_and_its_answer_comes_back(
     mailbox: Mailbox, client: redis.Redis, queue_prefix: str
 ) -> None:
-    mailbox.submit("inf_1", device="cpu", payload={"prompt": "é", "images": ["x" * 100_000]})
+    mailbox.submit(
+        "inf_1", device="cpu", team="a", payload={"prompt": "é", "images": ["x" * 100_000]}
+    )
     [message] = _messages(client, queue_prefix, "infer.cpu")
     assert message["headers"]["task"] == INFER_TASK
     assert "xxx" not in json.dumps(message)
-    taken = mailbox.take("inf_1")
+    taken = mailbox.take_next("cpu")
     assert taken is not None
-    assert taken["prompt"] == "é"
-    assert mailbox.take("inf_1") is None
+    assert (taken["id"], taken["prompt"]) == ("inf_1", "é")
+    assert mailbox.take_next("cpu") is None
     mailbox.answer("inf_1", {"delta": "a"})
     mailbox.answer("inf_1", {"done": True})
     assert mailbox.wait("inf_1", timeout_seconds=1) == {"delta": "a"}
@@ -159,26 +161,12 @@ def test_many_waiters_each_get_their_own_answer_without_a_thread_each(mailbox: M
     assert asyncio.run(scene()) == [{"number": number} for number in range(20)]
 
 
-def test_requests_and_answers_do_not_stay_for_ever(
-    embedded_settings: Settings, client: redis.Redis, queue_prefix: str
-) -> None:
-    mailbox = Mailbox(embedded_settings)
-    mailbox.submit("inf_1", device="cpu", payload={})
-    mailbox.answer("inf_1", {})
-    mailbox.submit("inf_2", device="cpu", payload={})
-    mailbox.cancel("inf_2")
-    keys = client.keys(f"{queue_prefix}infer:*")
-    assert len(keys) == 3
-    assert all(0 < client.ttl(key) <= embedded_settings.infer_keep_seconds for key in keys)
-    mailbox.close_sync()
-
-
 def test_a_cancelled_request_is_gone_and_known_to_be_cancelled(mailbox: Mailbox) -> None:
-    mailbox.submit("inf_1", device="cpu", payload={})
+    mailbox.submit("inf_1", device="cpu", team="a", payload={})
     assert not mailbox.is_cancelled("inf_1")
     mailbox.cancel("inf_1")
     assert mailbox.is_cancelled("inf_1")
-    assert mailbox.take("inf_1") is None
+    assert mailbox.take_next("cpu") is None
 
 
 def test_an_ill_broker_is_an_error_of_ours_and_soon() -> None:
@@ -186,8 +174,12 @@ def test_an_ill_broker_is_an_error_of_ours_and_soon() -> None:
     mailbox = Mailbox(settings)
     began = time.monotonic()
     for ask in (
-        lambda: mailbox.submit("inf_1", device="cpu", payload={}),
-        lambda: mailbox.take("inf_1"),
+        lambda: mailbox.submit("inf_1", device="cpu", team="a", payload={}),
+        lambda: mailbox.take_next("cpu"),
+        lambda: mailbox.renew(["inf_1"]),
+        lambda: mailbox.finish("inf_1"),
+        lambda: mailbox.is_lost("inf_1"),
+        lambda: mailbox.num_waiting("cpu"),
         lambda: mailbox.answer("inf_1", {}),
         lambda: mailbox.wait("inf_1", timeout_seconds=1),
         lambda: mailbox.is_cancelled("inf_1"),
