@@ -51,6 +51,8 @@ from benchmarks.serving.traffic import Ask, End, Outcome, ask
 
 WATCHED: Final = (API, INFERENCE, "worker-cpu", "broker")
 PAUSE_AFTER_REFUSAL_SECONDS: Final = 0.5
+_HELD: Final = ("request", "running", "waiting", "teams")
+"""Kinds of keys of the mailbox that stand for requests which wait or run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +270,7 @@ def _waiting(deployment: Deployment) -> list[str]:
     return [
         key
         for key, words in deployment.mailbox_keys().items()
-        if "-1 s left" in words or ":request:" in key or ":running:" in key
+        if "-1 s left" in words or any(f":{kind}:" in key for kind in _HELD)
     ]
 
 
