@@ -15,6 +15,7 @@ from api.embedded import write_key
 from api.envelope import Envelope
 from api.logs import configure_logs
 from api.measures import Measures
+from api.openai import chat as openai_chat
 from api.openai import files as openai_files
 from api.openai import fine_tuning as openai_fine_tuning
 from api.openai import models as openai_models
@@ -45,6 +46,7 @@ ROUTES = (
     catalog,
     adapters,
     infer,
+    openai_chat,
     openai_models,
     openai_files,
     openai_fine_tuning,

@@ -235,6 +235,8 @@ class ChatCompletionRequest(Body):
 class PromptTokensDetails(Answer):
     """Of the prompt's tokens."""
 
+    cached_tokens: int
+    """Those that did not have to be read again."""
     image_tokens: int
 
 
@@ -253,7 +255,9 @@ class ChatUsage(Answer):
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(image_tokens=usage.image_tokens),
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=usage.cached_prompt_tokens, image_tokens=usage.image_tokens
+            ),
         )
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from store.settings import Settings
 from tests.api.conftest import MODEL, tiny_inventory
 from tests.e2e.deployment import ROOT, WorkerProcess
 
+VLM = "tests/tiny-vlm"
 EVERYDAY = (Scope.READ, Scope.WRITE, Scope.INFER)
 
 
@@ -134,6 +136,38 @@ def client(server: Server, team: str) -> OpenAI:
     return server.client(team)
 
 
+def adapter_folder(source: str, folder: Path, *, model: str = VLM) -> Path:
+    """Write an adapter of a small VLM that changes its answers."""
+    import torch  # noqa: PLC0415 - as in `inference`
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+
+    from grit_core.artifacts import write_adapter  # noqa: PLC0415
+    from grit_core.models.pretrained import load_base_model  # noqa: PLC0415
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.manual_seed(0)
+        adapted = get_peft_model(
+            load_base_model(source), LoraConfig(r=4, target_modules=["v_proj"])
+        )
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 2.0)
+        write_adapter(folder, adapted, base_model_name=model)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(
+    inference: Callable[[], str], server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of an adapter that answers otherwise than its base model."""
+    with transaction(server.services.engine, read_only=True) as session:
+        source = base_models.get(session, inference()).source
+    return adapter_folder(source, tmp_path_factory.mktemp("adapters") / "adapter")
+
+
 @pytest.fixture(scope="session")
 def inference(
     server: Server, tmp_path_factory: pytest.TempPathFactory
@@ -173,6 +207,3 @@ def inference(
 
     yield ready
     worker.stop()
-
-
-VLM = "tests/tiny-vlm"

@@ -1,5 +1,6 @@
 """Training jobs as OpenAI's client sees them; the worker's part is played in rows."""
 
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -63,8 +64,10 @@ def train(server: Server, claimed: Claim, *steps: int) -> None:
         events.record_progress(session, claimed.job.id, claimed.attempt, told)
 
 
-def succeed(server: Server, claimed: Claim) -> str:
+def succeed(server: Server, claimed: Claim, *, folder: Path | None = None) -> str:
     adapter = new_id("adp")
+    if folder is not None:
+        server.services.objects.put_folder(f"adapters/{adapter}", folder)
     with transaction(server.services.engine) as session:
         made = NewAdapter(id=adapter, prefix=f"adapters/{adapter}/", name=claimed.job.name)
         attempts.complete(

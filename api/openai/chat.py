@@ -1,0 +1,134 @@
+"""Chat completions: `POST /infer` in OpenAI's shape, whole or as a stream."""
+
+import time
+from typing import Any, Final
+
+from anyio import to_thread
+from fastapi import Request
+from fastapi.responses import Response
+
+from api.auth import requires
+from api.dependencies import CallerDep, ServicesDep
+from api.documents import problems
+from api.inference import Question, answer_of, ask, prepare
+from api.openai.chat_stream import Chunks, stream_chunks
+from api.openai.models import find_model
+from api.openai.schemas.chat import (
+    DEFAULT_MAX_TOKENS,
+    ChatAnswerMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    ChatMessage,
+    ChatUsage,
+)
+from api.openai.translation import in_words_of
+from api.routing import service_router
+from api.schemas.infer import InferRequest
+from api.services import Services
+from store.database import transaction
+from store.keys import Scope
+from store.models import Adapter
+
+router = service_router("openai")
+
+_ROLES: Final = {"developer": "system"}
+_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The answer; or, with `stream: true`, server-sent events of"
+        " `chat.completion.chunk` objects and a last `[DONE]`. What goes wrong after the first"
+        " event comes as an event with an `error`, and ends the stream.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={
+        **_ANSWERS,
+        **problems(
+            "not_found",
+            "model_not_ready",
+            "inference_failed",
+            "inference_broken",
+            "inference_timeout",
+            "inference_worker_lost",
+            "no_inference_worker",
+            "queue_full",
+            "too_many_waiting",
+            "queue_unavailable",
+        ),
+    },
+)
+@requires(Scope.INFER)
+async def create_chat_completion(
+    request: Request, body: ChatCompletionRequest, caller: CallerDep, services: ServicesDep
+) -> Response | ChatCompletion:
+    """Answer a conversation with a base model, or with an adapter over it."""
+    names = {"/max_new_tokens": f"/{body.bound_name}", "/adapter": "/model"}
+    with in_words_of(names):
+        asked = await to_thread.run_sync(_request_of, services, caller.team, body)
+        question = await prepare(services, caller.team, asked)
+        if body.stream:
+            return await _streamed(services, request, question, body)
+        reply = await ask(services, request, question)
+        answer = answer_of(question, reply)
+    return ChatCompletion(
+        id=completion_id(question),
+        created=int(time.time()),
+        model=body.model,
+        choices=[
+            ChatChoice(
+                message=ChatAnswerMessage(content=answer.output),
+                finish_reason=answer.finish_reason,
+            )
+        ],
+        usage=ChatUsage.of(answer.usage),
+    )
+
+
+async def _streamed(
+    services: Services, request: Request, question: Question, body: ChatCompletionRequest
+) -> Response:
+    options = body.stream_options
+    chunks = Chunks(
+        id=completion_id(question),
+        model=body.model,
+        created=int(time.time()),
+        with_usage=options is not None and bool(options.include_usage),
+    )
+    return await stream_chunks(services, request, question, chunks)
+
+
+def completion_id(question: Question) -> str:
+    """Return the id of an answer; the question's own is in it, as the worker's log has it."""
+    return f"chatcmpl-{question.id}"
+
+
+def _request_of(services: Services, team: str, body: ChatCompletionRequest) -> InferRequest:
+    """Return the request of `POST /infer` that asks the same.
+
+    Raises:
+        Problem: If there is no such model for this team.
+    """
+    with transaction(services.engine, read_only=True) as session:
+        found = find_model(session, team, body.model)
+    target = {"adapter" if isinstance(found, Adapter) else "model": found.id}
+    bound = body.max_completion_tokens or body.max_tokens or DEFAULT_MAX_TOKENS
+    return InferRequest.model_validate({
+        **target,
+        "messages": [_message(each) for each in body.messages],
+        "max_new_tokens": bound,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "seed": body.seed,
+        "stop": body.stop or [],
+        "stream": bool(body.stream),
+    })
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    content = [part.model_dump(exclude_none=True) for part in message.content]
+    return {"role": _ROLES.get(message.role, message.role), "content": content}
