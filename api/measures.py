@@ -33,6 +33,12 @@ class Measures:
         self._workers = Gauge(
             "grit_live_workers", "Workers seen lately", ["device"], registry=self.registry
         )
+        self._waiting = Gauge(
+            "grit_inference_waiting",
+            "Inference requests that wait for a worker",
+            ["device"],
+            registry=self.registry,
+        )
 
     def observe(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -40,12 +46,21 @@ class Measures:
         self._requests.labels(shown, route, str(status)).inc()
         self._seconds.labels(shown, route).observe(seconds)
 
-    def render(self, *, jobs: Mapping[tuple[str, str], int], workers: Mapping[str, int]) -> bytes:
-        """Return the exposition text, with the jobs and workers as they stand now."""
+    def render(
+        self,
+        *,
+        jobs: Mapping[tuple[str, str], int],
+        workers: Mapping[str, int],
+        waiting: Mapping[str, int],
+    ) -> bytes:
+        """Return the exposition text, with jobs, workers and waiting requests as they are now."""
         self._jobs.clear()
         for (queue, status), count in jobs.items():
             self._jobs.labels(queue, status).set(count)
         self._workers.clear()
         for device, count in workers.items():
             self._workers.labels(device).set(count)
+        self._waiting.clear()
+        for device, count in waiting.items():
+            self._waiting.labels(device).set(count)
         return bytes(generate_latest(self.registry))

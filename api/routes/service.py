@@ -19,6 +19,7 @@ from api.services import Services
 from store import jobs, workers
 from store.database import ping, transaction
 from store.errors import StoreError
+from store.queue import INFERENCE_QUEUES
 
 router = service_router("service")
 log = structlog.get_logger(__name__)
@@ -87,9 +88,21 @@ def read_measures(request: Request, services: ServicesDep) -> Response:
             session, seen_within_seconds=services.settings.worker_seen_seconds
         )
     data = request.app.state.measures.render(
-        jobs=counts, workers=Counter(worker.device for worker in live)
+        jobs=counts,
+        workers=Counter(worker.device for worker in live),
+        waiting=_count_waiting(services),
     )
     return Response(data, media_type=MEDIA_TYPE)
+
+
+def _count_waiting(services: Services) -> dict[str, int]:
+    """Count the inference requests that wait, by device; nothing while the broker is silent."""
+    devices = [queue.removeprefix("infer.") for queue in INFERENCE_QUEUES]
+    try:
+        return {device: services.mailbox.num_waiting(device) for device in devices}
+    except StoreError as error:
+        log.warning("waiting_not_counted", reason=str(error))
+        return {}
 
 
 @router.get("/version")

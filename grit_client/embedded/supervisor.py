@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,7 @@ MIGRATE_SECONDS = 120.0
 READY_SECONDS = 120.0
 WATCH_SECONDS = 0.25
 WORKERS, API, BROKER = 0, 1, 2  # stages: the first is ended first
+DEFAULT_MAX_BATCH = 16
 _DRAIN_MARGIN_SECONDS = 10.0
 
 Say = Callable[[str], None]
@@ -180,7 +181,8 @@ class Supervisor:
     def _start_workers(self, device: str, environment: dict[str, str]) -> None:
         # A worker's drain is bounded by its own setting; ours only has to be longer.
         grace = float(environment["GRIT_STOP_GRACE_SECONDS"]) + _DRAIN_MARGIN_SECONDS
-        for queue, pool in ((device, ["solo"]), (f"infer.{device}", ["threads", "-c", "4"])):
+        threads = str(inference_threads(environment))
+        for queue, pool in ((device, ["solo"]), (f"infer.{device}", ["threads", "-c", threads])):
             name = f"worker-{queue}"
             argv = _python(
                 "celery", "-A", "worker.app", "worker", "-Q", queue, "-n", f"{queue}@%h",
@@ -301,6 +303,15 @@ class Supervisor:
         log = self._home.logs / f"{name}.log"
         tail = log_tail(log)
         return f"{complaint}. The end of {log}:\n{tail}" if tail else f"{complaint}."
+
+
+def inference_threads(environment: Mapping[str, str]) -> int:
+    """Threads of an inference worker: its places, three beyond a batch, and one for other tasks."""
+    try:
+        max_batch = int(environment.get("GRIT_INFER_MAX_BATCH", ""))
+    except ValueError:  # unset; or nonsense, of which the API's own log says more
+        max_batch = DEFAULT_MAX_BATCH
+    return max_batch + 4
 
 
 def sweep(record: Record | None) -> list[str]:
