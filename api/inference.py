@@ -11,13 +11,13 @@ from fastapi import Request
 from sqlalchemy.orm import Session
 
 from api.errors import InvalidRequest, Item, Problem
-from api.intake.images import fault_of
-from api.schemas.infer import MAX_IMAGES, InferAnswer, InferRequest
+from api.intake.conversation import Conversation
+from api.intake.remote_images import RemoteImages
+from api.schemas.infer import InferAnswer, InferRequest
 from api.services import Services
 from api.submission import DEVICE_SEEN_SECONDS
 from api.waiting import PLACES
 from grit_core.config.devices import DeviceStrategy, choose_device
-from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
 from store import adapters, base_models, jobs, workers
 from store.database import transaction
 from store.errors import NotFound, QueueFull
@@ -49,7 +49,10 @@ async def prepare(services: Services, team: str, body: InferRequest) -> Question
 
 
 def _prepare(services: Services, team: str, body: InferRequest) -> Question:
-    messages = _messages(body)
+    remote = RemoteImages(
+        services.settings.remote_image_hosts, seconds=services.settings.remote_image_seconds
+    )
+    messages = Conversation(body, remote=remote).messages()
     with transaction(services.engine, read_only=True) as session:
         adapter = _adapter(session, team, body)
         if adapter is not None and body.model not in {None, adapter.model}:
@@ -116,91 +119,6 @@ def _device(session: Session) -> str:
     if not live:
         raise Problem("no_inference_worker", "No inference worker is live; start one, or wait.")
     return choose_device(DeviceStrategy.AUTO_INFERENCE, live).device
-
-
-# --- the conversation
-
-
-def _messages(body: InferRequest) -> list[dict[str, Any]]:
-    """Return the conversation in its canonical form: list content, images as data URLs.
-
-    Raises:
-        InvalidRequest: With every image that is wrong, or does not fit its part.
-    """
-    faults: list[Item] = []
-    images = [_image(url, f"/images/{index}", faults) for index, url in enumerate(body.images)]
-    messages: list[dict[str, Any]]
-    if body.prompt is not None:
-        prompt = {"type": "text", "text": body.prompt}
-        messages = [{"role": "user", "content": [*map(_image_part, images), prompt]}]
-    else:
-        messages = _conversation(body, images, faults)
-    shown = [part for turn in messages for part in turn["content"] if part["type"] == "image_url"]
-    if len(shown) > MAX_IMAGES:
-        detail = f"The conversation shows {len(shown)} images; at most {MAX_IMAGES}."
-        faults.append(Item(code="request_too_large", detail=detail, pointer="/messages"))
-    if faults:
-        raise InvalidRequest(faults)
-    return messages
-
-
-def _conversation(
-    body: InferRequest, images: list[str], faults: list[Item]
-) -> list[dict[str, Any]]:
-    waiting = list(images)
-    messages: list[dict[str, Any]] = []
-    for turn, message in enumerate(body.messages or []):
-        parts: list[dict[str, Any]] = []
-        for index, part in enumerate(message.content):
-            pointer = f"/messages/{turn}/content/{index}"
-            if part.type == "text":
-                parts.append({"type": "text", "text": part.text})
-            elif part.type == "image_url" and part.image_url is not None:
-                parts.append(_image_part(_image(part.image_url.url, pointer, faults)))
-            elif waiting:
-                parts.append(_image_part(waiting.pop(0)))
-            else:
-                detail = "There are more `image` parts than `images`."
-                faults.append(Item(code="image_count_mismatch", detail=detail, pointer=pointer))
-        messages.append({"role": message.role, "content": parts})
-    if waiting:
-        detail = f"{len(waiting)} of the `images` have no `image` part in `messages`."
-        faults.append(Item(code="image_count_mismatch", detail=detail, pointer="/images"))
-    if messages[-1]["role"] != "user":
-        detail = "The last message is the user's."
-        where = f"/messages/{len(messages) - 1}/role"
-        faults.append(Item(code="value_invalid", detail=detail, pointer=where))
-    return messages
-
-
-def _image_part(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _image(url: str, pointer: str, faults: list[Item]) -> str:
-    """Return an image's canonical data URL, or note what is wrong with it."""
-    if not url.startswith("data:"):
-        detail = "Images come as data URLs (data:image/png;base64,...); nothing is fetched."
-        faults.append(Item(code="image_url_not_allowed", detail=detail, pointer=pointer))
-        return ""
-    try:
-        data = decode_data_url(url)
-    except ValueError as error:
-        faults.append(Item(code="image_corrupt", detail=str(error), pointer=pointer))
-        return ""
-    if len(data) > MAX_IMAGE_BYTES:
-        found: tuple[str, str] | None = (
-            "image_too_large",
-            f"The image has {len(data)} bytes; at most {MAX_IMAGE_BYTES}.",
-        )
-    elif media_type(data) is None:
-        found = "image_format_not_allowed", "The image is no PNG, JPEG or WebP by its first bytes."
-    else:
-        found = fault_of(data)
-    if found is not None:
-        faults.append(Item(code=found[0], detail=found[1], pointer=pointer))
-        return ""
-    return data_url(data)
 
 
 # --- the mailbox

@@ -1,0 +1,130 @@
+"""The conversation of an inference request in its canonical form, with every image judged.
+
+Canonical is the shape of dataset rows: list content, images as data URLs of what they are by their
+first bytes. Whatever is wrong is collected, so that one answer names all of it.
+"""
+
+from typing import Any, Final
+
+from api.errors import InvalidRequest, Item
+from api.intake.images import fault_of, pixels_of
+from api.intake.remote_images import ImageNotFetched, RemoteImages
+from api.schemas.infer import MAX_IMAGES, InferRequest
+from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
+
+MAX_REQUEST_PIXELS: Final = 50_000_000
+"""Of all images together."""
+
+
+class Conversation:
+    """Writes one request's conversation."""
+
+    def __init__(self, body: InferRequest, *, remote: RemoteImages) -> None:
+        """Begin.
+
+        Args:
+            body: The request.
+            remote: Fetches what is named by URL, where that is allowed.
+        """
+        self._body, self._remote = body, remote
+        self._faults: list[Item] = []
+        self._pixels = 0
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the conversation.
+
+        Raises:
+            InvalidRequest: With every image that is wrong, or does not fit its part.
+        """
+        body = self._body
+        num_images = len(body.images) + sum(
+            part.type == "image_url" for message in body.messages or [] for part in message.content
+        )
+        if num_images > MAX_IMAGES:  # before any of them is decoded or fetched
+            detail = f"The conversation shows {num_images} images; at most {MAX_IMAGES}."
+            item = Item(code="request_too_large", detail=detail, pointer="/messages")
+            raise InvalidRequest([item])
+        images = [self._image(url, f"/images/{index}") for index, url in enumerate(body.images)]
+        if body.prompt is not None:
+            prompt = {"type": "text", "text": body.prompt}
+            messages = [{"role": "user", "content": [*map(_image_part, images), prompt]}]
+        else:
+            messages = self._turns(images)
+        if self._pixels > MAX_REQUEST_PIXELS:
+            detail = (
+                f"The images have {self._pixels} pixels together; at most {MAX_REQUEST_PIXELS}."
+            )
+            self._fault("request_too_large", detail, "/messages" if body.messages else "/images")
+        if self._faults:
+            raise InvalidRequest(self._faults)
+        return messages
+
+    def _turns(self, waiting: list[str]) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        for turn, message in enumerate(self._body.messages or []):
+            parts: list[dict[str, Any]] = []
+            for index, part in enumerate(message.content):
+                pointer = f"/messages/{turn}/content/{index}"
+                if part.type == "text":
+                    parts.append({"type": "text", "text": part.text})
+                elif part.type == "image_url" and part.image_url is not None:
+                    parts.append(_image_part(self._image(part.image_url.url, pointer)))
+                elif waiting:
+                    parts.append(_image_part(waiting.pop(0)))
+                else:
+                    detail = "There are more `image` parts than `images`."
+                    self._fault("image_count_mismatch", detail, pointer)
+            messages.append({"role": message.role, "content": parts})
+        if waiting:
+            detail = f"{len(waiting)} of the `images` have no `image` part in `messages`."
+            self._fault("image_count_mismatch", detail, "/images")
+        if messages[-1]["role"] != "user":
+            where = f"/messages/{len(messages) - 1}/role"
+            self._fault("value_invalid", "The last message is the user's.", where)
+        return messages
+
+    def _image(self, url: str, pointer: str) -> str:
+        """Return an image's canonical data URL, or note what is wrong with it."""
+        data = self._bytes_of(url, pointer)
+        if data is None:
+            return ""
+        if len(data) > MAX_IMAGE_BYTES:
+            found: tuple[str, str] | None = (
+                "image_too_large",
+                f"The image has {len(data)} bytes; at most {MAX_IMAGE_BYTES}.",
+            )
+        elif media_type(data) is None:
+            found = (
+                "image_format_not_allowed",
+                "The image is no PNG, JPEG or WebP by its first bytes.",
+            )
+        else:
+            found = fault_of(data)
+        if found is not None:
+            self._fault(*found, pointer)
+            return ""
+        self._pixels += pixels_of(data)
+        return data_url(data)
+
+    def _bytes_of(self, url: str, pointer: str) -> bytes | None:
+        try:
+            if url.startswith("data:"):
+                return decode_data_url(url)
+            if self._remote.allowed:
+                return self._remote.fetch(url)
+        except ImageNotFetched as error:
+            self._fault("image_url_not_allowed", str(error), pointer)
+            return None
+        except ValueError as error:
+            self._fault("image_corrupt", str(error), pointer)
+            return None
+        detail = "Images come as data URLs (data:image/png;base64,...); nothing is fetched."
+        self._fault("image_url_not_allowed", detail, pointer)
+        return None
+
+    def _fault(self, code: str, detail: str, pointer: str) -> None:
+        self._faults.append(Item(code=code, detail=detail, pointer=pointer))
+
+
+def _image_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}

@@ -1,0 +1,60 @@
+"""What an inference request may show."""
+
+from typing import Any
+
+import pytest
+
+from grit_core.images import data_url
+from tests.api.conftest import MODEL, Team, png
+
+
+def ask(team: Team, **body: Any) -> tuple[int, list[tuple[str, str]]]:
+    answer = team.post("/infer", json={"model": MODEL, **body})
+    faults = [(item["code"], item.get("pointer")) for item in answer.json().get("errors", [])]
+    return answer.status_code, faults
+
+
+def turn(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, *parts]}]}
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_images_that_are_too_many_pixels_together_are_refused(team: Team) -> None:
+    large = data_url(png(4500))  # 20 megapixels each
+    status, faults = ask(team, prompt="?", images=[large] * 3)
+    assert (status, faults) == (422, [("request_too_large", "/images")])
+    assert ask(team, prompt="?", images=[large] * 2)[1] == []
+
+
+def test_too_many_images_are_refused_before_any_is_looked_at(team: Team) -> None:
+    status, faults = ask(team, **turn(*[image("data:broken")] * 9))
+    assert (status, faults) == (422, [("request_too_large", "/messages")])
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("data:image/png;base64,!!!", "image_corrupt"),
+        (data_url(png())[:-30], "image_corrupt"),
+        ("data:image/gif;base64,R0lGODlhAQABAAAAACw=", "image_corrupt"),
+        ("data:image/png;base64,R0lGODlhAQABAAAAACw=", "image_format_not_allowed"),
+        ("data:image/png;base64,PHN2Zy8+", "image_format_not_allowed"),
+        ("https://example.com/a.png", "image_url_not_allowed"),
+        ("file:///etc/passwd", "image_url_not_allowed"),
+    ],
+)
+def test_an_image_that_is_none_is_named_by_its_place(team: Team, url: str, code: str) -> None:
+    status, faults = ask(team, **turn(image(url)))
+    assert (status, faults) == (422, [(code, "/messages/0/content/1")])
+
+
+def test_every_image_that_is_wrong_is_named_in_one_answer(team: Team) -> None:
+    body = turn(image("data:broken"), {"type": "image"}, image("https://example.com/a.png"))
+    assert ask(team, **body)[1] == [
+        ("image_corrupt", "/messages/0/content/1"),
+        ("image_count_mismatch", "/messages/0/content/2"),
+        ("image_url_not_allowed", "/messages/0/content/3"),
+    ]

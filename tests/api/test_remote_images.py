@@ -1,0 +1,267 @@
+"""Images named by URL: off by default, and never a way into the deployment's own network."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from api.intake.remote_images import ImageNotFetched, RemoteImages, is_public, public_addresses
+from tests.api.conftest import Team, png
+
+HOST = "images.example.com"
+
+
+class Server(HTTPServer):
+    """A web server on loopback that answers in a given way and counts who came."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.connections = answer, 0
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def verify_request(self, *_: Any) -> bool:
+        self.connections += 1
+        return True
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.answer(self)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving(answer: Any) -> Iterator[Server]:
+    server = Server(answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def with_image(request: Handler) -> None:
+    assert request.headers["Host"].startswith(HOST)
+    assert "Authorization" not in request.headers
+    assert "Cookie" not in request.headers
+    request.send_response(200)
+    request.end_headers()
+    request.wfile.write(png())
+
+
+def to_loopback(host: str, port: int) -> list[str]:
+    """Stands for a public name: production code cannot be told to do so."""
+    assert (host, port > 0) == (HOST, True)
+    return ["127.0.0.1"]
+
+
+def remote(server: Server, **options: Any) -> RemoteImages:
+    options = {"seconds": 5.0, "addresses": to_loopback, **options}
+    return RemoteImages([f"http://{HOST}:{server.port}"], **options)
+
+
+def test_an_image_of_a_listed_host_is_fetched_from_the_address_that_was_checked() -> None:
+    with serving(with_image) as server:
+        assert remote(server).fetch(f"http://{HOST}:{server.port}/a.png?size=4") == png()
+        assert server.connections == 1
+
+
+HOSTILE = [
+    "http://127.0.0.1:{port}/",
+    "http://localhost:{port}/",
+    "http://localhost.:{port}/",
+    "http://[::1]:{port}/",
+    "http://[::ffff:127.0.0.1]:{port}/",
+    "http://[::ffff:7f00:1]:{port}/",
+    "http://[64:ff9b::7f00:1]:{port}/",
+    "http://0.0.0.0:{port}/",
+    "http://0:{port}/",
+    "http://2130706433:{port}/",
+    "http://0x7f000001:{port}/",
+    "http://0x7f.0.0.1:{port}/",
+    "http://0177.0.0.1:{port}/",
+    "http://127.1:{port}/",
+    "http://127.0.1:{port}/",
+    "http://169.254.169.254:{port}/latest/meta-data/",
+    "http://metadata.google.internal:{port}/",
+    "http://images.example.com@127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}#@images.example.com/",
+    "http://127.0.0.1:{port}?@images.example.com/",
+    "http://images.example.com:{port}@127.0.0.1/",
+    "http://user:secret@images.example.com:{port}/",
+    "http://images.example.com.:{port}/",
+    "http://images.example.com%00.evil.test:{port}/",
+    "http://images.example.com%2eevil.test:{port}/",
+    "http://images.example.com\\@127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}\\@images.example.com/",
+    "http:\\\\127.0.0.1:{port}\\",
+    "http://images.example.com\t:{port}/",
+    "http://images.example.com:{port}/\r\nHost: evil",
+    "http:// images.example.com:{port}/",
+    "http://\u24d8mages.example.com:{port}/",
+    "http://images.example.com\u3002evil.test:{port}/",
+    "http://evil-images.example.com.evil.test:{port}/",
+    "http://sub.images.example.com:{port}/",
+    "http://images.example.com:1/",
+    "http://images.example.com:99999/",
+    "https://images.example.com:{port}/",
+    "ftp://images.example.com:{port}/",
+    "file:///etc/passwd",
+    "gopher://127.0.0.1:{port}/_GET",
+    "//images.example.com:{port}/",
+    "images.example.com",
+    "",
+    "http://" + "a" * 3000 + ".example.com:{port}/",
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_whatever_is_no_plain_url_of_the_list_opens_no_connection(number: int) -> None:
+    with serving(with_image) as server:
+        images = remote(server, addresses=lambda *_: ["127.0.0.1"])
+        with pytest.raises(ImageNotFetched):
+            images.fetch(HOSTILE[number].replace("{port}", str(server.port)))
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.1"],
+        ["93.184.216.34", "127.0.0.1"],  # one of several
+        ["10.0.0.1"],
+        ["169.254.169.254"],
+        ["::1"],
+        ["fd00::1"],
+        ["::ffff:127.0.0.1"],
+        [],
+    ],
+)
+def test_a_listed_name_that_leads_inside_opens_no_connection(
+    addresses: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        assert host == HOST
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
+
+    with serving(with_image) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        images = remote(server, addresses=public_addresses)
+        with pytest.raises(ImageNotFetched, match="cannot be reached"):
+            images.fetch(f"http://{HOST}:{server.port}/")
+        assert server.connections == 0
+
+
+def test_a_name_is_resolved_once_so_that_it_cannot_change_in_between() -> None:
+    answers = iter([["127.0.0.1"]])
+    with serving(with_image) as server:
+        images = remote(server, addresses=lambda *_: next(answers))
+        assert images.fetch(f"http://{HOST}:{server.port}/") == png()
+        with pytest.raises(StopIteration):
+            next(answers)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 404, 500, 204])
+def test_redirects_and_other_answers_are_no_image(status: int) -> None:
+    def elsewhere(request: Handler) -> None:
+        request.send_response(status)
+        request.send_header("Location", f"http://{HOST}:{request.server.port}/again")
+        request.end_headers()
+
+    with serving(elsewhere) as server:
+        with pytest.raises(ImageNotFetched, match=str(status)):
+            remote(server).fetch(f"http://{HOST}:{server.port}/")
+        assert server.connections == 1
+
+
+def test_a_body_beyond_the_bound_is_not_read_to_its_end() -> None:
+    sent = []
+
+    def endless(request: Handler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while len(sent) < 10_000:
+                request.wfile.write(b"x" * 10_000)
+                sent.append(1)
+        except OSError:
+            pass
+
+    with serving(endless) as server:
+        with pytest.raises(ImageNotFetched, match="more than 100000 bytes"):
+            remote(server, max_bytes=100_000).fetch(f"http://{HOST}:{server.port}/")
+        assert len(sent) < 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.1, 60.0])
+def test_a_host_that_dawdles_is_left_when_its_time_is_up(pause: float) -> None:
+    ended = threading.Event()
+
+    def slowly(request: Handler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while not ended.wait(pause):
+                request.wfile.write(b"x")
+        except OSError:
+            pass
+
+    with serving(slowly) as server:
+        with pytest.raises(ImageNotFetched):
+            remote(server, seconds=0.5).fetch(f"http://{HOST}:{server.port}/")
+        ended.set()
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.0.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("0.0.0.0", False),  # noqa: S104 - refused here
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("ff02::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("2002:7f00:1::", False),
+        ("64:ff9b::a00:1", False),
+        ("64:ff9b::5db8:d822", False),
+        ("no address", False),
+    ],
+)
+def test_public_is_what_lies_on_the_open_internet(address: str, public: bool) -> None:
+    assert is_public(address) == public
+
+
+def test_without_a_list_nothing_is_fetched_and_the_answer_says_so(team: Team) -> None:
+    body = {"model": "tiny", "prompt": "?", "images": ["https://images.example.com/a.png"]}
+    answer = team.post("/infer", json=body)
+    assert answer.status_code == 422
+    (fault,) = answer.json()["errors"]
+    assert (fault["code"], fault["pointer"]) == ("image_url_not_allowed", "/images/0")
+    assert "data URLs" in fault["detail"]
