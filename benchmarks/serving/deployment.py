@@ -102,6 +102,16 @@ class Deployment:
         )
         return adapter_id
 
+    def logged_errors(self) -> dict[str, int]:
+        """Lines of the processes' logs that tell of an error of the service's own."""
+        return {
+            log.stem: sum(
+                '"level": "error"' in line or '"level": "critical"' in line
+                for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+            )
+            for log in sorted(self.home.logs.glob("*.log"))
+        }
+
     # --- processes
 
     def pid(self, name: str) -> int | None:

@@ -10,8 +10,8 @@ killed at random, and the supervisor starts it again. The last part passes witho
 one life of the worker is long enough to see it leak.
 
 Every completed greedy or seeded answer must be the recorded one; every 200 must be whole; every
-failure must be a documented one that may be tried again; at the end memory, file descriptors and
-the mailbox must be as they were after the warm-up.
+failure must be a documented one that may be tried again; no process may log an error; at the end
+memory, file descriptors and the mailbox must be as they were after the warm-up.
 """
 
 import argparse
@@ -256,7 +256,7 @@ def at_rest(deployment: Deployment) -> dict[str, Any]:
     usages = {name: deployment.usage(name) for name in WATCHED}
     return {
         "usage": {name: dataclasses.asdict(one) for name, one in usages.items() if one},
-        "mailbox": deployment.mailbox_keys(),
+        "mailbox": dict(Counter(key.split(":")[2] for key in deployment.mailbox_keys())),
         "waiting": _waiting(deployment),
     }
 
@@ -318,12 +318,14 @@ def run(plan: Plan, *, logs: Path | None = None) -> dict[str, Any]:
             alive = wait_until(lambda: deployment.pid(INFERENCE) is not None, seconds=60.0)
             after = at_rest(deployment)
             restarts = {name: deployment.restarts(name) for name in WATCHED}
+            errors = deployment.logged_errors()
             if logs is not None:
                 keep_logs(deployment, logs)
     leaks, found = verdict(soak, plan, before, after)
     faults += found
     if not alive:
         faults.append("the inference worker did not come back")
+    faults.extend(f"{number} errors in the log of {n}" for n, number in errors.items() if number)
     if restarts[INFERENCE] != len(soak.tally.kills):
         faults.append(f"{restarts[INFERENCE]} restarts after {len(soak.tally.kills)} kills")
     if any(restarts[name] for name in WATCHED if name != INFERENCE):
@@ -340,6 +342,7 @@ def run(plan: Plan, *, logs: Path | None = None) -> dict[str, Any]:
         "kills": tally.kills,
         "recovery_seconds": tally.recoveries,
         "restarts": restarts,
+        "logged_errors": errors,
         "leaks": leaks,
         "at_rest_before": before,
         "at_rest_after": after,
