@@ -21,10 +21,11 @@ _CODES: Final = {
     "out_of_range": "invalid_value",
     "string_invalid": "invalid_value",
     "request_invalid": "invalid_value",
-    "request_too_large": "context_length_exceeded",
     "model_not_allowed": "model_not_found",
 }
 """Our codes that OpenAI has another word for; the others stay as they are."""
+_WORKER_CODES: Final = {"request_too_large": "context_length_exceeded"}
+"""Likewise, of what the worker refuses: only that knows how many tokens a prompt has."""
 _ITEM_DECIDES: Final = frozenset({"request_invalid", "inference_failed", "not_found"})
 """Kinds of problem whose first fault says more than the kind itself."""
 
@@ -53,12 +54,13 @@ def error_of(problem: Problem) -> dict[str, Any]:
     """Return the `error` object of a problem."""
     first = problem.errors[0] if problem.errors else None
     by_item = first is not None and problem.code in _ITEM_DECIDES
+    by_worker = problem.code == "inference_failed"
     code = first.code if first is not None and by_item else problem.code
     return {
         "message": _message(problem),
         "type": _type(KINDS[problem.code].status),
         "param": _param(problem),
-        "code": code_of(code),
+        "code": _WORKER_CODES.get(code, code) if by_worker else code_of(code),
     }
 
 

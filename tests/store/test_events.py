@@ -174,3 +174,13 @@ def test_folders_of_a_worker_stay_out_of_the_log(engine: Engine) -> None:
         told = events.read(session, job.id)
     assert {event.type for event in told} == {"status_changed"}
     assert "scratch" not in str([event.payload for event in told])
+
+
+def test_the_trained_tokens_of_a_job_are_those_of_its_recorded_steps(engine: Engine) -> None:
+    trained, untouched = running_job(engine), running_job(engine)
+    record(engine, trained.id, 1, [started(0), step(1), step(2), step(3)])
+    with transaction(engine) as session:
+        assert events.trained_tokens(session, [trained.id, untouched.id]) == {trained.id: 300}
+        events.truncate_after(session, trained.id, step=1)
+        assert events.trained_tokens(session, [trained.id]) == {trained.id: 100}
+        assert events.trained_tokens(session, []) == {}

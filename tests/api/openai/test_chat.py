@@ -299,6 +299,11 @@ def test_every_parameter_of_the_client_is_known_here() -> None:
             "messages[0].content[0]",
             "image_url_not_allowed",
         ),
+        (
+            {"messages": [{"role": "user", "content": shown()[0]["content"] * 9}]},
+            "messages",
+            "request_too_large",
+        ),
         ({"extra_body": {"top_k": 5}}, "top_k", "unknown_parameter"),
     ],
 )
