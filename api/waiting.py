@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from anyio import CapacityLimiter, sleep, to_thread
+from anyio import CancelScope, CapacityLimiter, sleep, to_thread
 from anyio.lowlevel import RunVar
 from fastapi import Response
 
@@ -80,10 +80,12 @@ async def kept_alive(
                 return
             yield item
     finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.wait({coming})
-        await items.aclose()
+        # The reader's scope may be cancelled, which would end these waits at once.
+        with CancelScope(shield=True):
+            if coming is not None:
+                coming.cancel()
+                await asyncio.wait({coming})
+            await items.aclose()
 
 
 async def _next(items: AsyncGenerator[Item]) -> Item:

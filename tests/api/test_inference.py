@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import uvicorn
@@ -377,6 +378,29 @@ def test_silence_is_filled_with_comments(service: Service, monkeypatch: pytest.M
         kinds = [kind for kind, _ in service.events()]
     assert kinds.count(": keep-alive") >= 3
     assert [kind for kind in kinds if not kind.startswith(":")] == ["delta", "delta", "done"]
+
+
+def test_a_source_is_closed_when_its_reader_is_cancelled() -> None:
+    closed: list[bool] = []
+
+    async def source() -> AsyncGenerator[int]:
+        try:
+            await asyncio.sleep(60)
+            yield 1
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.sleep(0.05)
+            closed.append(True)
+
+    async def scene() -> None:
+        items = source()
+        async with aclosing(items):  # as an answer does: it must be free by then
+            with anyio.move_on_after(0.05):
+                async with aclosing(kept_alive(items, silence_seconds=60)) as kept:
+                    await anext(kept)
+
+    asyncio.run(scene())
+    assert closed == [True]
 
 
 def test_a_source_is_closed_with_the_reader_who_waits_for_it() -> None:
