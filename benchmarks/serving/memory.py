@@ -4,17 +4,17 @@
 
 One service, one base model (the digits VLM); adapters are added between the measurements. Requests
 come one after another, for adapters drawn by Zipf's law over all that are registered: the first is
-asked for twice as often as the second. Two latencies: of all requests, and of those whose adapter
-was not among the resident ones. The slopes are those of a straight line through the logarithms.
+asked for twice as often as the second. No image comes twice, so that nothing but the number of
+adapters differs: with one adapter a repeated question would be answered from its keys. The slopes
+are those of a straight line through the logarithms.
 """
 
 import argparse
 import asyncio
-import itertools
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ COUNTS: Final = (1, 10, 100, 1000)
 RANK: Final = 8
 NUM_CONTENTS: Final = 32
 MAX_NEW_TOKENS: Final = 8
+IMAGES: Final = ("rotated-inverted-train", "upright-heldout", "rotated-inverted-heldout")
 
 
 def zipf(num_adapters: int, num_requests: int, *, seed: int) -> list[int]:
@@ -46,16 +47,20 @@ def slope(counts: Sequence[float], values: Sequence[float]) -> float:
 
 
 async def latencies(
-    deployment: Deployment, adapters: Sequence[str], *, num_requests: int, seed: int
+    deployment: Deployment,
+    adapters: Sequence[str],
+    conversations: Iterator[list[dict[str, Any]]],
+    *,
+    num_requests: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Ask one after another; what a request takes, and what the processes hold at the end."""
     drawn = zipf(len(adapters), num_requests, seed=seed)
-    conversations = itertools.cycle(digit_conversations())
     seconds, processor = [], _processor_seconds(deployment)
     async with new_client(deployment) as client:
-        for place, messages in zip(drawn, conversations, strict=False):
+        for place in drawn:
             request = Ask(
-                messages=messages,
+                messages=next(conversations),
                 adapter=adapters[place],
                 model=MODEL,
                 max_new_tokens=MAX_NEW_TOKENS,
@@ -89,10 +94,15 @@ def _processor_seconds(deployment: Deployment) -> float:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS))
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
+    pool = digit_conversations(*IMAGES)
+    needed = 2 * options.requests * len(options.counts)
+    if needed > len(pool):
+        parser.error(f"{needed} images are needed and there are {len(pool)}; ask fewer requests")
+    conversations = iter(pool)
     with tempfile.TemporaryDirectory() as folder:
         sources = write_adapters(
             Path(folder, "adapters"),
@@ -110,7 +120,13 @@ def main() -> None:
                 # Once to reach a steady state (the disk cache, the slots), once to measure.
                 for seed in (2 * number, 2 * number + 1):
                     level = asyncio.run(
-                        latencies(deployment, ids, num_requests=options.requests, seed=seed)
+                        latencies(
+                            deployment,
+                            ids,
+                            conversations,
+                            num_requests=options.requests,
+                            seed=seed,
+                        )
                     )
                 found.append(level)
                 print(

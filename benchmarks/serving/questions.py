@@ -13,7 +13,7 @@ from benchmarks.serving.peers import Peer
 from benchmarks.serving.prompts import Prompt, text_prompt
 from grit_core.generation import AdapterSource
 
-IMAGES: Final = DIGITS.parent / "digits" / "upright-heldout.jsonl"
+IMAGES: Final = DIGITS.parent / "digits"
 MIN_LEAD: Final = 1e-3
 """A chosen token's logit leads by so much at least: rounding, which a batch may change, cannot
 turn the choice. Questions without such a lead are left out."""
@@ -58,9 +58,13 @@ def write_varied_adapters(root: Path, *, num_adapters: int) -> list[AdapterSourc
     return made
 
 
-def digit_conversations() -> list[list[dict[str, Any]]]:
-    """The held-out digits, as questions without their answers."""
-    rows = map(json.loads, IMAGES.read_text(encoding="utf-8").splitlines())
+def digit_conversations(*names: str) -> list[list[dict[str, Any]]]:
+    """Digits as questions without their answers; the held-out upright ones unless told."""
+    texts = [
+        (IMAGES / f"{name}.jsonl").read_text(encoding="utf-8")
+        for name in names or ("upright-heldout",)
+    ]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
     return [row["messages"][:1] for row in rows]
 
 
