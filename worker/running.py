@@ -53,6 +53,9 @@ class RunningRequests:
         """End the thread."""
         self._watch.stop()
 
+    def __len__(self) -> int:
+        return len(self._running)
+
     @contextmanager
     def one(self, request_id: str) -> Iterator[RunningRequest]:
         """Look after a request for as long as it is being answered."""

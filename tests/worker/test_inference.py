@@ -1,5 +1,6 @@
 """The inference worker against a real broker, database and object store."""
 
+import threading
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from store.inference import Mailbox
 from store.models import ModelStatus
 from store.objects import Objects
 from tests.tiny_models import png_data_url, tiny_vlm_folder
-from worker.inference import InferenceWorker
+from worker.inference import EXTRA_PLACES, InferenceWorker
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -25,11 +26,23 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def worker(embedded_settings, sqlite_engine):  # noqa: ARG001  # makes the tables
-    made = InferenceWorker(embedded_settings, device="cpu")
-    made.start()
-    yield made
-    made.close()
+def start(embedded_settings, sqlite_engine):  # noqa: ARG001  # makes the tables
+    """Start a worker whose settings are changed as given."""
+    made = []
+
+    def start_one(**changes):
+        made.append(InferenceWorker(embedded_settings.model_copy(update=changes), device="cpu"))
+        made[-1].start()
+        return made[-1]
+
+    yield start_one
+    for worker in made:
+        worker.close()
+
+
+@pytest.fixture
+def worker(start):
+    return start(stop_grace_seconds=5)
 
 
 def ask(settings, worker, **changes):
@@ -160,21 +173,162 @@ def test_registering_records_the_layers_or_the_reason(sqlite_engine, worker, mod
     assert "config.json" in failed.failure["message"]
 
 
-def test_a_model_whose_bell_was_lost_is_registered_all_the_same(
-    embedded_settings, sqlite_engine, model
+def test_a_model_whose_bell_was_lost_is_registered_all_the_same(sqlite_engine, model, start):
+    start(ring_again_seconds=0.2)
+    with transaction(sqlite_engine) as session:
+        base_models.register(session, id="late", source=str(model))
+    deadline = time.monotonic() + 20
+    status = None
+    while status != ModelStatus.READY and time.monotonic() < deadline:
+        time.sleep(0.1)
+        with transaction(sqlite_engine, read_only=True) as session:
+            status = base_models.get(session, "late").status
+    assert status == ModelStatus.READY
+
+
+# --- many at once, streams, ends
+
+
+def payload_of(model, **changes):
+    return {
+        "model": {"id": "tiny", "source": str(model)},
+        "adapter": None,
+        "messages": [{"role": "user", "content": "Hello?"}],
+        "max_new_tokens": 4,
+        "temperature": 0,
+        "top_p": 1,
+        "seed": None,
+        "stop": [],
+        "submitted_at": time.time(),
+        **changes,
+    }
+
+
+@pytest.fixture
+def mailbox(embedded_settings):
+    made = Mailbox(embedded_settings)
+    yield made
+    made.close_sync()
+
+
+@pytest.fixture
+def bell(worker):
+    """Ring: each bell is heard by a thread of its own, as Celery does it."""
+    threads = []
+
+    def ring():
+        threads.append(threading.Thread(target=worker.serve))
+        threads[-1].start()
+
+    yield ring
+    for thread in threads:
+        thread.join(30)
+
+
+def messages_of(mailbox, request_id):
+    """All messages of an answer, up to the last one."""
+    found = [mailbox.wait(request_id, timeout_seconds=20)]
+    while "delta" in found[-1]:
+        found.append(mailbox.wait(request_id, timeout_seconds=20))
+    return found
+
+
+def test_the_pieces_of_a_stream_joined_are_its_output_and_are_fewer_than_its_tokens(
+    mailbox, bell, model
 ):
-    settings = embedded_settings.model_copy(update={"ring_again_seconds": 0.2})
-    worker = InferenceWorker(settings, device="cpu")
-    worker.start()
-    try:
-        with transaction(sqlite_engine) as session:
-            base_models.register(session, id="late", source=str(model))
-        deadline = time.monotonic() + 20
-        status = None
-        while status != ModelStatus.READY and time.monotonic() < deadline:
-            time.sleep(0.1)
-            with transaction(sqlite_engine, read_only=True) as session:
-                status = base_models.get(session, "late").status
-        assert status == ModelStatus.READY
-    finally:
-        worker.close()
+    payload = payload_of(model, stream=True, max_new_tokens=600)
+    mailbox.submit("one", device="cpu", team="a", payload=payload)
+    bell()
+    *pieces, last = messages_of(mailbox, "one")
+    text = "".join(piece["delta"] for piece in pieces)
+    assert len(text) > 0
+    assert last["output"].startswith(text)
+    assert [piece["at"] for piece in pieces] == [
+        sum(len(one["delta"]) for one in pieces[:index]) for index in range(len(pieces))
+    ]
+    assert 2 < len(pieces) < last["usage"]["completion_tokens"] / 2
+
+
+def test_an_answer_that_is_no_stream_is_one_message(mailbox, bell, model):
+    mailbox.submit("one", device="cpu", team="a", payload=payload_of(model))
+    bell()
+    [only] = messages_of(mailbox, "one")
+    assert "output" in only
+
+
+def test_the_same_image_is_read_once(mailbox, bell, model):
+    content = [
+        {"type": "image_url", "image_url": {"url": png_data_url(3)}},
+        {"type": "text", "text": "Which digit?"},
+    ]
+    payload = payload_of(model, messages=[{"role": "user", "content": content}])
+    found = []
+    for name in ("one", "two"):
+        mailbox.submit(name, device="cpu", team="a", payload=payload)
+        bell()
+        found += messages_of(mailbox, name)
+    first, second = (one["usage"] for one in found)
+    assert (first["image_cached"], first["cached_prompt_tokens"]) == (False, 0)
+    # Its features were there, or even the keys and values that came of them.
+    assert second["image_cached"] or second["cached_prompt_tokens"] >= second["image_tokens"]
+    assert found[0]["output"] == found[1]["output"]
+
+
+def test_a_cancelled_request_leaves_the_engine_and_the_others_go_on(mailbox, bell, worker, model):
+    for name in ("one", "two"):
+        payload = payload_of(model, stream=True, max_new_tokens=900)
+        mailbox.submit(name, device="cpu", team="a", payload=payload)
+        bell()
+    for name in ("one", "two"):
+        assert "delta" in mailbox.wait(name, timeout_seconds=20)
+    mailbox.cancel("one")
+    assert "output" in messages_of(mailbox, "two")[-1]
+    deadline = time.monotonic() + 5
+    while worker.engine.stats().num_active and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert worker.engine.stats().num_active == 0
+    left = []
+    while (message := mailbox.wait("one", timeout_seconds=0.05)) is not None:
+        left.append(message)
+    assert all("delta" in message for message in left)
+    assert mailbox.is_lost("one")
+
+
+def test_requests_whose_bells_were_lost_are_answered(mailbox, worker, model):  # noqa: ARG001
+    mailbox.submit("one", device="cpu", team="a", payload=payload_of(model))
+    assert "output" in messages_of(mailbox, "one")[-1]
+
+
+@pytest.mark.parametrize(("grace", "code"), [(0.2, "inference_worker_lost"), (20, None)])
+def test_a_draining_worker_finishes_what_it_can_and_takes_nothing_new(
+    start, mailbox, model, grace, code
+):
+    worker = start(stop_grace_seconds=grace)
+    payload = payload_of(model, stream=True, max_new_tokens=900)
+    mailbox.submit("running", device="cpu", team="a", payload=payload)
+    assert "delta" in mailbox.wait("running", timeout_seconds=20)
+    worker.drain()
+    mailbox.submit("waiting", device="cpu", team="a", payload=payload)
+    worker.serve()
+    worker.look()
+    last = messages_of(mailbox, "running")[-1]
+    assert last.get("error", {}).get("code") == code
+    assert mailbox.num_waiting("cpu") == 1
+
+
+def test_no_more_requests_run_than_there_are_places_and_all_are_answered(start, mailbox, model):
+    worker = start(infer_max_batch=2)
+    names = [f"inf_{number}" for number in range(12)]
+    for name in names:
+        payload = payload_of(model, max_new_tokens=100)
+        mailbox.submit(name, device="cpu", team=name, payload=payload)
+    threads = [threading.Thread(target=worker.serve) for _ in names]
+    for thread in threads:
+        thread.start()
+    most = 0
+    while mailbox.num_waiting("cpu"):
+        most = max(most, len(worker._running))
+        time.sleep(0.001)
+    assert 1 < most <= 2 + EXTRA_PLACES
+    for name in names:
+        assert "output" in messages_of(mailbox, name)[-1]

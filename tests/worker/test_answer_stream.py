@@ -1,0 +1,54 @@
+"""Pieces of an answer on their way to a real Valkey."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from store.inference import Mailbox
+from store.settings import Settings
+from tests.services import free_port
+from worker.answer_stream import LUMP_SECONDS, AnswerStream
+
+
+@pytest.fixture
+def mailbox(embedded_settings: Settings) -> Iterator[Mailbox]:
+    made = Mailbox(embedded_settings)
+    yield made
+    made.close_sync()
+
+
+def received(mailbox: Mailbox) -> list[dict[str, Any]]:
+    found = []
+    while (message := mailbox.wait("one", timeout_seconds=0.05)) is not None:
+        found.append(message)
+    return found
+
+
+def test_a_piece_after_silence_is_sent_at_once(mailbox: Mailbox) -> None:
+    stream = AnswerStream(mailbox, "one")
+    stream.add("a")
+    assert received(mailbox) == [{"delta": "a", "at": 0}]
+    time.sleep(LUMP_SECONDS)
+    stream.add("b")
+    assert received(mailbox) == [{"delta": "b", "at": 1}]
+
+
+def test_pieces_that_follow_at_once_are_sent_together(mailbox: Mailbox) -> None:
+    stream = AnswerStream(mailbox, "one")
+    for piece in ("first ", "second ", "third"):
+        stream.add(piece)
+    stream.flush_due()
+    assert received(mailbox) == [{"delta": "first ", "at": 0}]
+    time.sleep(LUMP_SECONDS)
+    stream.flush_due()
+    assert received(mailbox) == [{"delta": "second third", "at": 6}]
+    stream.flush_due()
+    assert received(mailbox) == []
+
+
+def test_a_silent_broker_stops_nothing() -> None:
+    mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0"))
+    AnswerStream(mailbox, "one").add("a")
+    mailbox.close_sync()
