@@ -1,6 +1,7 @@
 """Datasets as files."""
 
 import json
+from itertools import islice
 
 import openai
 import pytest
@@ -45,7 +46,7 @@ def test_a_list_is_paged_to_its_end(client: OpenAI) -> None:
     made = [client.files.create(file=rows(each), purpose="fine-tune").id for each in (1, 2, 3)]
     first = client.files.list(limit=2)
     assert ([file.id for file in first.data], first.has_more) == ([made[2], made[1]], True)
-    assert [file.id for file in first] == made[::-1]
+    assert [file.id for file in islice(first, 10)] == made[::-1]
     assert list(client.files.list(purpose="batch")) == []
 
 

@@ -1,5 +1,6 @@
 """Training jobs as OpenAI's client sees them; the worker's part is played in rows."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ def test_events_come_newest_first_and_are_paged_to_the_first(
     ]
     assert {event.type for event in page.data} == {"metrics"}
     assert page.has_more
-    messages = [event.message for event in page]
+    messages = [event.message for event in islice(page, 10)]
     assert messages[2:] == [
         "Step 1/4, training loss=1",
         "The job is running.",
@@ -295,7 +296,7 @@ def test_checkpoints_carry_what_was_measured_at_their_step(server: Server, clien
             )
     page = client.fine_tuning.jobs.checkpoints.list(job, limit=1)
     assert ([one.step_number for one in page.data], page.has_more) == ([4], True)
-    found = list(page)
+    found = list(islice(page, 5))  # a page that repeats itself would never end
     assert [one.step_number for one in found] == [4, 2]
     assert found[1].metrics.train_loss == 0.5
     assert {one.fine_tuning_job_id for one in found} == {job}
@@ -312,7 +313,7 @@ def test_jobs_are_listed_newest_first_by_page_and_by_metadata(
     compression_beside(server, team, made[1])
     page = client.fine_tuning.jobs.list(limit=2)
     assert ([job.id for job in page.data], page.has_more) == ([made[2], made[1]], True)
-    assert [job.id for job in page] == made[::-1]
+    assert [job.id for job in islice(page, 10)] == made[::-1]
     assert [job.id for job in client.fine_tuning.jobs.list(metadata={"n": "1"})] == [made[1]]
     with pytest.raises(openai.BadRequestError):
         client.fine_tuning.jobs.list(extra_query={"metadata": "null"})
