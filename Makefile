@@ -74,6 +74,7 @@ bench-serving: setup ## Measure many adapters in one batch, activation, first to
 	$(SERVING).first_token
 	$(SERVING).load
 	$(SERVING).memory
+	$(SERVING).memory --base smolvlm --requests 40
 	$(BIN)/python -m benchmarks.serving.plots
 
 soak: setup ## Use the service at random and kill its inference worker for MINUTES (30); fail on any fault

@@ -1,12 +1,14 @@
 """Memory and latency as the number of registered adapters grows from 1 to 1,000.
 
-    python -m benchmarks.serving.memory     # benchmarks/results/serving/memory.json
+    python -m benchmarks.serving.memory                  # benchmarks/results/serving/memory.json
+    python -m benchmarks.serving.memory --base smolvlm   # .../memory_smolvlm.json
 
-One service, one base model (the digits VLM); adapters are added between the measurements. Requests
-come one after another, for adapters drawn by Zipf's law over all that are registered: the first is
-asked for twice as often as the second. No image comes twice, so that nothing but the number of
-adapters differs: with one adapter a repeated question would be answered from its keys. The slopes
-are those of a straight line through the logarithms.
+One service, one base model (the digits VLM with questions about images, or SmolVLM-256M's shape
+with questions in words and adapters of rank 1, of which a thousand fit on a disk); adapters are
+added between the measurements. Requests come one after another, for adapters drawn by Zipf's law
+over all that are registered: the first is asked for twice as often as the second. No question comes
+twice, so that nothing but the number of adapters differs: with one adapter a repeated question
+would be answered from its keys. The slopes are those of a straight line through the logarithms.
 """
 
 import argparse
@@ -22,17 +24,18 @@ import numpy as np
 
 from benchmarks.measure import write_result
 from benchmarks.serving.adapters import BaseShape, write_adapters
-from benchmarks.serving.bases import DIGITS
+from benchmarks.serving.bases import DIGITS, write_smolvlm
 from benchmarks.serving.deployment import API, INFERENCE, MODEL, Deployment, running_service
 from benchmarks.serving.load import new_client, quantile
+from benchmarks.serving.prompts import text_prompt
 from benchmarks.serving.questions import digit_conversations
 from benchmarks.serving.traffic import Ask, End, ask
+from grit_core.generation import AdapterSource
 
 COUNTS: Final = (1, 10, 100, 1000)
-RANK: Final = 8
 NUM_CONTENTS: Final = 32
 MAX_NEW_TOKENS: Final = 8
-IMAGES: Final = ("rotated-inverted-train", "upright-heldout", "rotated-inverted-heldout")
+DIGIT_FILES: Final = ("rotated-inverted-train", "upright-heldout", "rotated-inverted-heldout")
 
 
 def zipf(num_adapters: int, num_requests: int, *, seed: int) -> list[int]:
@@ -51,6 +54,7 @@ async def latencies(
     adapters: Sequence[str],
     conversations: Iterator[list[dict[str, Any]]],
     *,
+    model: str,
     num_requests: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -62,7 +66,7 @@ async def latencies(
             request = Ask(
                 messages=next(conversations),
                 adapter=adapters[place],
-                model=MODEL,
+                model=model,
                 max_new_tokens=MAX_NEW_TOKENS,
             )
             outcome = await ask(client, request)
@@ -91,48 +95,79 @@ def _processor_seconds(deployment: Deployment) -> float:
     return float(times.user + times.system)
 
 
+def grow(
+    deployment: Deployment,
+    sources: Sequence[AdapterSource],
+    conversations: Iterator[list[dict[str, Any]]],
+    *,
+    model: str,
+    counts: Sequence[int],
+    num_requests: int,
+) -> list[dict[str, Any]]:
+    """Measure with more and more adapters."""
+    ids: list[str] = []
+    found: list[dict[str, Any]] = []
+    for number, count in enumerate(counts):
+        started = time.perf_counter()
+        ids += deployment.add_adapters(sources[len(ids) : count], model=model)
+        print(f"{count} registered in {time.perf_counter() - started:.1f} s")
+        # Once to reach a steady state (the disk cache, the slots), once to measure.
+        for seed in (2 * number, 2 * number + 1):
+            level = asyncio.run(
+                latencies(
+                    deployment,
+                    ids,
+                    conversations,
+                    model=model,
+                    num_requests=num_requests,
+                    seed=seed,
+                )
+            )
+        found.append(level)
+        print(
+            f"  p50 {level['p50_seconds'] * 1e3:.1f} ms,"
+            f" worker {level[f'{INFERENCE}_resident_bytes'] / 1e6:.0f} MB"
+        )
+    return found
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--base", choices=("digits", "smolvlm"), default="digits")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--counts", type=int, nargs="*", default=list(COUNTS))
     options = parser.parse_args()
-    found: list[dict[str, Any]] = []
-    pool = digit_conversations(*IMAGES)
-    needed = 2 * options.requests * len(options.counts)
-    if needed > len(pool):
-        parser.error(f"{needed} images are needed and there are {len(pool)}; ask fewer requests")
-    conversations = iter(pool)
+    is_digits = options.base == "digits"
+    num_questions = 2 * options.requests * len(options.counts)
+    questions = (
+        digit_conversations(*DIGIT_FILES)
+        if is_digits
+        else [text_prompt(number).messages for number in range(num_questions)]
+    )
+    if num_questions > len(questions):
+        parser.error(f"{num_questions} questions are needed, of {len(questions)}; lower --requests")
     with tempfile.TemporaryDirectory() as folder:
+        source = DIGITS if is_digits else write_smolvlm(Path(folder, "smolvlm"))
         sources = write_adapters(
             Path(folder, "adapters"),
-            BaseShape.of(DIGITS),
+            BaseShape.of(source),
             num_adapters=max(options.counts),
             num_contents=NUM_CONTENTS,
-            rank=RANK,
+            rank=8 if is_digits else 1,
         )
         with running_service(Path(folder)) as deployment:
-            ids: list[str] = []
-            for number, count in enumerate(options.counts):
-                started = time.perf_counter()
-                ids += deployment.add_adapters(sources[len(ids) : count])
-                print(f"{count} registered in {time.perf_counter() - started:.1f} s")
-                # Once to reach a steady state (the disk cache, the slots), once to measure.
-                for seed in (2 * number, 2 * number + 1):
-                    level = asyncio.run(
-                        latencies(
-                            deployment,
-                            ids,
-                            conversations,
-                            num_requests=options.requests,
-                            seed=seed,
-                        )
-                    )
-                found.append(level)
-                print(
-                    f"  p50 {level['p50_seconds'] * 1e3:.1f} ms,"
-                    f" worker {level[f'{INFERENCE}_resident_bytes'] / 1e6:.0f} MB"
-                )
+            model = MODEL if is_digits else "smolvlm"
+            if not is_digits:
+                deployment.register(source, model)
+            found = grow(
+                deployment,
+                sources,
+                iter(questions),
+                model=model,
+                counts=options.counts,
+                num_requests=options.requests,
+            )
     slopes = {
         name: slope(options.counts, [level[name] for level in found])
         for name in (
@@ -144,7 +179,8 @@ def main() -> None:
         )
     }
     print(slopes)
-    print(write_result("serving/memory", {"levels": found, "slopes": slopes, **vars(options)}))
+    name = "serving/memory" if is_digits else "serving/memory_smolvlm"
+    print(write_result(name, {"levels": found, "slopes": slopes, **vars(options)}))
 
 
 if __name__ == "__main__":
