@@ -241,11 +241,12 @@ async def _insist(client: httpx.AsyncClient, request: Ask) -> Outcome:
 
 
 async def warm_up(deployment: Deployment, truths: Sequence[Truth], plan: Plan) -> None:
-    """Let a crowd come twice: pools of connections and threads have their size from then on."""
+    """Let the largest crowd come twice: pools of connections have their size from then on."""
+    size = plan.crowd_size + plan.num_callers
     async with new_client(deployment) as client:
         for _ in range(2):
             await asyncio.gather(
-                *(ask(client, truths[n % len(truths)].request) for n in range(plan.crowd_size))
+                *(ask(client, truths[n % len(truths)].request) for n in range(size))
             )
 
 
