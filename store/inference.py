@@ -84,7 +84,7 @@ class Mailbox:
                 device=device,
                 team=team,
                 # Afterwards nobody waits for it any more.
-                keep_seconds=min(self._keep_seconds, math.ceil(settings.infer_timeout_seconds) + 1),
+                keep_seconds=math.ceil(settings.infer_timeout_seconds) + 1,
                 max_waiting=settings.infer_max_waiting,
                 max_waiting_per_team=settings.infer_max_waiting_per_team,
             )

@@ -97,9 +97,9 @@ class Settings(BaseSettings):
 
     # --- inference
     infer_timeout_seconds: PositiveSeconds = 120.0
-    """Longest wait of `POST /infer` for its answer."""
+    """Longest wait of `POST /infer` for its answer, or for the next piece of a stream."""
     infer_keep_seconds: PositiveInt = 300
-    """How long requests and answers stay in the mailbox."""
+    """How long an answer that nobody reads stays in the mailbox."""
     infer_resident_models: PositiveInt = 2
     """Base models that an inference worker keeps in memory."""
     infer_resident_adapters: PositiveInt = 16
