@@ -106,7 +106,7 @@ class Mailbox:
         return {**cast("dict[str, Any]", json.loads(taken.payload)), "id": taken.id}
 
     def renew(self, request_ids: Collection[str]) -> None:
-        """Say that these requests are still being answered.
+        """Say that these requests are still being answered; one that has ended stays ended.
 
         Raises:
             QueueUnavailable: If the broker does not answer.
@@ -114,7 +114,7 @@ class Mailbox:
         with _reachable(), self._sync.pipeline(transaction=False) as all_of_them:
             for request_id in request_ids:
                 key = self._key("running", request_id)
-                all_of_them.set(key, b"1", ex=self._settings.infer_lost_seconds)
+                all_of_them.expire(key, self._settings.infer_lost_seconds)
             all_of_them.execute()
 
     def finish(self, request_id: str) -> None:
