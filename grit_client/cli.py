@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from grit_client.commands import adapters, datasets, inference, jobs, keys, models, service
+from grit_client.commands import adapters, chat, datasets, inference, jobs, keys, models, service
 
 app = typer.Typer(
     name="grit",
@@ -42,6 +42,7 @@ def _root(
 service.add_to(app)
 jobs.add_to(app)
 inference.add_to(app)
+chat.add_to(app)
 app.add_typer(adapters.app, name="adapters", rich_help_panel="Answers")
 app.add_typer(datasets.app, name="datasets", rich_help_panel="Catalog")
 app.add_typer(models.app, name="models", rich_help_panel="Catalog")

@@ -149,6 +149,39 @@ class Connection:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
+    @contextmanager
+    def asked(
+        self, path: str, *, json: Any, accept: str, silence_seconds: float
+    ) -> Iterator[httpx.Response]:
+        """POST until it is answered, as `request` does, and read the answer piece by piece.
+
+        Args:
+            path: From the root, with a leading slash.
+            json: The body.
+            accept: Media type of the answer.
+            silence_seconds: Longest silence, also between pieces.
+        """
+        content = encode(json)
+        headers = {"Content-Type": "application/json", "Accept": accept}
+        timeout = httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS)
+
+        def send() -> httpx.Response:
+            request = self._http.build_request(
+                "POST", path, content=content, headers=headers, timeout=timeout
+            )
+            response = self._http.send(request, stream=True)
+            if response.is_error:
+                response.read()
+            return checked(response)
+
+        response = self._until_answered(send, repeatable=False, retries=self.retries)
+        try:
+            yield response
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            response.close()
+
     def _until_answered(
         self, send: Callable[[], httpx.Response], *, repeatable: bool, retries: Retries
     ) -> httpx.Response:

@@ -45,7 +45,7 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
 def test_every_command_explains_itself() -> None:
     for command in (
         "up", "down", "status", "plan", "submit", "watch", "jobs", "job", "cancel", "pause",
-        "resume", "retry", "infer", "presets", "devices",
+        "resume", "retry", "infer", "chat", "presets", "devices",
     ):  # fmt: skip
         done = CliRunner().invoke(app, [command, "--help"])
         assert done.exit_code == 0
