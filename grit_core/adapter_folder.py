@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_core.errors import AdapterInvalid
+from grit_core.errors import AdapterConfigInvalid, AdapterInvalid, AdapterMismatch
 from grit_core.inventory import ModelInventory
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -41,15 +41,27 @@ PLAIN_VALUES: Final[dict[str, tuple[object, ...]]] = {
     "target_parameters": ([],),
     "layer_replication": ([],),
     "megatron_config": (),
-    "auto_mapping": ({},),
     "alora_invocation_tokens": ([],),
+    "arrow_config": (),
+    "kasa_config": (),
+    "monteclora_config": (),
+    "velora_config": (),
+    # The others change the base model's weights when PEFT loads the adapter.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 """Settings that a plain LoRA adapter leaves out, empty or at one of these values."""
 
-_KEY: Final = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
-_LITERAL: Final = re.compile(r"\^?(?:[\w.-]|\\[.\-])+")
+_MAX_LOOKUPS: Final = 2_000_000
+"""Layers times patterns: far more than a model has, and still seconds at most."""
+_KEY: Final = re.compile(r"base_model\.model\.([\w.-]{1,500})\.lora_(A|B)\.weight", re.ASCII)
+_LITERAL: Final = re.compile(r"\^?(?:[\w.-]|\\[.\-])+", re.ASCII)
 """Patterns of ranks and alphas are names, escaped or not: no repetition, nothing to run away."""
+_AUTO_MAPPING: Final = {
+    "base_model_class": re.compile(r"[A-Za-z_]\w{0,127}", re.ASCII),
+    "parent_library": re.compile(r"transformers(\.\w{1,64}){0,8}", re.ASCII),
+}
 _DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_MAX_NUMBER: Final = 1e9
 _BF16_EXPONENT: Final = 0x7F80
 _Shape = tuple[int, ...]
 
@@ -59,6 +71,8 @@ class AdapterLayer:
     """What an adapter does to one layer."""
 
     rank: int
+    alpha: float
+    """As in PEFT's settings."""
     scale: float
     """Multiplies B A x."""
     in_features: int
@@ -138,10 +152,19 @@ def read_adapter_folder(folder: Path, *, max_rank: int, max_bytes: int) -> Adapt
     alphas = _by_layer(config.get("alpha_pattern"), config["lora_alpha"])
     rooted = bool(config.get("use_rslora"))
     layers = {}
-    for name, (a, b) in _pairs(tensors.shapes).items():
+    pairs = _pairs(tensors.shapes)
+    for name in ("rank_pattern", "alpha_pattern"):
+        _refuse_long_lookup(name, config.get(name), num_layers=len(pairs))
+    for name, (a, b) in pairs.items():
         rank = _rank(name, a, b, expected=ranks(name), max_rank=max_rank)
-        scale = alphas(name) / (math.sqrt(rank) if rooted else rank)
-        layers[name] = AdapterLayer(rank=rank, scale=scale, in_features=a[1], out_features=b[0])
+        alpha = alphas(name)
+        layers[name] = AdapterLayer(
+            rank=rank,
+            alpha=alpha,
+            scale=alpha / (math.sqrt(rank) if rooted else rank),
+            in_features=a[1],
+            out_features=b[0],
+        )
     _refuse_non_finite(tensors)
     return AdapterHeader(layers=layers, config=config, num_bytes=size)
 
@@ -150,13 +173,13 @@ def check_against(header: AdapterHeader, inventory: ModelInventory) -> None:
     """Compare an adapter with the base model that it is to adapt.
 
     Raises:
-        AdapterInvalid: A layer is not in the model, or has another size there.
+        AdapterMismatch: A layer is not in the model, or has another size there.
     """
     known = {layer.name: layer for layer in inventory.layers}
     for name, layer in header.layers.items():
         record = known.get(name)
         if record is None:
-            raise AdapterInvalid(
+            raise AdapterMismatch(
                 f"The base model ({inventory.architecture}) has no linear layer {name}; the adapter"
                 " belongs to another model. Name the model that it was trained on."
             )
@@ -165,7 +188,7 @@ def check_against(header: AdapterHeader, inventory: ModelInventory) -> None:
             (record.in_features, record.out_features),
         )
         if found != expected:
-            raise AdapterInvalid(
+            raise AdapterMismatch(
                 f"{name} takes {expected[0]} inputs to {expected[1]} outputs in the base model, and"
                 f" {found[0]} to {found[1]} in the adapter; it belongs to another model."
             )
@@ -175,56 +198,82 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """Read the settings.
 
     Raises:
-        AdapterInvalid: They are not those of a plain LoRA adapter.
+        AdapterConfigInvalid: They are not those of a plain LoRA adapter.
     """
     path = folder / CONFIG
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterInvalid(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes.")
+        raise AdapterConfigInvalid(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes.")
     try:
-        config = json.loads(path.read_bytes())
+        config = _parse(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise AdapterInvalid(f"{CONFIG} is not JSON: {error}") from error
+        raise AdapterConfigInvalid(f"{CONFIG} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise AdapterInvalid(f"{CONFIG} is no JSON object.")
+        raise AdapterConfigInvalid(f"{CONFIG} is no JSON object.")
     if config.get("peft_type") != "LORA":
-        raise AdapterInvalid(
-            f"{CONFIG} has peft_type {config.get('peft_type')!r}; LORA adapters alone are read."
+        raise AdapterConfigInvalid(
+            f"{CONFIG} has peft_type {_short(config.get('peft_type'))}; LORA adapters alone are"
+            " read."
         )
     for name, allowed in PLAIN_VALUES.items():
         value = config.get(name)
         if value is not None and value not in allowed:
-            raise AdapterInvalid(
+            raise AdapterConfigInvalid(
                 f"{CONFIG} has {name} {_short(value)}; plain LoRA alone is read, which leaves it"
                 " out."
             )
+    _check_auto_mapping(config.get("auto_mapping"))
     for name in ("rank_pattern", "alpha_pattern"):
         _check_pattern(name, config.get(name))
     for name in ("r", "lora_alpha"):
         if not _is_number(config.get(name)) or not config[name] > 0:
-            raise AdapterInvalid(
-                f"{CONFIG} has {name} {_short(config.get(name))}; it is a number above 0."
+            raise AdapterConfigInvalid(
+                f"{CONFIG} has {name} {_short(config.get(name))}; it is a number above 0 and at"
+                f" most {_MAX_NUMBER:g}."
             )
     return config
+
+
+def _check_auto_mapping(mapping: object) -> None:
+    """Take what PEFT writes for models of transformers without a task, which nobody follows here.
+
+    Raises:
+        AdapterConfigInvalid: It names code of another package.
+    """
+    if not mapping:
+        return
+    names = list(mapping.items()) if isinstance(mapping, dict) else []
+    if not names or not all(
+        isinstance(value, str) and key in _AUTO_MAPPING and _AUTO_MAPPING[key].fullmatch(value)
+        for key, value in names
+    ):
+        raise AdapterConfigInvalid(
+            f"{CONFIG} has auto_mapping {_short(mapping)}; a class of transformers alone may stand"
+            " there, or nothing. Leave it out."
+        )
 
 
 def _check_pattern(name: str, patterns: object) -> None:
     """Look at the ranks or alphas of single layers.
 
     Raises:
-        AdapterInvalid: They are no numbers, or their names are more than names.
+        AdapterConfigInvalid: They are no numbers, or their names are more than names.
     """
     if patterns is None:
         return
     if not isinstance(patterns, dict) or len(patterns) > MAX_PATTERNS:
-        raise AdapterInvalid(f"{CONFIG} has a {name} that is no object of at most {MAX_PATTERNS}.")
+        raise AdapterConfigInvalid(
+            f"{CONFIG} has a {name} that is no object of at most {MAX_PATTERNS}."
+        )
     for key, value in patterns.items():
         if not _LITERAL.fullmatch(key):
-            raise AdapterInvalid(
+            raise AdapterConfigInvalid(
                 f"{CONFIG} has the {name} key {_short(key)}; layer names alone are read, without"
                 " wildcards."
             )
         if not _is_number(value) or not value > 0:
-            raise AdapterInvalid(f"{CONFIG} has {name}[{key}] {_short(value)}; it is above 0.")
+            raise AdapterConfigInvalid(
+                f"{CONFIG} has {name}[{key}] {_short(value)}; it is above 0."
+            )
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, _Tensor], int]:
@@ -239,7 +288,7 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, _Tensor], int]:
             raise AdapterInvalid(f"{WEIGHTS} is no safetensors file: its header does not fit it.")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = _parse(raw)
         tensors = {
             str(name): _tensor(entry) for name, entry in header.items() if name != "__metadata__"
         }
@@ -296,7 +345,8 @@ def _rank(name: str, a: _Shape, b: _Shape, *, expected: float, max_rank: int) ->
     """The rank of a layer, on which shapes and settings agree.
 
     Raises:
-        AdapterInvalid: They do not, or it is too large.
+        AdapterInvalid: The shapes do not, or it is too large.
+        AdapterConfigInvalid: The settings do not.
     """
     rank = a[0]
     if b[1] != rank:
@@ -308,7 +358,7 @@ def _rank(name: str, a: _Shape, b: _Shape, *, expected: float, max_rank: int) ->
             f"The adapter has rank {rank} in {name}; at most {max_rank} is served. Compress it."
         )
     if rank != expected:
-        raise AdapterInvalid(f"{CONFIG} gives {name} rank {expected}, {WEIGHTS} rank {rank}.")
+        raise AdapterConfigInvalid(f"{CONFIG} gives {name} rank {expected}, {WEIGHTS} rank {rank}.")
     return rank
 
 
@@ -320,6 +370,21 @@ def _by_layer(patterns: Mapping[str, float] | None, common: float) -> Callable[[
         return next((value for pattern, value in compiled if pattern.match(name)), common)
 
     return value_of
+
+
+def _refuse_long_lookup(
+    name: str, patterns: Mapping[str, float] | None, *, num_layers: int
+) -> None:
+    """Bound the time of `_by_layer`.
+
+    Raises:
+        AdapterConfigInvalid: There are too many patterns for so many layers.
+    """
+    if patterns is not None and len(patterns) * num_layers > _MAX_LOOKUPS:
+        raise AdapterConfigInvalid(
+            f"{CONFIG} has {len(patterns)} patterns in {name} for {num_layers} layers; at most"
+            f" {_MAX_LOOKUPS // num_layers} are read. Name each layer once."
+        )
 
 
 def _refuse_non_finite(tensors: AdapterTensors) -> None:
@@ -340,8 +405,27 @@ def _refuse_non_finite(tensors: AdapterTensors) -> None:
             )
 
 
+def _parse(raw: bytes) -> Any:
+    """Read JSON in which no key comes twice: readers differ in which of them counts."""
+    return json.loads(raw, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of JSON.
+
+    Raises:
+        ValueError: A key comes twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
 def _is_number(value: object) -> bool:
-    return type(value) in {int, float} and math.isfinite(float(value))  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= _MAX_NUMBER  # which infinity and NaN are not
 
 
 def _short(value: object) -> str:

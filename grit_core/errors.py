@@ -11,6 +11,8 @@ GritError
 +-- TrainingDiverged               a loss or gradient that is not finite
 +-- CheckpointCorrupt              a checkpoint whose bytes are not those that were written
 +-- AdapterInvalid                 an adapter that cannot be loaded or contradicts its model
+|   +-- AdapterConfigInvalid       settings that are not those of plain LoRA
+|   +-- AdapterMismatch            an adapter of another base model
 +-- Interrupted                    work that its caller asked to stop
 """
 
@@ -80,6 +82,14 @@ class CheckpointCorrupt(GritError):
 
 class AdapterInvalid(GritError):
     """The adapter cannot be loaded, or does not agree with the trained model."""
+
+
+class AdapterConfigInvalid(AdapterInvalid):
+    """The adapter's settings cannot be read, or mean more than B A x."""
+
+
+class AdapterMismatch(AdapterInvalid):
+    """The adapter belongs to another base model."""
 
 
 class Interrupted(GritError):

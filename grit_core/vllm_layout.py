@@ -11,7 +11,6 @@ with a warning at most, which is another adapter than was trained.
 """
 
 import json
-import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from grit_core.adapter_folder import CONFIG, WEIGHTS, AdapterHeader, AdapterLayer, AdapterTensors
 from grit_core.errors import AdapterInvalid
+from grit_core.safetensors_file import write_safetensors
 
 RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` (vllm/config/lora.py)."""
@@ -70,7 +70,7 @@ def write_vllm_layout(
     padded: dict[str, tuple[str, NDArray[Any]]] = {}
     for name, layer in layers.items():
         padded |= _padded(tensors, name, layer, rank)
-    (target / WEIGHTS).write_bytes(_safetensors(padded))
+    write_safetensors(target / WEIGHTS, padded)
     (target / CONFIG).write_text(json.dumps(_config(header, layers, rank), indent=2) + "\n")
     return rank
 
@@ -117,21 +117,3 @@ def _config(header: AdapterHeader, layers: dict[str, AdapterLayer], rank: int) -
         "exclude_modules": header.config.get("exclude_modules"),
         "task_type": None,
     }
-
-
-def _safetensors(tensors: dict[str, tuple[str, NDArray[Any]]]) -> bytes:
-    """The safetensors format: the header's length, the header padded to 8 bytes, the data."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    parts, end = [], 0
-    for key, (dtype, values) in sorted(tensors.items()):
-        raw = np.ascontiguousarray(values).tobytes()
-        header[key] = {
-            "dtype": dtype,
-            "shape": list(values.shape),
-            "data_offsets": [end, end + len(raw)],
-        }
-        parts.append(raw)
-        end += len(raw)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text = text.ljust(8 * math.ceil(len(text) / 8))
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from grit_core.adapter_folder import check_against, read_adapter_folder
 from grit_core.artifacts import write_adapter
-from grit_core.errors import AdapterInvalid
+from grit_core.errors import AdapterConfigInvalid, AdapterInvalid, AdapterMismatch
 from grit_core.models.inventory import build_inventory
 from grit_core.models.pretrained import load_base_model
 from grit_core.models.vlm_adapter import lora_layers
@@ -89,14 +89,35 @@ def test_an_adapter_fits_the_model_it_was_made_for_and_no_other(base, folder, tm
     header = read(folder)
     check_against(header, build_inventory(base))
     other = build_inventory(str(tiny_causal_folder(tmp_path)))
-    with pytest.raises(AdapterInvalid, match="has no linear layer"):
+    with pytest.raises(AdapterMismatch, match="has no linear layer"):
         check_against(header, other)
+
+
+def test_what_peft_itself_saves_is_read(base, tmp_path):
+    """With `auto_mapping`, which it writes for models without a task."""
+    model = peft_model(base)
+    model.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["auto_mapping"]["parent_library"].startswith("transformers.")
+    assert set(read(tmp_path / "adapter").layers) == set(lora_layers(model))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"peft_type": "LOHA"}, "LOHA"),
+        ({"peft_type": "x" * 1000}, r"x\.\.\.; LORA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"auto_mapping": {"parent_library": "transformersx"}}, "auto_mapping"),
+        ({"auto_mapping": {"parent_library": "transformers.models", "x": "y"}}, "auto_mapping"),
+        ({"auto_mapping": ["os"]}, "auto_mapping"),
+        ({"r": True}, "r True"),
+        ({"r": 10**400}, "r 1000"),
+        ({"lora_alpha": 1e10}, "at most 1e"),
+        ({"lora_alpha": float("inf")}, "lora_alpha inf"),
+        ({"rank_pattern": {"q_proj": float("nan")}}, "nan"),
+        ({"rank_pattern": {f"layer_{n}": 4 for n in range(10_001)}}, "at most 10000"),
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -113,7 +134,7 @@ def test_an_adapter_fits_the_model_it_was_made_for_and_no_other(base, folder, tm
 )
 def test_settings_that_are_more_than_plain_lora_are_refused_by_name(copy, changes, message):
     change_config(copy, **changes)
-    with pytest.raises(AdapterInvalid, match=message):
+    with pytest.raises(AdapterConfigInvalid, match=message):
         read(copy)
 
 
@@ -152,6 +173,22 @@ def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     (copy / "adapter_model.bin").write_bytes(b"a pickle")
     with pytest.raises(AdapterInvalid, match=name):
+        read(copy)
+
+
+def test_settings_in_which_a_key_comes_twice_are_refused(copy):
+    path = copy / "adapter_config.json"
+    path.write_bytes(path.read_bytes().rstrip()[:-1] + b', "r": 64}')
+    with pytest.raises(AdapterConfigInvalid, match="twice"):
+        read(copy)
+
+
+def test_patterns_times_layers_are_bounded(copy, monkeypatch):
+    monkeypatch.setattr("grit_core.adapter_folder._MAX_LOOKUPS", 11)
+    change_config(copy, rank_pattern={"one": 4})
+    assert read(copy).layers
+    change_config(copy, alpha_pattern={"one": 4, "two": 4})
+    with pytest.raises(AdapterConfigInvalid, match="at most 1 are read"):
         read(copy)
 
 
@@ -194,6 +231,8 @@ def entry(start, end, shape=(2, 4), dtype="F32"):
         weights_with(pair(entry(0, 32, shape=(-2, -4)), entry(32, 64))),
         weights_with(pair(entry(0, 32, dtype="U8"), entry(32, 64))),
         weights_with(pair(None, entry(32, 64))),
+        weights_with({"base_model.model.\ud800.lora_A.weight": entry(0, 64, shape=(4, 4))}),
+        weights_with(b'{"__metadata__": {}, "__metadata__": {}}'),
     ],
 )
 def test_files_that_are_no_whole_safetensors_file_are_refused(copy, raw):
