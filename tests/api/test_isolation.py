@@ -74,8 +74,12 @@ def owned(join: Callable[..., Team], services: Services) -> dict[str, str]:
             session, team="owner", origin=AdapterOrigin.IMPORT, model=MODEL, prefix="adapters/x/"
         )
     return {
-        **{"job_id": job["id"], "dataset_id": job["dataset"], "adapter_id": adapter.id},
-        **{"fine_tuning_job_id": job["id"], "file_id": job["dataset"], "model": adapter.id},
+        "job_id": job["id"],
+        "dataset_id": job["dataset"],
+        "adapter_id": adapter.id,
+        "fine_tuning_job_id": job["id"],
+        "file_id": job["dataset"],
+        "model": adapter.id,
     }
 
 
