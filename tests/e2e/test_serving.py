@@ -158,18 +158,18 @@ def test_a_stream_says_piece_by_piece_what_an_answer_says_at_once(
     call: Callable[..., Caller],
 ) -> None:
     alpha = call()
-    whole = alpha.ask(model=SLOW, max_new_tokens=150)
+    whole = alpha.ask(model=SLOW, max_new_tokens=100)
     assert whole.status_code == 200, whole.text
     heard_at: list[float] = []
     found = alpha.events(
-        model=SLOW, max_new_tokens=150, on_event=lambda *_: heard_at.append(time.monotonic())
+        model=SLOW, max_new_tokens=100, on_event=lambda *_: heard_at.append(time.monotonic())
     )
     *pieces, (last, answer) = found
     assert {kind for kind, _ in pieces} == {"delta"}
     assert last == "done"
     assert "".join(data["text"] for _, data in pieces) == answer["output"]
     assert answer["output"] == whole.json()["output"]
-    assert answer["usage"]["completion_tokens"] == 150
+    assert answer["usage"]["completion_tokens"] == 100
     assert len(pieces) > 10
     assert heard_at[-1] - heard_at[0] > 0.3, "the pieces came all at once"
 
@@ -252,7 +252,7 @@ def test_a_worker_that_is_asked_to_stop_finishes_and_leaves_the_rest_to_the_next
     heard = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         stream = pool.submit(
-            alpha.events, model=SLOW, max_new_tokens=300, on_event=lambda *_: heard.set()
+            alpha.events, model=SLOW, max_new_tokens=200, on_event=lambda *_: heard.set()
         )
         assert heard.wait(20)
         stopping = service.worker
