@@ -83,6 +83,8 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("model_unavailable", 422, "The model is not available"),
     Kind("device_unavailable", 422, "The device is not available"),
     Kind("adapter_invalid", 422, "The adapter is not usable"),
+    Kind("adapter_config_invalid", 422, "The adapter's settings are not usable"),
+    Kind("adapter_mismatch", 422, "The adapter belongs to another model"),
     Kind("adapter_not_compressible", 422, "The adapter cannot be compressed"),
     Kind("inference_failed", 422, "The answer could not be generated"),
     # bounds and outages
@@ -119,6 +121,8 @@ DOMAIN: Final[dict[type[Exception], str]] = {
     core.InvalidConfig: "request_invalid",
     core.InvalidDataset: "dataset_rejected",
     core.AdapterInvalid: "adapter_invalid",
+    core.AdapterConfigInvalid: "adapter_config_invalid",
+    core.AdapterMismatch: "adapter_mismatch",
     core.ModelUnavailable: "model_unavailable",
     core.DeviceUnavailable: "device_unavailable",
 }

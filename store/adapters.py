@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from store.errors import NotFound, StillReferenced
 from store.ids import new_id
 from store.lifecycle import OPEN
-from store.models import Adapter, AdapterOrigin, Job, JobKind
+from store.models import Adapter, AdapterOrigin, Job, JobKind, Team
 from store.pages import Page, read_page
 
 
@@ -46,6 +46,77 @@ def create_adapter(  # noqa: PLR0913 - the columns of one row
     session.add(adapter)
     session.flush()
     return adapter
+
+
+def find_import(
+    session: Session,
+    *,
+    team: str,
+    model: str,
+    sha256: str,
+    manifest_sha256: str,
+    name: str | None = None,
+) -> Adapter | None:
+    """Return the first adapter that a team imported with this content and, if told, this name."""
+    found = session.scalars(
+        select(Adapter)
+        .where(
+            Adapter.team == team,
+            Adapter.origin == AdapterOrigin.IMPORT,
+            Adapter.model == model,
+            Adapter.sha256 == sha256,
+        )
+        .order_by(Adapter.id)
+    )
+    return next(
+        (
+            adapter
+            for adapter in found
+            if (adapter.details or {}).get("manifest_sha256") == manifest_sha256
+            and name in {None, adapter.name}
+        ),
+        None,
+    )
+
+
+def import_adapter(  # noqa: PLR0913 - the columns of one row
+    session: Session,
+    *,
+    team: str,
+    id: str,  # noqa: A002 - the vocabulary's word for it
+    model: str,
+    prefix: str,
+    name: str | None,
+    sha256: str,
+    manifest_sha256: str,
+    size_bytes: int,
+    trainable_parameters: int,
+    details: dict[str, Any],
+) -> Adapter:
+    """Record an imported adapter, unless the team has one with the same content and name.
+
+    Returns:
+        The new row, or the one that was there; its id tells which.
+    """
+    # Locked, so that of two equal imports at once the second finds the first.
+    session.scalars(select(Team).where(Team.name == team).with_for_update(key_share=True)).one()
+    content = {"model": model, "sha256": sha256, "manifest_sha256": manifest_sha256}
+    found = find_import(session, team=team, name=name, **content)
+    if found is not None:
+        return found
+    return create_adapter(
+        session,
+        team=team,
+        origin=AdapterOrigin.IMPORT,
+        id=id,
+        model=model,
+        prefix=prefix,
+        name=name,
+        sha256=sha256,
+        size_bytes=size_bytes,
+        trainable_parameters=trainable_parameters,
+        details={**details, "manifest_sha256": manifest_sha256},
+    )
 
 
 def get_adapter(session: Session, adapter_id: str, *, team: str) -> Adapter:

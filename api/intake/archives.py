@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, cast
@@ -52,6 +53,13 @@ class UnsafeMember(Problem):
         super().__init__("archive_unsafe_member", f"The member {_shown(name)} {why}.")
 
 
+class BrokenArchive(Problem):
+    """A file whose bytes are not those of an archive, or not to their end."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("dataset_invalid", detail)
+
+
 class Archive(Protocol):
     """The files of an archive, by their safe relative names."""
 
@@ -76,12 +84,13 @@ class ZipArchive:
         """Open and judge it.
 
         Raises:
-            Problem: If it is broken or beyond the limits.
+            BrokenArchive: If it is broken.
+            Problem: If it is beyond the limits.
         """
         try:
             self._zip = zipfile.ZipFile(path)
         except BROKEN:
-            raise Problem("dataset_invalid", "The zip file is broken.") from None
+            raise BrokenArchive("The zip file is broken.") from None
         try:
             self.names = self._judged(path.stat().st_size)
         except Problem:
@@ -117,13 +126,14 @@ class TarArchive:
         """Open and judge it.
 
         Raises:
-            Problem: If it is broken or beyond the limits.
+            BrokenArchive: If it is broken.
+            Problem: If it is beyond the limits.
             UnsafeMember: If a member is no plain file.
         """
         try:
             self._tar = tarfile.open(path, mode="r:")  # noqa: SIM115 - closed by `close`
         except BROKEN:
-            raise Problem("dataset_invalid", "The tar file is broken.") from None
+            raise BrokenArchive("The tar file is broken.") from None
         try:
             members = self._list()
             for member in members:
@@ -132,7 +142,7 @@ class TarArchive:
             self.names = judge((member.name, member.size) for member in members)
         except BROKEN:
             self._tar.close()
-            raise Problem("dataset_invalid", "The tar file is broken.") from None
+            raise BrokenArchive("The tar file is broken.") from None
         except Problem:
             self._tar.close()
             raise
@@ -195,11 +205,37 @@ def judge(members: Iterable[tuple[str, int]]) -> frozenset[str]:
     return frozenset(names.values())
 
 
-def inflate(path: Path, target: Path) -> bool:
+def open_archive(path: Path, *, inflated: Path, max_bytes: int, stack: ExitStack) -> Archive | None:
+    """Open a zip or tar, compressed or not, by its first bytes; none if it is neither.
+
+    Args:
+        path: The file.
+        inflated: Where to decompress it to, if need be.
+        max_bytes: Largest size of that.
+        stack: Closes the archive.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    opened: ZipArchive | TarArchive
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        opened = ZipArchive(path)
+    else:
+        if inflate(path, inflated, max_bytes=max_bytes):
+            path = inflated
+            with path.open("rb") as file:
+                head = file.read(512)
+        if head[257:262] != b"ustar":
+            return None
+        opened = TarArchive(path)
+    stack.callback(opened.close)
+    return opened
+
+
+def inflate(path: Path, target: Path, *, max_bytes: int = MAX_TOTAL_BYTES) -> bool:
     """Decompress a gzip, bzip2 or xz file; false if it is none of them.
 
     Raises:
-        Problem: If it is broken, or inflates beyond the limits.
+        BrokenArchive: If it is broken. Beyond the limits it is a `Problem` as well.
     """
     with path.open("rb") as file:
         head = file.read(6)
@@ -214,19 +250,19 @@ def inflate(path: Path, target: Path) -> bool:
         with opener(path, "rb") as source, target.open("wb") as sink:
             while chunk := source.read(_CHUNK_BYTES):
                 size += len(chunk)
-                _refuse_ratio(size, packed)
+                _refuse_ratio(size, packed, max_bytes=max_bytes)
                 sink.write(chunk)
     except BROKEN:
-        raise Problem("dataset_invalid", "The compressed file is broken.") from None
+        raise BrokenArchive("The compressed file is broken.") from None
     return True
 
 
-def _refuse_ratio(size: int, packed: int) -> None:
+def _refuse_ratio(size: int, packed: int, *, max_bytes: int = MAX_TOTAL_BYTES) -> None:
     bomb = size > _RATIO_FROM_BYTES and size > MAX_RATIO * packed
-    if bomb or size > MAX_TOTAL_BYTES:
+    if bomb or size > max_bytes:
         detail = (
             f"The archive unpacks to more than {MAX_RATIO} times its size"
-            f" or beyond {MAX_TOTAL_BYTES} bytes."
+            f" or beyond {max_bytes} bytes."
         )
         raise Problem("archive_limits", detail)
 

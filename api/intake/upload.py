@@ -48,8 +48,10 @@ async def receive(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
 
 
 @asynccontextmanager
-async def receive_form(request: Request, *, max_bytes: int) -> AsyncIterator[FormData]:
-    """Read a multipart form with one file, spooled to disk, and few short texts.
+async def receive_form(
+    request: Request, *, max_bytes: int, max_files: int = 1
+) -> AsyncIterator[FormData]:
+    """Read a multipart form with one file or a few, spooled to disk, and few short texts.
 
     Raises:
         Problem: If it is cut short, or is no form.
@@ -61,7 +63,7 @@ async def receive_form(request: Request, *, max_bytes: int) -> AsyncIterator[For
     body = _Body(request, max_bytes=max_bytes + _FORM_BYTES)
     try:
         form = await Request(request.scope, body.receive).form(
-            max_files=1, max_fields=8, max_part_size=4096
+            max_files=max_files, max_fields=8, max_part_size=4096
         )
     except HTTPException as error:
         if body.is_too_large:
@@ -117,10 +119,7 @@ def upload_of(form: FormData) -> Upload:
     if not isinstance(file, UploadFile):
         detail = "The form has no complete part `file` with a file in it."
         faults.append(Item(code="field_missing", detail=detail, pointer="/file"))
-    name, on_bad_rows = _text(form, "name", faults), _text(form, "on_bad_rows", faults)
-    if name is not None and (len(name) > 200 or not name.isprintable()):
-        detail = "`name` has at most 200 printable characters."
-        faults.append(Item(code="string_invalid", detail=detail, pointer="/name"))
+    name, on_bad_rows = name_of(form, faults), text_of(form, "on_bad_rows", faults)
     if on_bad_rows is not None and on_bad_rows not in set(OnBadRows):
         detail = f"`on_bad_rows` is one of {', '.join(OnBadRows)}."
         faults.append(
@@ -128,13 +127,21 @@ def upload_of(form: FormData) -> Upload:
         )
     if faults or not isinstance(file, UploadFile):
         raise InvalidRequest(faults)
-    _refuse_filename(file.filename or "")
-    return Upload(
-        file=file.file, name=name or None, on_bad_rows=OnBadRows(on_bad_rows or OnBadRows.REJECT)
-    )
+    refuse_filename(file.filename or "")
+    return Upload(file=file.file, name=name, on_bad_rows=OnBadRows(on_bad_rows or OnBadRows.REJECT))
 
 
-def _text(form: FormData, field: str, faults: list[Item]) -> str | None:
+def name_of(form: FormData, faults: list[Item]) -> str | None:
+    """Return the field `name`, if it is there and holds something."""
+    name = text_of(form, "name", faults)
+    if name is not None and (len(name) > 200 or not name.isprintable()):
+        detail = "`name` has at most 200 printable characters."
+        faults.append(Item(code="string_invalid", detail=detail, pointer="/name"))
+    return name or None
+
+
+def text_of(form: FormData, field: str, faults: list[Item]) -> str | None:
+    """Return a field that holds a text; what is wrong with it goes to `faults`."""
     values = form.getlist(field)
     if len(values) > 1 or any(not isinstance(value, str) for value in values):
         detail = f"`{field}` is one text."
@@ -143,7 +150,12 @@ def _text(form: FormData, field: str, faults: list[Item]) -> str | None:
     return str(values[0]) if values else None
 
 
-def _refuse_filename(name: str) -> None:
+def refuse_filename(name: str) -> None:
+    """Refuse the name of an uploaded file.
+
+    Raises:
+        Problem: If it is more than a plain name.
+    """
     # No file is ever stored under its name; one that tries to be a path is refused all the same.
     bad = any(mark in name for mark in ("/", "\\", "\x00")) or name in {".", ".."}
     if bad or len(name.encode(errors="replace")) > 255 or not name.isprintable():
@@ -167,7 +179,7 @@ def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
     with tempfile.TemporaryDirectory(prefix="grit-upload-") as folder:
         scratch = Path(folder)
         path = scratch / "upload"
-        _copy(upload.file, path)
+        copy_upload(upload.file, path)
         target = scratch / "rows.jsonl"
         intake = take_in(path, target, scratch=scratch)
         rejected = intake.num_rows == 0 or (
@@ -187,7 +199,8 @@ def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
         return dataset
 
 
-def _copy(source: IO[bytes], target: Path) -> None:
+def copy_upload(source: IO[bytes], target: Path) -> None:
+    """Copy a received file from its beginning."""
     source.seek(0)
     with target.open("wb") as sink:
         while chunk := source.read(_CHUNK_BYTES):

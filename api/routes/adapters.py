@@ -1,6 +1,6 @@
-"""Adapters: list, look, download, compress, delete."""
+"""Adapters: import, list, look, download, compress, delete."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from anyio import to_thread
 from fastapi import Query, Request, Response
@@ -12,6 +12,8 @@ from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.downloads import stream_tar, vllm_tar
+from api.intake.adapters import MAX_FILES, adapter_of, import_adapter, max_upload_bytes
+from api.intake.upload import receive_form
 from api.pagination import Cursor, Limit
 from api.presentation import present_adapter
 from api.routing import service_router
@@ -26,6 +28,80 @@ from store.keys import Scope
 router = service_router("adapters")
 
 _COMPRESS: Final = "POST /adapters/{adapter_id}/compress"
+
+_UPLOAD: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "model"],
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": MAX_FILES,
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "A zip or tar (also .gz, .bz2, .xz) of the folder that"
+                            " PEFT saved, or its files adapter_config.json and"
+                            " adapter_model.safetensors.",
+                        },
+                        "model": {
+                            "type": "string",
+                            "description": "The base model that it was trained on, registered.",
+                        },
+                        "name": {"type": "string", "maxLength": 200},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/adapters",
+    status_code=201,
+    response_model=AdapterRead,
+    openapi_extra=_UPLOAD,
+    responses={
+        200: {"description": "The team has imported the same before.", "model": AdapterRead},
+        **problems(
+            "upload_incomplete",
+            "upload_too_large",
+            "unsupported_media_type",
+            "format_not_allowed",
+            "adapter_invalid",
+            "adapter_config_invalid",
+            "adapter_mismatch",
+            "archive_unsafe_member",
+            "archive_limits",
+            "filename_invalid",
+            "request_invalid",
+            "model_not_ready",
+            "storage_full",
+        ),
+    },
+)
+@requires(Scope.WRITE)
+async def import_one(
+    request: Request, response: Response, caller: CallerDep, services: ServicesDep
+) -> AdapterRead:
+    """Import a LoRA adapter that PEFT saved, trained anywhere on a registered base model.
+
+    It is judged without being loaded: safetensors alone, plain LoRA, every number finite, every
+    layer in the base model with the same sizes. Settings are written anew; of the files the
+    matrices alone are kept. The same content with the same name, or without one, is imported once.
+    """
+    bound = max_upload_bytes(services)
+    async with receive_form(request, max_bytes=bound, max_files=MAX_FILES) as form:
+        upload = adapter_of(form)
+        adapter, is_new = await to_thread.run_sync(import_adapter, services, caller.team, upload)
+    if not is_new:
+        response.status_code = 200
+    response.headers["Location"] = f"/adapters/{adapter.id}"
+    return present_adapter(adapter)
 
 
 @router.get("/adapters", responses=problems("cursor_invalid"))

@@ -29,7 +29,7 @@ class AdapterCompress(Body):
 
 
 class AdapterRead(Answer):
-    """A trained or compressed adapter."""
+    """A trained, compressed or imported adapter."""
 
     id: str
     name: str | None
@@ -44,7 +44,7 @@ class AdapterRead(Answer):
     trainable_parameters: int | None
     """As stored: after compaction, those that are left."""
     ranks: dict[str, int] | None
-    """By layer, where compaction left the layers different ranks; none: each has its plan's."""
+    """By layer, of compacted and imported adapters; none: each layer has its plan's."""
     details: dict[str, Any] | None
     created_at: datetime
     links: dict[str, str]

@@ -178,3 +178,60 @@ def test_a_compression_that_fails_for_good_adds_nothing(engine: Engine) -> None:
     with transaction(engine) as session:
         assert adapters.adapter_of_job(session, job.id, team=TEAM) is None
         assert len(adapters.list_adapters(session, team=TEAM).rows) == 1
+
+
+def test_equal_imports_at_once_make_one_adapter(engine: Engine) -> None:
+    with transaction(engine) as session:
+        prepare(session)
+
+    def take(number: int) -> str:
+        made = run_in_transaction(
+            engine,
+            lambda session: adapters.import_adapter(
+                session,
+                team=TEAM,
+                id=f"adp_{number}",
+                model=MODEL,
+                prefix=f"adapters/adp_{number}",
+                name="same",
+                sha256="a" * 64,
+                manifest_sha256="b" * 64,
+                size_bytes=1,
+                trainable_parameters=1,
+                details={},
+            ),
+        )
+        return made.id
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(take, range(8)))
+    with transaction(engine) as session:
+        rows = adapters.list_adapters(session, team=TEAM).rows
+    assert {row.id for row in rows} == found
+    assert len(found) == 1
+    assert (rows[0].origin, rows[0].details) == ("import", {"manifest_sha256": "b" * 64})
+
+
+def test_an_import_is_known_by_its_content_and_its_name(engine: Engine) -> None:
+    with transaction(engine) as session:
+        prepare(session)
+    same = {"model": MODEL, "sha256": "a" * 64, "manifest_sha256": "b" * 64}
+    with transaction(engine) as session:
+        made = adapters.import_adapter(
+            session,
+            team=TEAM,
+            id="adp_1",
+            prefix="adapters/adp_1",
+            name="mine",
+            size_bytes=1,
+            trainable_parameters=1,
+            details={},
+            **same,
+        )
+
+        def find(**changes: str) -> Adapter | None:
+            return adapters.find_import(session, **{"team": TEAM, **same, **changes})
+
+        assert find() is find(name="mine") is made
+        others = [{"name": "x"}, {"manifest_sha256": "c"}, {"sha256": "c"}, {"team": "other"}]
+        assert [find(**changes) for changes in others] == [None] * 4
