@@ -57,8 +57,8 @@ def interleave(
 
 def write_result(name: str, result: dict[str, object]) -> Path:
     """Write one result as JSON under `benchmarks/results/`, with the machine it came from."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"python": platform.python_version(), "processor": processor_name()}
     path.write_text(json.dumps({"machine": machine, **result}, indent=2, sort_keys=True) + "\n")
     return path

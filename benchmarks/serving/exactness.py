@@ -80,26 +80,28 @@ def merged_in(model: nn.Module, adapter: AdapterSource | None) -> Iterator[None]
 
 
 def answers(engine: ObservedEngine, source: Path, rows: Sequence[Row]) -> list[Answer]:
-    """Ask our engine for all rows at once."""
+    """Ask our engine for all rows at once, each with an adapter of its own."""
     engine.forget()
-    found: dict[int, Answer] = {}
+    failures: list[Exception] = []
 
     def one(row: Row) -> None:
         request = GenerationRequest(chat=row.prompt.chat, max_new_tokens=row.num_tokens)
-        engine.generate(str(source), request, adapter=row.adapter)
+        try:
+            engine.generate(str(source), request, adapter=row.adapter)
+        except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
+            failures.append(error)
 
     threads = [threading.Thread(target=one, args=(row,)) for row in rows]
-    for number, thread in enumerate(threads):
+    for thread in threads:
         thread.start()
-        while len(engine.tickets) <= number:  # tickets in the order of the rows
-            thread.join(0.001)
-            if not thread.is_alive() and len(engine.tickets) <= number:
-                raise RuntimeError("a request failed before it came to the engine")
     for thread in threads:
         thread.join()
-    for place, ticket in enumerate(engine.tickets):
-        found[place] = Answer(tokens=ticket.ids, logits=torch.stack(engine.logits[ticket]))
-    return [found[place] for place in range(len(rows))]
+    if failures:
+        raise failures[0]
+    # Rows come in any order; no two have the same adapter.
+    by_adapter = {ticket.scope: ticket for ticket in engine.tickets}
+    tickets = [by_adapter[row.adapter.id if row.adapter else None] for row in rows]
+    return [Answer(tokens=t.ids, logits=torch.stack(engine.logits[t])) for t in tickets]
 
 
 def compare(source: Path, rows: Sequence[Row], *, max_adapters: int) -> dict[str, Any]:
