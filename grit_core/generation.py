@@ -7,6 +7,7 @@ base model are answered together and none waits for another's last token.
 """
 
 import hashlib
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -33,6 +34,9 @@ POLL_SECONDS: Final = 0.1
 
 PROMPT_TOKENS_BETWEEN_STEPS: Final = 512
 """New prompts go through the model until they have so many tokens; then the others go on."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class GenerationEngine:
@@ -231,25 +235,38 @@ class GenerationEngine:
     # --- in the engine's thread
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._closing or self._waiting or self._running()):
-                    self._changed.wait()
-                if self._closing:
-                    break
-                running = self._running()
-            for batch in running:
-                batch.drop_stopped()
-            self._admit()
-            for batch in self._running():
-                self._step(batch)
-        closed = Interrupted("The engine is closing.")
+        ending: Exception = Interrupted("The engine is closing.")
+        try:
+            # All of it: what a step has made may not be changed outside of the mode.
+            with torch.inference_mode():
+                while self._has_work():
+                    for batch in self._running():
+                        batch.drop_stopped()
+                    self._admit()
+                    for batch in self._running():
+                        self._step(batch)
+        except Exception as error:  # noqa: BLE001 - it is told to all that wait
+            # Nobody may wait for a thread that is gone; the next request starts another.
+            _log.exception("the engine's thread failed")
+            ending = error
         with self._changed:
+            self._thread = None
             for ticket in self._waiting:
-                ticket.fail(closed)
+                ticket.fail(ending)
             self._waiting.clear()
-            for batch in self._running():
-                batch.fail(closed)
+            batches, self._batches = list(self._batches.values()), {}
+            if not isinstance(ending, Interrupted):
+                self._bases.clear()  # in what state they are is not known
+        for batch in batches:
+            for ticket in batch.tickets:
+                ticket.fail(ending)
+
+    def _has_work(self) -> bool:
+        """Wait for something to do; false when the engine is closing."""
+        with self._changed:
+            while not (self._closing or self._waiting or self._running()):
+                self._changed.wait()
+            return not self._closing
 
     def _running(self) -> list[Batch]:
         return [batch for batch in list(self._batches.values()) if batch.tickets]

@@ -179,7 +179,8 @@ class ResidentModel:
             cache=output.past_key_values,
             offset=0 if deltas is None or not prompt.images else int(deltas.reshape(-1)[0]),
             cached_tokens=cached,
-            image_cached=self.images.hits > hits,
+            # A prefix that was there reaches beyond the last image.
+            image_cached=self.images.hits > hits or bool(cached and prompt.images),
         )
 
     @torch.inference_mode()

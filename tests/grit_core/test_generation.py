@@ -417,6 +417,38 @@ def test_a_model_that_cannot_share_steps_answers_as_transformers_does(tmp_path, 
     assert engine.generate(folder, sampled).text == engine.generate(folder, sampled).text
 
 
+def test_a_row_may_leave_after_its_batch_has_grown(base, adapters, new_engine):
+    """Storage that a step made larger is changed between steps."""
+    engine, pieces = new_engine(), []
+    long = request_of(max_new_tokens=400)
+    expected = engine.generate(base, long).text
+    with ThreadPoolExecutor(2) as pool:
+        stopped = pool.submit(
+            engine.generate,
+            base,
+            request_of(max_new_tokens=900),
+            adapter=adapters[1],
+            on_text=pieces.append,
+            should_stop=lambda: len(pieces) > 200,
+        )
+        other = pool.submit(engine.generate, base, long)
+        with pytest.raises(Interrupted):
+            stopped.result(timeout=60)
+        assert other.result(timeout=60).text == expected
+
+
+def test_a_thread_that_failed_tells_all_that_wait_and_another_takes_its_place(
+    base, new_engine, monkeypatch
+):
+    engine = new_engine()
+    expected = engine.generate(base, request_of()).text
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "_admit", None)  # calling it raises TypeError
+        with pytest.raises(TypeError):
+            engine.generate(base, request_of())
+    assert engine.generate(base, request_of()).text == expected
+
+
 def test_what_goes_wrong_inside_a_step_is_told_to_all_that_share_it(base, new_engine):
     engine = new_engine()
     expected = engine.generate(base, request_of()).text
