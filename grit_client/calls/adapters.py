@@ -1,10 +1,12 @@
-"""Adapters: what jobs leave behind, as PEFT folders."""
+"""Adapters: what jobs leave behind and what was trained elsewhere, as PEFT folders."""
 
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -14,7 +16,11 @@ from grit_client.answers import Adapter, Job
 from grit_client.archives import unpack
 from grit_client.calls.resource import MAX_PAGE, Calls, path_of
 from grit_client.errors import InvalidInput, ServiceUnreachable
-from grit_client.uploads import OnProgress
+from grit_client.uploads import OnProgress, multipart_file
+
+IMPORT_SILENCE_SECONDS: Final = 600.0
+"""The service looks at every number before it answers."""
+IMPORTED_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class AdapterCalls(Calls):
@@ -31,6 +37,39 @@ class AdapterCalls(Calls):
     def get_adapter(self, adapter: str) -> Adapter:
         """`GET /adapters/{id}`."""
         return cast("Adapter", self._connection.json("GET", path_of("adapters", adapter)))
+
+    def import_adapter(
+        self,
+        path: str | Path,
+        *,
+        model: str,
+        name: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Adapter:
+        """`POST /adapters`: import a LoRA adapter that PEFT saved, trained anywhere.
+
+        Importing the same content again, with the same name or without one, answers with the
+        adapter that is there.
+
+        Args:
+            path: The folder, of which adapter_config.json and adapter_model.safetensors are sent,
+                or an archive of these two.
+            model: The registered base model that it was trained on.
+            name: What to call it.
+            on_progress: Called with the bytes sent so far and the bytes in all.
+
+        A folder that lacks one of the files raises `InvalidInput`.
+        """
+        fields = {"model": model} | ({} if name is None else {"name": name})
+        with _archive_of(Path(path).expanduser()) as archive:
+            answer = self._connection.json(
+                "POST",
+                "/adapters",
+                body=lambda: multipart_file(archive, fields, on_progress=on_progress),
+                silence_seconds=IMPORT_SILENCE_SECONDS,
+                idempotent=True,
+            )
+        return cast("Adapter", answer)
 
     def download_adapter(
         self,
@@ -122,6 +161,33 @@ class AdapterCalls(Calls):
                 if on_progress is not None:
                     on_progress(received, total)
             _check_length(response, received=received, total=total)
+
+
+@contextmanager
+def _archive_of(path: Path) -> Iterator[Path]:
+    """A file as it is, and of a folder a tar of its two files.
+
+    Raises:
+        InvalidInput: The folder lacks one of them.
+    """
+    if not path.is_dir():
+        yield path
+        return
+    missing = [name for name in IMPORTED_FILES if not (path / name).is_file()]
+    if missing:
+        raise InvalidInput(
+            f"{path} has no {' and no '.join(missing)}; name the folder that PEFT's save_pretrained"
+            " wrote, with safetensors."
+        )
+    with tempfile.TemporaryDirectory(prefix="grit-import-") as scratch:
+        archive = Path(scratch, "adapter.tar")
+        with tarfile.open(archive, "w") as container:
+            for name in IMPORTED_FILES:
+                with (path / name).open("rb") as file:
+                    info = tarfile.TarInfo(name)
+                    info.size = (path / name).stat().st_size
+                    container.addfile(info, file)
+        yield archive
 
 
 def _check_length(response: httpx.Response, *, received: int, total: int) -> None:

@@ -1,13 +1,20 @@
-"""`grit adapters list, show, download, compress, delete`."""
+"""`grit adapters list, show, import, download, compress, delete`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grit_client.commands.session import Session, with_session
 
-app = typer.Typer(no_args_is_help=True, help="What jobs leave behind: PEFT adapters.")
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from grit_client.answers import Adapter
+
+app = typer.Typer(
+    no_args_is_help=True, help="What jobs leave behind, or others trained: PEFT adapters."
+)
 AdapterId = Annotated[str, typer.Argument(help="An adapter's id.", show_default=False)]
 
 
@@ -41,23 +48,32 @@ def list_(
 @with_session
 def show(session: Session, adapter: AdapterId) -> None:
     """Show an adapter."""
-    from grit_client.commands.tables import facts, size, when  # noqa: PLC0415 - for --help's sake
-
     with session.client() as client:
         answer = client.get_adapter(adapter)
-    pairs = {
-        "adapter": answer["id"],
-        "name": answer.get("name"),
-        "model": answer.get("model"),
-        "job": answer.get("job"),
-        "cut from": answer.get("parent"),
-        "parameters": answer.get("trainable_parameters"),
-        "ranks": _span(answer.get("ranks")),
-        "size": size(answer.get("size_bytes")),
-        "sha256": answer.get("sha256"),
-        "created (UTC)": when(answer.get("created_at")),
-    }
-    session.emit(answer, lambda: facts(pairs))
+    session.emit(answer, lambda: _described(answer))
+
+
+@app.command("import")
+@with_session
+def import_(
+    session: Session,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder that PEFT saved, of which adapter_config.json and"
+            " adapter_model.safetensors are sent, or a zip or tar of these two.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help="The base model that it was trained on.", show_default=False)
+    ],
+    name: Annotated[str | None, typer.Option(help="What to call it.", show_default=False)] = None,
+) -> None:
+    """Import an adapter that was trained elsewhere; the same one is imported once."""
+    with session.client() as client:
+        answer = client.import_adapter(path, model=model, name=name)
+    session.emit(answer, lambda: _described(answer))
 
 
 @app.command()
@@ -152,3 +168,21 @@ def _span(ranks: dict[str, int] | None) -> str | None:
     if not ranks:
         return None
     return f"{min(ranks.values())} to {max(ranks.values())} over {len(ranks)} layers"
+
+
+def _described(answer: "Adapter") -> "RenderableType":
+    from grit_client.commands.tables import facts, size, when  # noqa: PLC0415 - for --help's sake
+
+    return facts({
+        "adapter": answer["id"],
+        "name": answer.get("name"),
+        "origin": answer.get("origin"),
+        "model": answer.get("model"),
+        "job": answer.get("job"),
+        "cut from": answer.get("parent"),
+        "parameters": answer.get("trainable_parameters"),
+        "ranks": _span(answer.get("ranks")),
+        "size": size(answer.get("size_bytes")),
+        "sha256": answer.get("sha256"),
+        "created (UTC)": when(answer.get("created_at")),
+    })

@@ -1,10 +1,14 @@
 """Downloads and compressions of adapters, from the real service."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from grit_client.client import GritClient
 from grit_client.errors import InvalidInput, NotFound, RequestRefused
@@ -17,7 +21,8 @@ from store.models import AdapterOrigin
 from tests.api.conftest import MODEL, job_body
 from tests.grit_client.conftest import Ran, Service
 
-FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 5000}
+WEIGHTS = "adapter_model.safetensors"
+FILES = {"adapter_config.json": b"{}", WEIGHTS: bytes(range(256)) * 5000}
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def test_a_download_is_the_folder_that_was_stored(
         adapter, tmp_path / "a" / "b", on_progress=lambda received, _: told.append(received)
     )
     assert FILES.items() <= contents(folder).items()
-    assert told[-1] > len(FILES["adapter_model.safetensors"])
+    assert told[-1] > len(FILES[WEIGHTS])
     # The folder alone: nothing of the download stays beside it.
     assert [path.name for path in folder.parent.iterdir()] == ["b"]
     assert [item["id"] for item in client.list_adapters()] == [adapter]
@@ -176,3 +181,63 @@ def test_the_command_line_uploads_the_rows_to_compress_on_and_names_what_is_wron
     assert neither.code == 2
     assert "--dataset 'rows'" in neither.err
     assert grit("adapters", "compress", "adp_x").code == 5
+
+
+@pytest.fixture
+def saved(service: Service) -> Path:
+    """A folder as PEFT's training leaves it, with more in it than an adapter."""
+    folder = service.folder / "saved"
+    folder.mkdir()
+    layer = "base_model.model.model.text_model.layers.0.self_attn.q_proj"
+    shapes = {f"{layer}.lora_A.weight": (4, 128), f"{layer}.lora_B.weight": (128, 4)}
+    save_file(
+        {name: np.ones(shape, "f4") for name, shape in shapes.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "training_args.bin").write_bytes(b"a pickle that stays here")
+    return folder
+
+
+def test_an_adapter_of_a_folder_or_an_archive_is_imported_once(
+    client: GritClient, saved: Path, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    made = client.import_adapter(
+        saved, model=MODEL, name="mine", on_progress=lambda *sent: told.append(sent)
+    )
+    assert (made["origin"], made["name"], made["model"]) == ("import", "mine", MODEL)
+    assert told[-1][0] == told[-1][1] > 4096
+    (saved / "training_args.bin").unlink()
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", saved)
+    assert client.import_adapter(archive, model=MODEL)["id"] == made["id"]
+    folder = client.download_adapter(made["id"], tmp_path / "back")
+    assert (folder / WEIGHTS).read_bytes() == (saved / WEIGHTS).read_bytes()
+
+
+def test_a_folder_that_is_no_adapter_is_not_sent(client: GritClient, saved: Path) -> None:
+    (saved / WEIGHTS).unlink()
+    with pytest.raises(InvalidInput, match=WEIGHTS):
+        client.import_adapter(saved, model=MODEL)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        client.import_adapter(saved / "nothing", model=MODEL)
+
+
+def test_the_command_line_imports_an_adapter_and_names_what_is_wrong(
+    grit: Callable[..., Ran], saved: Path
+) -> None:
+    done = grit("adapters", "import", saved, "--model", MODEL, "--json")
+    assert done.code == 0, done.err
+    shown = grit("adapters", "import", saved, "--model", MODEL)
+    assert done.json["id"] in shown.out
+    assert "import" in shown.out
+    refused = grit("adapters", "import", saved, "--model", "unknown")
+    assert refused.code == 2
+    assert "not registered" in refused.err
+    config = saved / "adapter_config.json"
+    config.write_text(config.read_text().replace("LORA", "IA3"))
+    refused = grit("adapters", "import", saved, "--model", MODEL)
+    assert refused.code == 2
+    assert "IA3" in refused.err
