@@ -175,7 +175,8 @@ class AdapterSlots:
             gather_P=torch.tensor(gather, device=device),
             places_B=torch.tensor([places[row] for row in rows], device=device),
             rows_B=None if len(rows) == len(slots) else torch.tensor(rows, device=device),
-            in_order=gather == list(range(len(slots))),
+            # A row without an adapter may lie where a slot that is not in use is filled up.
+            in_order=None not in slots and gather == list(range(len(slots))),
         )
 
     def _room(self) -> int | None:

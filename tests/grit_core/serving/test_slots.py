@@ -1,5 +1,7 @@
 """Adapters in their slots: the operation over rows of different adapters, and who makes room."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -67,6 +69,8 @@ ADAPTERS = [
         [0, 1, 1, 1, 3, 0],  # padded
         [2, 2, 2],  # one adapter
         [4, 4],
+        [4, 1],  # the base model's row lies where the idle slot 0 is read
+        [4, 1, 2],
         [3, 3, 0, 4],  # two of four slots: served one after another
         [3],
     ],
@@ -83,6 +87,20 @@ def test_each_row_gets_what_its_own_merged_network_gives(net, rows, num_tokens):
     for row, number in enumerate(rows):
         expected = merged(net_of(net), ADAPTERS[number])(x[row])
         assert torch.allclose(found[row], expected, rtol=1e-12, atol=1e-12)
+
+
+@torch.inference_mode()
+def test_every_mix_of_up_to_four_rows_gets_what_is_its_own(net):
+    slots = AdapterSlots(net, num_slots=4, max_bytes=1 << 20)
+    places = [slots.acquire(found) if found is not None else None for found in ADAPTERS]
+    x = torch.randn(4, 1, SIZES["first"][0], dtype=torch.float64)
+    expected = [merged(net_of(net), found)(x) for found in ADAPTERS]
+    for num_rows in range(1, 5):
+        for rows in itertools.product(range(len(ADAPTERS)), repeat=num_rows):
+            slots.route_rows([places[row] for row in rows])
+            found = net(x[:num_rows])
+            for row, number in enumerate(rows):
+                assert torch.allclose(found[row], expected[number][row], rtol=1e-12), rows
 
 
 def net_of(net):
