@@ -11,8 +11,8 @@ from fastapi import Request
 from sqlalchemy.orm import Session
 
 from api.errors import InvalidRequest, Item, Problem
-from api.intake.conversation import Conversation
-from api.intake.remote_images import RemoteImages
+from api.intake.conversation import Conversation, names_urls
+from api.intake.remote_images import RemoteImages, fetch_limiter
 from api.schemas.infer import InferAnswer, InferRequest
 from api.services import Services
 from api.submission import DEVICE_SEEN_SECONDS
@@ -45,7 +45,9 @@ class Question:
 
 async def prepare(services: Services, team: str, body: InferRequest) -> Question:
     """Check everything that a request names or holds; what is wrong is raised as a `Problem`."""
-    return await to_thread.run_sync(_prepare, services, team, body)
+    fetches = bool(services.settings.remote_image_hosts) and names_urls(body)
+    limiter = fetch_limiter() if fetches else None
+    return await to_thread.run_sync(_prepare, services, team, body, limiter=limiter)
 
 
 def _prepare(services: Services, team: str, body: InferRequest) -> Question:

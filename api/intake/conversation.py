@@ -7,13 +7,20 @@ first bytes. Whatever is wrong is collected, so that one answer names all of it.
 from typing import Any, Final
 
 from api.errors import InvalidRequest, Item
-from api.intake.images import fault_of, pixels_of
+from api.intake.images import Fault, fault_of, measure
 from api.intake.remote_images import ImageNotFetched, RemoteImages
 from api.schemas.infer import MAX_IMAGES, InferRequest
 from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
 
 MAX_REQUEST_PIXELS: Final = 50_000_000
 """Of all images together."""
+
+
+def names_urls(body: InferRequest) -> bool:
+    """Tell whether a request has an image that would have to be fetched."""
+    parts = [part for message in body.messages or [] for part in message.content]
+    urls = [part.image_url.url for part in parts if part.image_url is not None]
+    return any(not url.startswith("data:") for url in [*body.images, *urls])
 
 
 class Conversation:
@@ -88,23 +95,25 @@ class Conversation:
         data = self._bytes_of(url, pointer)
         if data is None:
             return ""
-        if len(data) > MAX_IMAGE_BYTES:
-            found: tuple[str, str] | None = (
-                "image_too_large",
-                f"The image has {len(data)} bytes; at most {MAX_IMAGE_BYTES}.",
-            )
-        elif media_type(data) is None:
-            found = (
-                "image_format_not_allowed",
-                "The image is no PNG, JPEG or WebP by its first bytes.",
-            )
-        else:
-            found = fault_of(data)
+        found = self._fault_of(data)
         if found is not None:
             self._fault(*found, pointer)
             return ""
-        self._pixels += pixels_of(data)
         return data_url(data)
+
+    def _fault_of(self, data: bytes) -> Fault | None:
+        """Judge an image, and decode it as long as all images together are within their bound."""
+        if len(data) > MAX_IMAGE_BYTES:
+            detail = f"The image has {len(data)} bytes; at most {MAX_IMAGE_BYTES}."
+            return "image_too_large", detail
+        if media_type(data) is None:
+            detail = "The image is no PNG, JPEG or WebP by its first bytes."
+            return "image_format_not_allowed", detail
+        pixels, found = measure(data)
+        self._pixels += pixels
+        if found is None and self._pixels <= MAX_REQUEST_PIXELS:
+            found = fault_of(data)
+        return found
 
     def _bytes_of(self, url: str, pointer: str) -> bytes | None:
         try:

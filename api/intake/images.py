@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import warnings
 from typing import Final
 
 MAX_PIXELS: Final = 25_000_000
@@ -10,14 +9,17 @@ MAX_SIDE: Final = 8192
 MAX_ASPECT: Final = 200
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 
+Fault = tuple[str, str]
+"""A code and its words."""
+
 
 class ImageJudge:
     """Remembers what it has seen, since datasets show one image in many rows."""
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, tuple[str, str] | None] = {}
+        self._seen: dict[bytes, Fault | None] = {}
 
-    def fault(self, data: bytes) -> tuple[str, str] | None:
+    def fault(self, data: bytes) -> Fault | None:
         """Return the code and the words of what is wrong with an image, if anything is."""
         digest = hashlib.sha256(data).digest()
         if digest not in self._seen:
@@ -25,28 +27,58 @@ class ImageJudge:
         return self._seen[digest]
 
 
-def fault_of(data: bytes) -> tuple[str, str] | None:
+def fault_of(data: bytes) -> Fault | None:
     """Return the code and the words of what is wrong with an image, if anything is."""
+    return _judged(data, decode=True)[1]
+
+
+def measure(data: bytes) -> tuple[int, Fault | None]:
+    """Read an image's header alone: count its pixels, or say what is wrong with it."""
+    return _judged(data, decode=False)
+
+
+def _judged(data: bytes, *, decode: bool) -> tuple[int, Fault | None]:
     # Pillow is loaded with the first upload and not with the service.
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - see above
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                found = _size_fault(*image.size, frames=getattr(image, "n_frames", 1))
-                if found is None:
-                    image.load()
-                return found
-        except UnidentifiedImageError:
-            return "image_format_not_allowed", "The image is not a readable PNG, JPEG or WebP."
-        except Image.DecompressionBombError:
-            return "image_too_large", f"The image has more than {MAX_PIXELS} pixels."
-        except Exception as error:  # noqa: BLE001 - decoders raise whatever broken bytes make them raise
-            return "image_corrupt", f"The image cannot be decoded ({type(error).__name__})."
+    size = _webp_size(data)  # Pillow would take memory for such an image's canvas to open it
+    if size is not None and (found := _size_fault(*size, frames=1)) is not None:
+        return 0, found
+    # Warnings keep their filters: to change those for a while is not safe among threads.
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            found = _size_fault(width, height, frames=getattr(image, "n_frames", 1))
+            if found is None and decode:
+                image.load()
+            return width * height, found
+    except UnidentifiedImageError:
+        found = "image_format_not_allowed", "The image is not a readable PNG, JPEG or WebP."
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        found = "image_too_large", f"The image has more than {MAX_PIXELS} pixels."
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever broken bytes make them raise
+        found = "image_corrupt", f"The image cannot be decoded ({type(error).__name__})."
+    return 0, found
 
 
-def _size_fault(width: int, height: int, *, frames: int) -> tuple[str, str] | None:
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP by its first chunk (RFC 9649); none for other formats."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    kind, bits = data[12:16], int.from_bytes(data[21:25], "little")
+    if kind == b"VP8X":
+        sides = data[24:27], data[27:30]
+        return 1 + int.from_bytes(sides[0], "little"), 1 + int.from_bytes(sides[1], "little")
+    if kind == b"VP8L":
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        sides = data[26:28], data[28:30]
+        width, height = (int.from_bytes(side, "little") & 0x3FFF for side in sides)
+        return width, height
+    return None
+
+
+def _size_fault(width: int, height: int, *, frames: int) -> Fault | None:
     if width < 1 or height < 1:
         return "image_too_large", f"The image is {width} x {height} pixels: there is nothing in it."
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
@@ -57,12 +89,3 @@ def _size_fault(width: int, height: int, *, frames: int) -> tuple[str, str] | No
     if frames > 1:
         return "image_too_large", f"The image has {frames} frames; send one frame."
     return None
-
-
-def pixels_of(data: bytes) -> int:
-    """Count the pixels of an image that `fault_of` found no fault with, by its header."""
-    from PIL import Image  # noqa: PLC0415 - as above
-
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        width, height = image.size
-        return int(width * height)

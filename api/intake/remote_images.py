@@ -19,6 +19,8 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 import httpcore
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
 
 from grit_core.images import MAX_IMAGE_BYTES
 
@@ -30,8 +32,22 @@ _DNS_NAME: Final = re.compile(
 """No addresses, however written: the last label begins with a letter."""
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]|\\")
 
+NUM_THREADS: Final = 16
+"""Requests that fetch images at a time; slow hosts hold none of the service's other threads."""
+_limiter: RunVar[CapacityLimiter] = RunVar("grit_fetch_limiter")
+
 Addresses = Callable[[str, int], Sequence[str]]
 """Resolves a host name for a port."""
+
+
+def fetch_limiter() -> CapacityLimiter:
+    """Return the threads of this event loop that may fetch images."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = CapacityLimiter(NUM_THREADS)
+        _limiter.set(limiter)
+        return limiter
 
 
 class ImageNotFetched(Exception):
@@ -84,12 +100,12 @@ class RemoteImages:
         """
         target = self._target(url)
         deadline = time.monotonic() + self._seconds
-        backend = _CheckedBackend(self._addresses)
+        backend = _CheckedBackend(self._addresses, deadline=deadline)
         try:
             with httpcore.ConnectionPool(
                 ssl_context=ssl.create_default_context(), network_backend=backend, retries=0
             ) as pool:
-                return self._read(pool, target, deadline)
+                return self._read(pool, target)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
             raise ImageNotFetched(
                 f"{target.host} gave no image ({type(error).__name__})."
@@ -97,14 +113,12 @@ class RemoteImages:
         except (OSError, ssl.SSLError) as error:
             raise ImageNotFetched(f"{target.host} cannot be reached.") from error
 
-    def _read(self, pool: httpcore.ConnectionPool, target: _Target, deadline: float) -> bytes:
-        left = max(0.001, deadline - time.monotonic())
-        timeouts = {"connect": left, "read": left, "write": left, "pool": left}
+    def _read(self, pool: httpcore.ConnectionPool, target: _Target) -> bytes:
         url = httpcore.URL(
             scheme=target.scheme, host=target.host, port=target.port, target=target.path
         )
         headers = [("Host", _authority(target)), ("Accept", "image/*"), ("Connection", "close")]
-        with pool.stream("GET", url, headers=headers, extensions={"timeout": timeouts}) as answer:
+        with pool.stream("GET", url, headers=headers) as answer:
             if answer.status != 200:
                 raise ImageNotFetched(
                     f"{target.host} answered with {answer.status}; redirects are not followed."
@@ -114,8 +128,6 @@ class RemoteImages:
                 body += piece
                 if len(body) > self._max_bytes:
                     raise ImageNotFetched(f"The image has more than {self._max_bytes} bytes.")
-                if time.monotonic() > deadline:
-                    raise ImageNotFetched(f"{target.host} took longer than {self._seconds:g} s.")
             return bytes(body)
 
     def _target(self, url: str) -> _Target:
@@ -176,20 +188,63 @@ def is_public(address: str) -> bool:
 class _CheckedBackend(httpcore.NetworkBackend):
     """Connects to an address that was checked, and never asks the resolver again."""
 
-    def __init__(self, addresses: Addresses) -> None:
-        self._addresses = addresses
+    def __init__(self, addresses: Addresses, *, deadline: float) -> None:
+        self._addresses, self._deadline = addresses, deadline
         self._plain = httpcore.SyncBackend()
 
     def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - the deadline says it
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         address = self._addresses(host, port)[0]
-        return self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+        stream = self._plain.connect_tcp(
+            address, port, _left(self._deadline), local_address, socket_options
+        )
+        return _TimedStream(stream, deadline=self._deadline)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection that ends at its deadline, however small the pieces that still come."""
+
+    def __init__(self, stream: httpcore.NetworkStream, *, deadline: float) -> None:
+        self._stream, self._deadline = stream, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
+        return self._stream.read(max_bytes, _left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
+        self._stream.write(buffer, _left(self._deadline))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - as above
+    ) -> httpcore.NetworkStream:
+        stream = self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline))
+        return _TimedStream(stream, deadline=self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds up to a deadline.
+
+    Raises:
+        httpcore.ReadTimeout: If it has passed.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("the time for the image is up")
+    return left
 
 
 def _matches(pattern: str, target: _Target) -> bool:

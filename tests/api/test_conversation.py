@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from api.intake.conversation import names_urls
+from api.schemas.infer import InferRequest
 from grit_core.images import data_url
 from tests.api.conftest import MODEL, Team, png
 
@@ -27,6 +29,25 @@ def test_images_that_are_too_many_pixels_together_are_refused(team: Team) -> Non
     status, faults = ask(team, prompt="?", images=[large] * 3)
     assert (status, faults) == (422, [("request_too_large", "/images")])
     assert ask(team, prompt="?", images=[large] * 2)[1] == []
+
+
+def test_images_beyond_the_bound_of_all_together_are_not_decoded(team: Team) -> None:
+    large = png(4500)
+    cut = data_url(large[:-2000])
+    assert ask(team, prompt="?", images=[cut])[1] == [("image_corrupt", "/images/0")]
+    both = [data_url(large)] * 2
+    assert ask(team, prompt="?", images=[*both, cut])[1] == [("request_too_large", "/images")]
+
+
+def test_urls_are_told_from_images_that_came_along() -> None:
+    def named(**fields: Any) -> bool:
+        return names_urls(InferRequest.model_validate({"model": MODEL, **fields}))
+
+    here, there = data_url(png()), "https://images.example.com/a.png"
+    assert not named(prompt="?", images=[here])
+    assert named(prompt="?", images=[here, there])
+    assert not named(**turn(image(here)))
+    assert named(**turn(image(here), image(there)))
 
 
 def test_too_many_images_are_refused_before_any_is_looked_at(team: Team) -> None:
