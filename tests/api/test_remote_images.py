@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from api.app import create_app
+from api.intake.conversation import Conversation
 from api.intake.remote_images import ImageNotFetched, RemoteImages, is_public, public_addresses
-from tests.api.conftest import Team, png
+from api.schemas.infer import InferRequest
+from grit_core.images import data_url
+from store.settings import Settings
+from tests.api.conftest import MODEL, Team, png
 
 HOST = "images.example.com"
 
@@ -252,7 +258,7 @@ def test_redirects_and_other_answers_are_no_image(status: int) -> None:
 
 
 def test_a_body_beyond_the_bound_is_not_read_to_its_end() -> None:
-    sent = []
+    sent: list[int] = []
 
     def endless(request: Handler) -> None:
         request.send_response(200)
@@ -330,3 +336,35 @@ def test_without_a_list_nothing_is_fetched_and_the_answer_says_so(team: Team) ->
     (fault,) = answer.json()["errors"]
     assert (fault["code"], fault["pointer"]) == ("image_url_not_allowed", "/images/0")
     assert "data URLs" in fault["detail"]
+
+
+def test_a_fetched_image_takes_its_place_in_the_conversation() -> None:
+    with serving(with_image) as server:
+        url = f"http://{HOST}:{server.port}/a.png"
+        body = InferRequest.model_validate({"model": "tiny", "prompt": "?", "images": [url]})
+        (message,) = Conversation(body, remote=remote(server)).messages()
+    assert message["content"][0] == {"type": "image_url", "image_url": {"url": data_url(png())}}
+
+
+def test_a_listed_host_that_leads_inside_is_named_in_the_answer(
+    settings: Settings, team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = []
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        resolved.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    with serving(with_image) as server:
+        listed = {"remote_image_hosts": [f"http://{HOST}:{server.port}"]}
+        with TestClient(create_app(settings.model_copy(update=listed))) as client:
+            monkeypatch.setattr(socket, "getaddrinfo", resolve)
+            body = {
+                "model": MODEL,
+                "prompt": "?",
+                "images": [f"http://{HOST}:{server.port}/a.png", "https://other.example.com/"],
+            }
+            answer = Team(client, team.name, team.token).post("/infer", json=body)
+        assert (answer.status_code, server.connections, resolved) == (422, 0, [HOST])
+    faults = [(fault["code"], fault["pointer"]) for fault in answer.json()["errors"]]
+    assert faults == [("image_url_not_allowed", f"/images/{index}") for index in range(2)]
