@@ -145,7 +145,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--curve-rounds", type=int, default=2)
     parser.add_argument("--adapters", type=int, default=NUM_ADAPTERS)
     parser.add_argument("--tokens", type=int, default=24)
