@@ -34,7 +34,13 @@ def stream_tar(objects: Objects, prefix: str, manifest: Manifest, *, root: str) 
 
 
 def vllm_tar(
-    objects: Objects, prefix: str, inventory: ModelInventory, *, root: str, language_only: bool
+    objects: Objects,
+    prefix: str,
+    inventory: ModelInventory,
+    *,
+    root: str,
+    language_only: bool,
+    tower_connector: bool,
 ) -> Iterator[bytes]:
     """Write an adapter as vLLM reads it and return the tar of that folder, in pieces.
 
@@ -43,7 +49,8 @@ def vllm_tar(
         prefix: Under which.
         inventory: Of its base model.
         root: Folder within the tar.
-        language_only: Leave out layers that vLLM does not serve.
+        language_only: Leave out layers that vLLM does not serve by itself.
+        tower_connector: Take them all the same.
 
     An adapter that vLLM cannot serve raises `AdapterInvalid`, before the first piece.
     """
@@ -58,6 +65,8 @@ def vllm_tar(
             header=header,
             language_layers=language,
             language_only=language_only,
+            tower_connector=tower_connector,
+            max_bytes=MAX_ADAPTER_BYTES,
         )
         file = failing.enter_context(tempfile.TemporaryFile())
         with tarfile.open(fileobj=file, mode="w") as archive:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from grit_core.errors import AdapterConfigInvalid, AdapterInvalid, AdapterMismatch
 from grit_core.inventory import ModelInventory
+from grit_core.safetensors_file import Tensor
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -111,6 +112,11 @@ class AdapterTensors:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """By name, in the order of the file."""
         return {key: tensor.shape for key, tensor in self._tensors.items()}
+
+    def tensor(self, key: str) -> Tensor:
+        """Return a matrix as it may be written again."""
+        found = self._tensors[key]
+        return Tensor(dtype=found.dtype, shape=found.shape, read=lambda: self.read(key)[1])
 
     def read(self, key: str) -> tuple[str, NDArray[Any]]:
         """Return a matrix and its safetensors type; bfloat16 as its bits, in uint16."""

@@ -39,7 +39,9 @@ def write_plain_adapter(
     """
     target.mkdir(parents=True)
     tensors = AdapterTensors(source)
-    sha256 = write_safetensors(target / WEIGHTS, {key: tensors.read(key) for key in tensors.shapes})
+    sha256 = write_safetensors(
+        target / WEIGHTS, {key: tensors.tensor(key) for key in tensors.shapes}
+    )
     config = _config(header, base_model_name=base_model_name, modules=modules)
     (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return sha256

@@ -6,8 +6,9 @@ takes certain values. So every layer is padded with zeros to one of those, which
 and its scale is multiplied into B, so that alpha / r is 1 everywhere. Plain PEFT loads the folder
 with the same function.
 
-vLLM's LoRA adapts the language model: layers of the vision tower or the connector would be left out
-with a warning at most, which is another adapter than was trained.
+Unless told otherwise, vLLM's LoRA adapts the language model and leaves layers of the vision tower
+and the connector out with a warning, which is another adapter than was trained. Recent versions
+adapt those too, of some models, when started with `--enable-tower-connector-lora`.
 """
 
 import json
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from grit_core.adapter_folder import CONFIG, WEIGHTS, AdapterHeader, AdapterLayer, AdapterTensors
 from grit_core.errors import AdapterInvalid
-from grit_core.safetensors_file import write_safetensors
+from grit_core.safetensors_file import Tensor, write_safetensors
 
 RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` (vllm/config/lora.py)."""
@@ -33,6 +34,8 @@ def write_vllm_layout(
     header: AdapterHeader,
     language_layers: Collection[str],
     language_only: bool = False,
+    tower_connector: bool = False,
+    max_bytes: int = 4 * 1024**3,
 ) -> int:
     """Write the folder.
 
@@ -42,19 +45,25 @@ def write_vllm_layout(
         header: Of `source`.
         language_layers: Names of the base model's layers that are its language model's.
         language_only: Leave all other layers out, which changes what the adapter does.
+        tower_connector: Take all layers, for a vLLM that was told to adapt them all.
+        max_bytes: Largest file of weights; padding can make it many times as large as it was.
 
     Returns:
         The rank, for `--max-lora-rank`.
 
     Raises:
-        AdapterInvalid: There are other layers and they may not be left out, or a rank is too large.
+        AdapterInvalid: There are other layers and nobody said what becomes of them, or a rank or
+            the file is too large.
     """
-    others = [name for name in header.layers if name not in language_layers]
-    layers = {name: layer for name, layer in header.layers.items() if name in language_layers}
-    if others and not language_only:
+    layers = dict(header.layers)
+    others = [name for name in layers if name not in language_layers]
+    if others and language_only:
+        layers = {name: layer for name, layer in layers.items() if name in language_layers}
+    elif others and not tower_connector:
         raise AdapterInvalid(
             f"The adapter has {len(others)} layers outside of the language model, {others[0]} among"
-            " them, and vLLM serves none of those. Serve it here, or ask for language_only=true to"
+            " them, which vLLM leaves out by itself. Serve it here; or ask for tower_connector=true"
+            " if your vLLM runs with --enable-tower-connector-lora; or for language_only=true to"
             " leave them out, which changes its answers."
         )
     if not layers:
@@ -65,11 +74,17 @@ def write_vllm_layout(
         raise AdapterInvalid(
             f"The adapter has rank {largest}; vLLM serves at most {RANKS[-1]}. Compress it first."
         )
-    target.mkdir(parents=True)
     tensors = AdapterTensors(source)
-    padded: dict[str, tuple[str, NDArray[Any]]] = {}
+    padded: dict[str, Tensor] = {}
     for name, layer in layers.items():
         padded |= _padded(tensors, name, layer, rank)
+    num_bytes = sum(tensor.num_bytes for tensor in padded.values())
+    if num_bytes > max_bytes:
+        raise AdapterInvalid(
+            f"All layers at rank {rank} have {num_bytes} bytes; at most {max_bytes} are written."
+            " Compress the adapter to a smaller largest rank first."
+        )
+    target.mkdir(parents=True)
     write_safetensors(target / WEIGHTS, padded)
     (target / CONFIG).write_text(json.dumps(_config(header, layers, rank), indent=2) + "\n")
     return rank
@@ -77,18 +92,31 @@ def write_vllm_layout(
 
 def _padded(
     tensors: AdapterTensors, name: str, layer: AdapterLayer, rank: int
-) -> dict[str, tuple[str, NDArray[Any]]]:
-    """A and B of one layer with zeros up to `rank`, the scale in B; with safetensors' types."""
-    key = f"base_model.model.{name}"
-    a_type, a = tensors.read(f"{key}.lora_A.weight")
-    b_type, b = tensors.read(f"{key}.lora_B.weight")
-    if layer.scale != 1:
-        # In half precision a scale that is no power of two would round B once more.
-        b_type, b = "F32", as_float32(b_type, b) * np.float32(layer.scale)
+) -> dict[str, Tensor]:
+    """A and B of one layer with zeros up to `rank`, and the scale in B."""
+    key_a, key_b = (f"base_model.model.{name}.lora_{side}.weight" for side in "AB")
     more = rank - layer.rank
+    b_type = tensors.tensor(key_b).dtype
+
+    def read_a() -> NDArray[Any]:
+        return np.pad(tensors.read(key_a)[1], ((0, more), (0, 0)))
+
+    def read_b() -> NDArray[Any]:
+        values = tensors.read(key_b)[1]
+        if layer.scale != 1:
+            values = as_float32(b_type, values) * np.float32(layer.scale)
+        return np.pad(values, ((0, 0), (0, more)))
+
     return {
-        f"{key}.lora_A.weight": (a_type, np.pad(a, ((0, more), (0, 0)))),
-        f"{key}.lora_B.weight": (b_type, np.pad(b, ((0, 0), (0, more)))),
+        key_a: Tensor(
+            dtype=tensors.tensor(key_a).dtype, shape=(rank, layer.in_features), read=read_a
+        ),
+        key_b: Tensor(
+            # In half precision a scale that is no power of two would round B once more.
+            dtype=b_type if layer.scale == 1 else "F32",
+            shape=(layer.out_features, rank),
+            read=read_b,
+        ),
     }
 
 

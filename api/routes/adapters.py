@@ -12,6 +12,7 @@ from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.downloads import stream_tar, vllm_tar
+from api.errors import InvalidRequest, Item
 from api.intake.adapters import MAX_FILES, adapter_of, import_adapter, max_upload_bytes
 from api.intake.upload import receive_form
 from api.pagination import Cursor, Limit
@@ -137,7 +138,13 @@ def read_adapter(adapter_id: str, caller: CallerDep, services: ServicesDep) -> A
             "description": "A tar of the folder, for `PeftModel.from_pretrained` or vLLM.",
             "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **problems("not_found", "adapter_invalid", "object_missing", "object_corrupt"),
+        **problems(
+            "not_found",
+            "request_invalid",
+            "adapter_invalid",
+            "object_missing",
+            "object_corrupt",
+        ),
     },
 )
 @requires(Scope.READ)
@@ -147,13 +154,18 @@ def download_adapter(
     services: ServicesDep,
     layout: Annotated[Literal["peft", "vllm"], Query()] = "peft",
     language_only: Annotated[bool, Query()] = False,  # noqa: FBT002 - a query parameter
+    tower_connector: Annotated[bool, Query()] = False,  # noqa: FBT002 - a query parameter
 ) -> StreamingResponse:
     """Download an adapter's folder as an uncompressed tar.
 
     `layout=peft` is the folder as it is stored. `layout=vllm` has one rank and one scale for all
-    layers, as vLLM reads it, with the same function; layers outside of the language model, which
-    vLLM does not serve, are an error, unless `language_only=true` leaves them out.
+    layers, as vLLM reads it, with the same function. Layers outside of the language model are an
+    error, unless `tower_connector=true` takes them, for a vLLM that runs with
+    `--enable-tower-connector-lora`, or `language_only=true` leaves them out.
     """
+    if language_only and tower_connector:
+        detail = "language_only leaves out what tower_connector takes; send one of them."
+        raise InvalidRequest([Item(code="value_invalid", detail=detail, parameter="language_only")])
     with transaction(services.engine, read_only=True) as session:
         adapter = adapters.get_adapter(session, adapter_id, team=caller.team)
         known = base_models.get(session, adapter.model).inventory if layout == "vllm" else None
@@ -165,6 +177,7 @@ def download_adapter(
             inventory,
             root=adapter.id,
             language_only=language_only,
+            tower_connector=tower_connector,
         )
     else:
         manifest = services.objects.read_manifest(adapter.prefix)

@@ -78,6 +78,7 @@ class AdapterCalls(Calls):
         *,
         layout: str = "peft",
         language_only: bool = False,
+        tower_connector: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Path:
         """`GET /adapters/{id}/download`: fetch a PEFT folder that any PEFT program can load.
@@ -89,6 +90,7 @@ class AdapterCalls(Calls):
             folder: Where to put it; it must not exist, or be empty.
             layout: `peft`, or `vllm` for a folder that vLLM serves too: one rank, one scale.
             language_only: For vLLM, leave out layers outside of the language model.
+            tower_connector: Take those layers too, for a vLLM that adapts them.
             on_progress: Called with the bytes received so far and in all (0 when unknown).
 
         Raises:
@@ -102,7 +104,9 @@ class AdapterCalls(Calls):
             archive, fresh = Path(scratch, "archive"), Path(scratch, "adapter")
             path = path_of("adapters", adapter, "download")
             if layout != "peft":
-                path += f"?layout={quote(layout)}&language_only={str(language_only).lower()}"
+                wanted = {"language_only": language_only, "tower_connector": tower_connector}
+                flags = "".join(f"&{name}=true" for name, given in wanted.items() if given)
+                path += f"?layout={quote(layout)}{flags}"
             self._fetch(path, archive, on_progress)
             unpack(archive, fresh)
             if target.exists():

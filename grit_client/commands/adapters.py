@@ -90,11 +90,22 @@ def download(
     language_only: Annotated[  # noqa: FBT002 - a flag of the command line
         bool, typer.Option("--language-only", help="For vLLM: leave out other modalities' layers.")
     ] = False,
+    tower_connector: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool,
+        typer.Option(
+            "--tower-connector",
+            help="For a vLLM that runs with --enable-tower-connector-lora: take them too.",
+        ),
+    ] = False,
 ) -> None:
     """Download an adapter as a folder that plain PEFT loads."""
     with session.client() as client:
         folder = client.download_adapter(
-            adapter, to or Path(adapter), layout=layout, language_only=language_only
+            adapter,
+            to or Path(adapter),
+            layout=layout,
+            language_only=language_only,
+            tower_connector=tower_connector,
         )
     answer = {"adapter": adapter, "folder": str(folder)}
     session.emit(answer, lambda: f"Adapter {adapter} is in {folder}")

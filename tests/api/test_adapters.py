@@ -137,6 +137,10 @@ def test_layers_that_vllm_does_not_serve_are_left_out_only_on_request(
     taken = team.get(f"/adapters/{adapter}/download?layout=vllm&language_only=true")
     assert taken.status_code == 200
     assert VISION_LAYER.encode() not in taken.content
+    every = team.get(f"/adapters/{adapter}/download?layout=vllm&tower_connector=true")
+    assert VISION_LAYER.encode() in every.content
+    both = team.get(f"/adapters/{adapter}/download?language_only=true&tower_connector=true")
+    assert (both.status_code, both.json()["errors"][0]["parameter"]) == (422, "language_only")
     assert team.get(f"/adapters/{adapter}/download?layout=gguf").status_code == 422
 
 

@@ -217,6 +217,19 @@ def test_an_adapter_of_a_folder_or_an_archive_is_imported_once(
     assert (folder / WEIGHTS).read_bytes() == (saved / WEIGHTS).read_bytes()
 
 
+def test_the_command_line_writes_a_folder_for_vllm(
+    grit: Callable[..., Ran], client: GritClient, saved: Path, tmp_path: Path
+) -> None:
+    adapter = client.import_adapter(saved, model=MODEL)["id"]
+    options = ("--layout", "vllm", "--to", tmp_path / "vllm")
+    done = grit("adapters", "download", adapter, *options, "--tower-connector")
+    assert done.code == 0, done.err
+    config = json.loads((tmp_path / "vllm" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (8, 8)
+    both = ("--language-only", "--tower-connector", "--to", tmp_path / "both")
+    assert "language_only" in grit("adapters", "download", adapter, *options[:2], *both).err
+
+
 def test_a_folder_that_is_no_adapter_is_not_sent(client: GritClient, saved: Path) -> None:
     (saved / WEIGHTS).unlink()
     with pytest.raises(InvalidInput, match=WEIGHTS):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from grit_core.safetensors_file import write_safetensors
+from grit_core.safetensors_file import Tensor, write_safetensors
 
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -22,9 +22,10 @@ def test_the_file_is_the_one_that_the_library_writes(tmp_path, dtypes):
         for name in ("b", "a", "c")
     }
     given = {
-        name: (
-            TYPES[tensor.dtype],
-            (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy(),
+        name: Tensor(
+            dtype=TYPES[tensor.dtype],
+            shape=tuple(tensor.shape),
+            read=(tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy,
         )
         for name, tensor in tensors.items()
     }
@@ -32,3 +33,9 @@ def test_the_file_is_the_one_that_the_library_writes(tmp_path, dtypes):
     expected = save(tensors, metadata={"format": "pt"})
     assert (tmp_path / "file").read_bytes() == expected
     assert sha256 == hashlib.sha256(expected).hexdigest()
+
+
+def test_numbers_that_do_not_fill_their_place_are_an_error(tmp_path):
+    tensor = Tensor(dtype="F32", shape=(3, 5), read=torch.zeros(3, 4).numpy)
+    with pytest.raises(ValueError, match="48 bytes, not 60"):
+        write_safetensors(tmp_path / "file", {"a": tensor})

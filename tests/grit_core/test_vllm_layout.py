@@ -112,6 +112,10 @@ def test_layers_that_vllm_does_not_serve_are_left_out_only_on_request(base, tmp_
     tensors = load_file(tmp_path / "vllm" / "adapter_model.safetensors")
     assert tensors
     assert all("text_model" in name for name in tensors)
+    write_vllm_layout(tmp_path / "adapter", tmp_path / "all", **options, tower_connector=True)
+    tensors = load_file(tmp_path / "all" / "adapter_model.safetensors")
+    assert len(tensors) == 2 * len(header.layers)
+    assert any("vision_model" in name for name in tensors)
 
 
 def test_an_adapter_of_the_vision_tower_alone_or_of_a_rank_too_large_is_refused(base, tmp_path):
@@ -130,3 +134,12 @@ def test_an_adapter_of_the_vision_tower_alone_or_of_a_rank_too_large_is_refused(
         write_vllm_layout(
             tmp_path / "large", tmp_path / "two", header=header, language_layers=layers
         )
+
+
+def test_a_file_that_padding_would_make_too_large_is_refused_before_it_is_written(base, tmp_path):
+    header = adapter(base, tmp_path / "adapter", r=1, rank_pattern={LAST: 300})
+    options = {"header": header, "language_layers": language_layers(base)}
+    small = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
+    with pytest.raises(AdapterInvalid, match=r"rank 320 .* at most"):
+        write_vllm_layout(tmp_path / "adapter", tmp_path / "vllm", **options, max_bytes=3 * small)
+    assert not (tmp_path / "vllm").exists()
