@@ -10,7 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
-from grit_core.adapter_folder import CONFIG, WEIGHTS, AdapterHeader, AdapterTensors
+from grit_core.adapter_folder import WEIGHTS, AdapterHeader, AdapterTensors
+from grit_core.adapter_settings import CONFIG
 from grit_core.safetensors_file import write_safetensors
 
 _PREFIX: Final = "base_model.model."

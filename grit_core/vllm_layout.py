@@ -19,7 +19,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from grit_core.adapter_folder import CONFIG, WEIGHTS, AdapterHeader, AdapterLayer, AdapterTensors
+from grit_core.adapter_folder import WEIGHTS, AdapterHeader, AdapterLayer, AdapterTensors
+from grit_core.adapter_settings import CONFIG
 from grit_core.errors import AdapterInvalid
 from grit_core.safetensors_file import Tensor, write_safetensors
 

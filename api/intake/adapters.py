@@ -17,14 +17,8 @@ from api.errors import InvalidRequest, Item, Problem
 from api.intake.archives import BROKEN, Archive, BrokenArchive, open_archive
 from api.intake.upload import copy_upload, name_of, refuse_filename, text_of
 from api.services import Services
-from grit_core.adapter_folder import (
-    CONFIG,
-    MAX_CONFIG_BYTES,
-    WEIGHTS,
-    AdapterHeader,
-    check_against,
-    read_adapter_folder,
-)
+from grit_core.adapter_folder import WEIGHTS, AdapterHeader, check_against, read_adapter_folder
+from grit_core.adapter_settings import CONFIG, MAX_CONFIG_BYTES
 from grit_core.inventory import ModelInventory
 from grit_core.plain_adapter import write_plain_adapter
 from store import adapters, base_models

@@ -184,7 +184,7 @@ def test_settings_in_which_a_key_comes_twice_are_refused(copy):
 
 
 def test_patterns_times_layers_are_bounded(copy, monkeypatch):
-    monkeypatch.setattr("grit_core.adapter_folder._MAX_LOOKUPS", 11)
+    monkeypatch.setattr("grit_core.adapter_settings._MAX_LOOKUPS", 11)
     change_config(copy, rank_pattern={"one": 4})
     assert read(copy).layers
     change_config(copy, alpha_pattern={"one": 4, "two": 4})
