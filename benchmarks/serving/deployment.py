@@ -149,6 +149,20 @@ class Deployment:
         except psutil.Error:
             return None
 
+    def descriptors(self, name: str) -> dict[str, int]:
+        """What a process has open, by kind: `socket`, `database`, `other`."""
+        pid = self.pid(name)
+        found = dict.fromkeys(("socket", "database", "other"), 0)
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = str(link.readlink())
+            except OSError:
+                continue  # closed since it was listed
+            is_database = Path(target).name.startswith("grit.db")
+            kind = "socket" if target.startswith("socket:") else "other"
+            found["database" if is_database else kind] += 1
+        return found
+
     def mailbox_keys(self) -> dict[str, str]:
         """What the broker keeps of inference: type, length and time to live by key."""
         found = {}

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -14,6 +14,11 @@ ALLOWED_SHARE: Final = 0.10
 ALLOWED_BYTES: Final = 24 * MEGABYTE
 """Memory may grow by the larger of the two between the windows: allocators keep what was freed."""
 ALLOWED_DESCRIPTORS: Final = 8
+"""Of kinds that are not pooled."""
+REQUEST_THREADS: Final = 40
+"""Of the API and of each worker at most: each may keep a connection to broker and database."""
+DATABASE_FILES: Final = 3
+"""The database, its log and its index: of one connection at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +88,27 @@ def growth(samples: Sequence[Sample], *, warm_seconds: float) -> dict[str, Any] 
         "seconds_between": last[0].at_seconds - first[0].at_seconds,
         "grew": after - before > max(ALLOWED_SHARE * before, ALLOWED_BYTES),
     }
+
+
+def open_too_many(
+    before: Mapping[str, int], after: Mapping[str, int], *, num_callers: int
+) -> list[str]:
+    """Say which kinds of descriptors are more than they may be.
+
+    Connections are pooled: their number is the largest that was needed at once, which grows towards
+    a bound for as long as larger coincidences come. Everything else must be as it was.
+
+    Args:
+        before: By kind, at rest before.
+        after: By kind, at rest after.
+        num_callers: Most callers at once; each that waits has a connection to the broker.
+    """
+    bounds = {
+        "socket": num_callers + 2 * REQUEST_THREADS,
+        "database": DATABASE_FILES * REQUEST_THREADS,
+    }
+    return [
+        f"{kind} descriptors: {number} at rest, {before[kind]} before"
+        for kind, number in after.items()
+        if number > before[kind] + ALLOWED_DESCRIPTORS and number > bounds.get(kind, 0)
+    ]

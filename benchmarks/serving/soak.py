@@ -39,7 +39,7 @@ from benchmarks.serving.deployment import (
     running_service,
     wait_until,
 )
-from benchmarks.serving.leaks import ALLOWED_DESCRIPTORS, Watch, growth
+from benchmarks.serving.leaks import Watch, growth, open_too_many
 from benchmarks.serving.load import new_client
 from benchmarks.serving.questions import (
     Question,
@@ -257,6 +257,7 @@ def at_rest(deployment: Deployment) -> dict[str, Any]:
     usages = {name: deployment.usage(name) for name in WATCHED}
     return {
         "usage": {name: dataclasses.asdict(one) for name, one in usages.items() if one},
+        "descriptors": {name: deployment.descriptors(name) for name in WATCHED},
         "mailbox": dict(Counter(key.split(":")[2] for key in deployment.mailbox_keys())),
         "waiting": _waiting(deployment),
     }
@@ -289,11 +290,13 @@ def verdict(
         first, last = (part["usage"].get(name) for part in (before, after))
         if first is None or last is None:
             faults.append(f"{name} does not run")
-        elif last["num_descriptors"] > first["num_descriptors"] + ALLOWED_DESCRIPTORS:
-            faults.append(
-                f"{name} holds {last['num_descriptors']} descriptors at rest and held"
-                f" {first['num_descriptors']}"
-            )
+            continue
+        opened = open_too_many(
+            before["descriptors"][name],
+            after["descriptors"][name],
+            num_callers=plan.crowd_size + plan.num_callers,
+        )
+        faults.extend(f"{name}, {words}" for words in opened)
     faults.extend(f"left in the mailbox: {key}" for key in after["waiting"])
     return leaks, faults
 
