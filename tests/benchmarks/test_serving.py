@@ -23,7 +23,7 @@ from benchmarks.serving.adapters import (
 from benchmarks.serving.bases import DIGITS, write_merged
 from benchmarks.serving.deployment import Usage
 from benchmarks.serving.exactness import compare, digits_rows, merged_in
-from benchmarks.serving.leaks import Sample, growth
+from benchmarks.serving.leaks import Sample, growth, open_too_many
 from benchmarks.serving.memory import slope, zipf
 from benchmarks.serving.peers import Peer
 from benchmarks.serving.prompts import Prompt, image_prompt, text_prompt
@@ -269,6 +269,14 @@ def test_only_the_last_life_of_a_process_counts():
     ]
     assert growth([*first, *last], warm_seconds=5)["grew"] is False
     assert growth(last[:6], warm_seconds=5) is None
+
+
+def test_pooled_descriptors_may_grow_to_their_bound_and_others_not_at_all():
+    before = {"socket": 50, "database": 20, "other": 24}
+    pooled = {"socket": 85, "database": 100, "other": 26}
+    assert not open_too_many(before, pooled, num_callers=10)
+    assert open_too_many(before, {**pooled, "socket": 91}, num_callers=10)
+    assert open_too_many(before, {**pooled, "other": 33}, num_callers=10)
 
 
 def test_an_answer_that_is_not_the_recorded_one_is_a_violation():
