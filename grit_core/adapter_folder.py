@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from grit_core.adapter_settings import (
     CONFIG,
-    by_layer,
+    ByLayer,
     parse_json,
     read_settings,
-    refuse_long_lookup,
     shown,
 )
 from grit_core.errors import AdapterConfigInvalid, AdapterInvalid, AdapterMismatch
@@ -126,13 +125,13 @@ def read_adapter_folder(folder: Path, *, max_rank: int, max_bytes: int) -> Adapt
     if size > max_bytes:
         raise AdapterInvalid(f"{WEIGHTS} has {size} bytes; at most {max_bytes} are allowed.")
     tensors = AdapterTensors(folder)
-    ranks = by_layer(config.get("rank_pattern"), config["r"])
-    alphas = by_layer(config.get("alpha_pattern"), config["lora_alpha"])
+    ranks = ByLayer(config.get("rank_pattern"), config["r"])
+    alphas = ByLayer(config.get("alpha_pattern"), config["lora_alpha"])
     rooted = bool(config.get("use_rslora"))
     layers = {}
     pairs = _pairs(tensors.shapes)
-    for name in ("rank_pattern", "alpha_pattern"):
-        refuse_long_lookup(name, config.get(name), num_layers=len(pairs))
+    ranks.refuse_long_lookup("rank_pattern", num_layers=len(pairs))
+    alphas.refuse_long_lookup("alpha_pattern", num_layers=len(pairs))
     for name, (a, b) in pairs.items():
         rank = _rank(name, a, b, expected=ranks(name), max_rank=max_rank)
         alpha = alphas(name)

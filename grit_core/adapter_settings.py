@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,10 +36,11 @@ PLAIN_VALUES: Final[dict[str, tuple[object, ...]]] = {
 }
 """Settings that a plain LoRA adapter leaves out, empty or at one of these values."""
 
-_MAX_LOOKUPS: Final = 2_000_000
-"""Layers times patterns: far more than a model has, and still seconds at most."""
+MAX_LOOKUPS: Final = 1_000_000
+"""Layers times patterns with bare dots: more than a model has, and still seconds at most."""
 _LITERAL: Final = re.compile(r"\^?(?:[\w.-]|\\[.\-])+", re.ASCII)
 """Patterns of ranks and alphas are names, escaped or not: no repetition, nothing to run away."""
+_BARE_DOT: Final = re.compile(r"(?<!\\)\.")
 _AUTO_MAPPING: Final = {
     "base_model_class": re.compile(r"[A-Za-z_]\w{0,127}", re.ASCII),
     "parent_library": re.compile(r"transformers(\.\w{1,64}){0,8}", re.ASCII),
@@ -126,27 +128,69 @@ def _check_pattern(name: str, patterns: object) -> None:
             raise AdapterConfigInvalid(f"{CONFIG} has {name}[{key}] {shown(value)}; it is above 0.")
 
 
-def by_layer(patterns: Mapping[str, float] | None, common: float) -> Callable[[str], float]:
-    """Look values up as PEFT does: by the first pattern that a layer's name ends with."""
-    compiled = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in (patterns or {}).items()]
+class ByLayer:
+    r"""The values of single layers, as PEFT looks them up: by the first key that a name ends with.
 
-    def value_of(name: str) -> float:
-        return next((value for pattern, value in compiled if pattern.match(name)), common)
-
-    return value_of
-
-
-def refuse_long_lookup(name: str, patterns: Mapping[str, float] | None, *, num_layers: int) -> None:
-    """Bound the time of `by_layer`.
-
-    Raises:
-        AdapterConfigInvalid: There are too many patterns for so many layers.
+    PEFT searches for `(.*\.)?(key)$`, which takes minutes for keys that were made for it. A key
+    stands for names of one length, so its place in a name is known before anything is compared.
     """
-    if patterns is not None and len(patterns) * num_layers > _MAX_LOOKUPS:
-        raise AdapterConfigInvalid(
-            f"{CONFIG} has {len(patterns)} patterns in {name} for {num_layers} layers; at most"
-            f" {_MAX_LOOKUPS // num_layers} are read. Name each layer once."
-        )
+
+    def __init__(self, patterns: Mapping[str, float] | None, common: float) -> None:
+        """Take `patterns` that have been checked, and the value of all other layers."""
+        self._common = common
+        self._whole: dict[str, tuple[int, float]] = {}
+        self._endings: dict[str, tuple[int, float]] = {}
+        self._loose: list[tuple[int, float, _LooseKey]] = []
+        for place, (key, value) in enumerate((patterns or {}).items()):
+            anchored = key.startswith("^")
+            parts = [part.replace("\\", "") for part in _BARE_DOT.split(key.removeprefix("^"))]
+            if len(parts) > 1:
+                self._loose.append((place, value, _LooseKey(parts, anchored=anchored)))
+            else:
+                exact = self._whole if anchored else self._endings
+                exact.setdefault(parts[0], (place, value))
+
+    def __call__(self, name: str) -> float:
+        """Return a layer's value."""
+        endings = [name, *(name[dot + 1 :] for dot, sign in enumerate(name) if sign == ".")]
+        found = [self._endings[ending] for ending in endings if ending in self._endings]
+        if name in self._whole:
+            found.append(self._whole[name])
+        loose = ((place, value) for place, value, key in self._loose if key.fits(name))
+        found.extend(islice(loose, 1))
+        return min(found)[1] if found else self._common
+
+    def refuse_long_lookup(self, name: str, *, num_layers: int) -> None:
+        """Bound the time that all layers take.
+
+        Raises:
+            AdapterConfigInvalid: There are too many patterns for so many layers.
+        """
+        if len(self._loose) * num_layers > MAX_LOOKUPS:
+            raise AdapterConfigInvalid(
+                f"{CONFIG} has {len(self._loose)} patterns with bare dots in {name} for"
+                f" {num_layers} layers; at most {MAX_LOOKUPS // num_layers} are read. Write dots as"
+                r" \. and name each layer once."
+            )
+
+
+class _LooseKey:
+    """A key with bare dots, each of which stands for any one character."""
+
+    def __init__(self, parts: Sequence[str], *, anchored: bool) -> None:
+        """Take what is between the dots."""
+        ends = list(accumulate(len(part) + 1 for part in parts))
+        self._length = ends[-1] - 1
+        starts = [end - 1 - len(part) for end, part in zip(ends, parts, strict=True)]
+        self._parts = [pair for pair in zip(starts, parts, strict=True) if pair[1]]
+        self._anchored = anchored
+
+    def fits(self, name: str) -> bool:
+        """Tell whether a name is of this kind, or ends so after a dot."""
+        start = len(name) - self._length
+        if start < 0 or (start > 0 and (self._anchored or name[start - 1] != ".")):
+            return False
+        return all(name.startswith(part, start + offset) for offset, part in self._parts)
 
 
 def parse_json(raw: bytes) -> Any:

@@ -184,10 +184,10 @@ def test_settings_in_which_a_key_comes_twice_are_refused(copy):
 
 
 def test_patterns_times_layers_are_bounded(copy, monkeypatch):
-    monkeypatch.setattr("grit_core.adapter_settings._MAX_LOOKUPS", 11)
-    change_config(copy, rank_pattern={"one": 4})
+    monkeypatch.setattr("grit_core.adapter_settings.MAX_LOOKUPS", 11)
+    change_config(copy, rank_pattern={r"o\.ne": 4, r"t\.wo": 4, "th.ree": 4})
     assert read(copy).layers
-    change_config(copy, alpha_pattern={"one": 4, "two": 4})
+    change_config(copy, alpha_pattern={"o.ne": 4, "t.wo": 4})
     with pytest.raises(AdapterConfigInvalid, match="at most 1 are read"):
         read(copy)
 
