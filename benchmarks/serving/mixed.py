@@ -5,7 +5,8 @@
 SmolVLM-256M's shape, sixteen adapters of rank 16 on all 210 linear layers of the text model, a row
 for each, a fixed number of new tokens, float32. All arms live in one process with the same number
 of threads and take turns. Tokens a second are those of decoding: prefill is left out on all sides.
-Every round has prompts of its own, so that nothing is answered from a cache.
+Every round has prompts of its own, so that nothing is answered from a cache. The same ratios in
+processor time stand beside: other programs of the machine change those less.
 
 - `merged`: one adapter in the weights, the same engine, the same number of rows (I1);
 - `merged_transformers`: the same weights under transformers' `generate`;
@@ -15,9 +16,10 @@ Every round has prompts of its own, so that nothing is answered from a cache.
 
 import argparse
 import gc
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,29 +98,44 @@ class Bench:
         return runs[arm]()
 
 
-def measure(bench: Bench, *, num_rounds: int) -> tuple[dict[str, list[Turn]], list[bool]]:
-    """All arms by turns: tokens a second, and whether ours wrote PEFT's tokens in each round."""
-    tokens: dict[tuple[str, int], list[list[int]]] = {}
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the rounds gave."""
+
+    turns: dict[str, list[Turn]]
+    """Tokens a second."""
+    cpu_turns: dict[str, list[Turn]]
+    """Tokens a second of processor time."""
+    same_tokens: list[bool]
+    """Whether ours wrote the tokens of PEFT's adapters, by round."""
+
+
+def measure(bench: Bench, *, num_rounds: int) -> Found:
+    """All arms by turns."""
+    runs: dict[str, list[Run]] = {name: [] for name in ("ours", *ARMS)}
 
     def arm(name: str) -> Callable[[int], float]:
         def once(number: int) -> float:
-            run = bench.run(name, bench.prompts(number + 1))
-            tokens[name, number] = run.tokens
-            return run.rate
+            runs[name].append(bench.run(name, bench.prompts(number + 1)))
+            return runs[name][-1].rate
 
         return once
 
-    for name in ("ours", *ARMS):
+    for name in runs:
         bench.run(name, bench.prompts(0))
-    turns = take_turns({n: arm(n) for n in ("ours", *ARMS)}, num_rounds=num_rounds, say=print)
+    turns = take_turns({name: arm(name) for name in runs}, num_rounds=num_rounds, say=print)
+    cpu_turns = {
+        name: [
+            replace(turn, value=run.cpu_rate)
+            for turn, run in zip(turns[name], runs[name], strict=True)
+        ]
+        for name in runs
+    }
     same = [
-        all(
-            mine[: len(theirs)] == theirs
-            for mine, theirs in zip(tokens["ours", n], tokens["peft_in_turn", n], strict=True)
-        )
-        for n in range(num_rounds)
+        all(m[: len(t)] == t for m, t in zip(mine.tokens, theirs.tokens, strict=True))
+        for mine, theirs in zip(runs["ours"], runs["peft_in_turn"], strict=True)
     ]
-    return turns, same
+    return Found(turns=turns, cpu_turns=cpu_turns, same_tokens=same)
 
 
 def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
@@ -127,17 +144,19 @@ def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
 
 
 def curve(bench: Bench, *, num_rounds: int) -> list[dict[str, Any]]:
-    """Tokens a second by the number of adapters in the batch."""
+    """Tokens a second by the number of adapters in the batch; medians of the rounds."""
     found = []
     for number, num_rows in enumerate(n for n in BATCHES if n <= len(bench.adapters)):
-        rates: dict[str, list[float]] = {}
+        runs: dict[str, list[Run]] = {name: [] for name in ("ours", *ARMS)}
         for repeat in range(num_rounds):
             prompts = bench.prompts(1000 + 100 * number + repeat, num_rows=num_rows)
-            for name in ("ours", *ARMS)[:: 1 if repeat % 2 == 0 else -1]:
-                rates.setdefault(name, []).append(bench.run(name, prompts).rate)
-        medians = {name: sorted(all_)[len(all_) // 2] for name, all_ in rates.items()}
-        print(num_rows, medians)
-        found.append({"num_adapters": num_rows, "tokens_per_second": medians, "all": rates})
+            for name in list(runs)[:: 1 if repeat % 2 == 0 else -1]:
+                runs[name].append(bench.run(name, prompts))
+        rates = {n: statistics.median(run.rate for run in all_) for n, all_ in runs.items()}
+        cpu_rates = {n: statistics.median(r.cpu_rate for r in all_) for n, all_ in runs.items()}
+        print(num_rows, rates, cpu_rates)
+        point = {"tokens_per_second": rates, "tokens_per_cpu_second": cpu_rates}
+        found.append({"num_adapters": num_rows, **point})
     return found
 
 
@@ -146,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--curve-rounds", type=int, default=2)
+    parser.add_argument("--curve-rounds", type=int, default=1)
     parser.add_argument("--adapters", type=int, default=NUM_ADAPTERS)
     parser.add_argument("--tokens", type=int, default=24)
     options = parser.parse_args()
@@ -155,16 +174,18 @@ def main() -> None:
         bench = Bench.prepare(
             Path(folder), num_adapters=options.adapters, num_tokens=options.tokens
         )
-        turns, same = measure(bench, num_rounds=options.rounds)
-        found = ratios(turns)
-        for name, one in found.items():
+        measured = measure(bench, num_rounds=options.rounds)
+        found, cpu = ratios(measured.turns), ratios(measured.cpu_turns)
+        for name, one in [*found.items(), *((f"{n}, CPU", one) for n, one in cpu.items())]:
             print(f"ours / {name}: {one['median_ratio']:.2f} ({one['low']:.2f}, {one['high']:.2f})")
         result = {
             "options": vars(options),
             "rank": RANK,
             "ratios": found,
-            "same_tokens_as_peft": same,
-            "turns": to_json(turns),
+            "cpu_ratios": cpu,
+            "same_tokens_as_peft": measured.same_tokens,
+            "turns": to_json(measured.turns),
+            "cpu_turns": to_json(measured.cpu_turns),
             "curve": curve(bench, num_rounds=options.curve_rounds),
         }
         bench.engine.close()

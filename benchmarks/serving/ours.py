@@ -22,6 +22,8 @@ class Step:
 
     num_rows: int
     seconds: float
+    cpu_seconds: float
+    """Of all threads."""
 
 
 class ObservedEngine(GenerationEngine):
@@ -55,9 +57,11 @@ class ObservedEngine(GenerationEngine):
         ticket.choose = choose_and_tell
 
     def _step(self, batch: Batch) -> None:
-        num_rows, started = len(batch.tickets), time.perf_counter()
+        num_rows = len(batch.tickets)
+        started, cpu_started = time.perf_counter(), time.process_time()
         super()._step(batch)
-        self.steps.append(Step(num_rows=num_rows, seconds=time.perf_counter() - started))
+        spent, cpu_spent = time.perf_counter() - started, time.process_time() - cpu_started
+        self.steps.append(Step(num_rows=num_rows, seconds=spent, cpu_seconds=cpu_spent))
 
 
 def batch(
@@ -104,6 +108,7 @@ def batch(
     return Run(
         seconds=seconds,
         decode_seconds=sum(step.seconds for step in full),
+        decode_cpu_seconds=sum(step.cpu_seconds for step in full),
         num_decoded=sum(step.num_rows for step in full),
         tokens=[by_words[_ids(engine, source, prompt)].ids for prompt in prompts],
     )

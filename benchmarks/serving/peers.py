@@ -34,6 +34,8 @@ class Run:
     """From the first prompt to the last token."""
     decode_seconds: float
     """Without prefill: from each batch's first token to its last."""
+    decode_cpu_seconds: float
+    """Of all threads, for the same tokens: what other programs of the machine change less."""
     num_decoded: int
     """Tokens after the first of each row."""
     tokens: list[list[int]] = field(repr=False)
@@ -44,15 +46,21 @@ class Run:
         """Tokens a second while decoding."""
         return self.num_decoded / self.decode_seconds
 
+    @property
+    def cpu_rate(self) -> float:
+        """Tokens a second of processor time."""
+        return self.num_decoded / self.decode_cpu_seconds
+
 
 class _FirstToken(StoppingCriteria):
     """Notes when the first token was there; ends nothing."""
 
     def __init__(self) -> None:
-        self.at = 0.0
+        self.at = self.cpu_at = 0.0
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
-        self.at = self.at or time.perf_counter()
+        if not self.at:
+            self.at, self.cpu_at = time.perf_counter(), time.process_time()
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
@@ -110,10 +118,11 @@ class Peer:
         started = time.perf_counter()
         options = {} if names is None else {"adapter_names": list(names)}
         rows, first = self._generate(self.inputs(prompts), num_tokens, options)
-        ended = time.perf_counter()
+        ended, cpu_ended = time.perf_counter(), time.process_time()
         return Run(
             seconds=ended - started,
-            decode_seconds=ended - first,
+            decode_seconds=ended - first.at,
+            decode_cpu_seconds=cpu_ended - first.cpu_at,
             num_decoded=sum(len(row) - 1 for row in rows),
             tokens=rows,
         )
@@ -129,6 +138,7 @@ class Peer:
         return Run(
             seconds=time.perf_counter() - began,
             decode_seconds=sum(run.decode_seconds for run in runs),
+            decode_cpu_seconds=sum(run.decode_cpu_seconds for run in runs),
             num_decoded=sum(run.num_decoded for run in runs),
             tokens=[run.tokens[0] for run in runs],
         )
@@ -159,7 +169,7 @@ class Peer:
 
     def _generate(
         self, inputs: Mapping[str, Tensor], num_tokens: int, options: Mapping[str, Any]
-    ) -> tuple[list[list[int]], float]:
+    ) -> tuple[list[list[int]], _FirstToken]:
         watch = _FirstToken()
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -172,4 +182,4 @@ class Peer:
                 pad_token_id=self.encoder.pad_token_id,
                 stopping_criteria=StoppingCriteriaList([watch]),
             )
-        return output[:, inputs["input_ids"].shape[1] :].tolist(), watch.at
+        return output[:, inputs["input_ids"].shape[1] :].tolist(), watch

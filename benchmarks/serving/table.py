@@ -52,7 +52,7 @@ def ratio_rows(mixed: Result, activation: Result, first_token: Result) -> Iterat
 
 def _ratio(one: Result, digits: int = 2) -> str:
     median, low, high = (f"{one[key]:.{digits}f}" for key in ("median_ratio", "low", "high"))
-    return f"**{median}** ({low} to {high}), {one['num_pairs']} pairs"
+    return f"**{median}** ({low} to {high})"
 
 
 def exactness_rows(exactness: Result) -> Iterator[list[str]]:
