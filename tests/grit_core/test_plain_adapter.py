@@ -8,8 +8,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from grit_core.adapter_folder import read_adapter_folder
+from grit_core.adapter_folder import check_against, read_adapter_folder
+from grit_core.generation import AdapterSource, GenerationEngine, GenerationRequest
+from grit_core.models.inventory import build_inventory
+from grit_core.models.pretrained import load_base_model
 from grit_core.plain_adapter import write_plain_adapter
+from grit_core.records import parse_prompt
+from tests.tiny_models import tiny_vlm_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unable to fetch remote file:UserWarning")
 
@@ -90,3 +95,43 @@ def test_nothing_that_was_sent_is_kept_but_numbers(tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_model_answers_with_it_as_with_what_was_sent(tmp_path):
+    """Layers by a regex, own ranks and rsLoRA: what serving makes of the names and scales."""
+    model = str(tiny_vlm_folder(tmp_path / "models"))
+    torch.manual_seed(0)
+    options = {"target_modules": r".*\.(q_proj|fc1|proj)", "rank_pattern": {"fc1": 2}}
+    trained = get_peft_model(
+        load_base_model(model), LoraConfig(r=4, lora_alpha=6, use_rslora=True, **options)
+    )
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    trained.save_pretrained(tmp_path / "sent")
+    header = read_adapter_folder(tmp_path / "sent", max_rank=8, max_bytes=1 << 24)
+    inventory = build_inventory(model)
+    check_against(header, inventory)
+    write_plain_adapter(
+        tmp_path / "sent",
+        tmp_path / "own",
+        header=header,
+        base_model_name="tiny",
+        modules=[layer.name for layer in inventory.layers],
+    )
+    chat = parse_prompt([{"role": "user", "content": "hello there"}])
+    request = GenerationRequest(chat=chat, max_new_tokens=12)
+    engine = GenerationEngine()
+    try:
+        plain = engine.generate(model, request).text
+        sent, own = (
+            engine.generate(
+                model, request, adapter=AdapterSource(id=name, folder=tmp_path / name)
+            ).text
+            for name in ("sent", "own")
+        )
+    finally:
+        engine.close()
+    assert own == sent != plain
