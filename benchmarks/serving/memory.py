@@ -7,8 +7,8 @@ One service, one base model (the digits VLM with questions about images, or Smol
 with questions in words and adapters of rank 1, of which a thousand fit on a disk); adapters are
 added between the measurements. Requests come one after another, for adapters drawn by Zipf's law
 over all that are registered: the first is asked for twice as often as the second. No question comes
-twice, so that nothing but the number of adapters differs: with one adapter a repeated question
-would be answered from its keys. The slopes are those of a straight line through the logarithms.
+twice, and the caches of images and keys are small and full from the start, so that nothing but the
+number of adapters differs. The slopes are those of a straight line through the logarithms.
 """
 
 import argparse
@@ -35,6 +35,11 @@ from grit_core.generation import AdapterSource
 COUNTS: Final = (1, 10, 100, 1000)
 NUM_CONTENTS: Final = 32
 MAX_NEW_TOKENS: Final = 8
+SMALL_CACHES: Final = {
+    "GRIT_INFER_IMAGE_CACHE_BYTES": str(1024**2),
+    "GRIT_INFER_PREFIX_CACHE_BYTES": str(1024**2),
+}
+"""Full after some requests: by default they grow with every question, up to 256 MiB each."""
 DIGIT_FILES: Final = ("rotated-inverted-train", "upright-heldout", "rotated-inverted-heldout")
 
 
@@ -156,7 +161,7 @@ def main() -> None:
             num_contents=NUM_CONTENTS,
             rank=8 if is_digits else 1,
         )
-        with running_service(Path(folder)) as deployment:
+        with running_service(Path(folder), environment=SMALL_CACHES) as deployment:
             model = MODEL if is_digits else "smolvlm"
             if not is_digits:
                 deployment.register(source, model)
