@@ -10,7 +10,8 @@ What the hook of a layer adds depends on the route, which is set before the mode
 - one adapter for everything (`route_all`), or none: two matrix products of the adapter's own rank;
 - an adapter for each row (`route_rows`): the rows are brought into the order of the slots, padded
   to equally many for each slot, and two batched products serve all adapters at once. The adapters'
-  matrices are read once, where they are: there is no loop over adapters and nothing is gathered.
+  matrices are read once, where they are: there is no loop over adapters. Where few of the slots
+  that would be read are in use, those are gathered first, once for as long as the same rows go on.
 
 Shape suffixes: S slots, R rank of the tables, I layer inputs, O layer outputs, B rows of a batch,
 T tokens of a row, M most rows of one slot, P = slots in use times M.
@@ -19,7 +20,7 @@ T tokens of a row, M most rows of one slot, P = slots in use times M.
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from grit_core.errors import AdapterInvalid
 from grit_core.serving.adapter_weights import AdapterWeights
 
 SPARSE_SHARE = 0.5
-"""Below this share of slots in use among those read, adapters are served one after another."""
+"""Below this share of slots in use among those read, the used ones are gathered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,11 @@ class _Rows:
     """How the rows of a batch lie among the slots."""
 
     num_slots: int
-    """Slots 0 to this are read."""
+    """So many are read: the first ones, or those gathered."""
+    used_U: Tensor | None
+    """The slots to gather; none where they are read where they are."""
+    gathered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Their tables by layer, made when the layer is first reached."""
     gather_P: Tensor
     """The row that goes to each place; places to spare repeat one."""
     places_B: Tensor
@@ -50,10 +55,9 @@ class _Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Route:
-    """What the hooks add: nothing, one slot's adapter, that of groups of rows, or all slots'."""
+    """What the hooks add: nothing, one slot's adapter, or each row's own."""
 
     slot: int | None = None
-    groups: tuple[tuple[int, Tensor], ...] = ()
     rows: _Rows | None = None
 
 
@@ -99,7 +103,9 @@ class AdapterSlots:
         self._layers: dict[str, _Layer] = {}
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._uses = [0] * num_slots
-        self._route = _NOTHING
+        self._route = self._rows_route = _NOTHING
+        self._routed: list[int | None] = []
+        """The slots of the rows of `_rows_route`, which is kept while they and the tables stay."""
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -139,26 +145,24 @@ class AdapterSlots:
 
     def route_rows(self, slots: Sequence[int | None]) -> None:
         """From now on row i of the first dimension goes through the adapter of `slots[i]`."""
-        used = sorted({slot for slot in slots if slot is not None})
-        if len(used) <= 1 and None not in slots:
-            self._route = _Route(slot=used[0] if used else None)
-        elif used and len(used) < SPARSE_SHARE * (used[-1] + 1):
-            device = next(self._model.parameters()).device
-            self._route = _Route(
-                groups=tuple(
-                    (
-                        slot,
-                        torch.tensor([i for i, s in enumerate(slots) if s == slot], device=device),
-                    )
-                    for slot in used
-                )
-            )
-        elif used:
-            self._route = _Route(rows=self._rows_of(slots, num_slots=used[-1] + 1))
-        else:
-            self._route = _NOTHING
+        if list(slots) != self._routed:
+            self._routed, self._rows_route = list(slots), self._route_of(slots)
+        self._route = self._rows_route
 
-    def _rows_of(self, slots: Sequence[int | None], *, num_slots: int) -> _Rows:
+    def _route_of(self, slots: Sequence[int | None]) -> _Route:
+        used = sorted({slot for slot in slots if slot is not None})
+        if not used:
+            return _NOTHING
+        if len(used) == 1 and None not in slots:
+            return _Route(slot=used[0])
+        if len(used) < SPARSE_SHARE * (used[-1] + 1):
+            places = [None if slot is None else used.index(slot) for slot in slots]
+            return _Route(rows=self._rows_of(places, num_slots=len(used), used=used))
+        return _Route(rows=self._rows_of(slots, num_slots=used[-1] + 1))
+
+    def _rows_of(
+        self, slots: Sequence[int | None], *, num_slots: int, used: Sequence[int] | None = None
+    ) -> _Rows:
         members: list[list[int]] = [[] for _ in range(num_slots)]
         for row, slot in enumerate(slots):
             if slot is not None:
@@ -172,6 +176,7 @@ class AdapterSlots:
         device = next(self._model.parameters()).device
         return _Rows(
             num_slots=num_slots,
+            used_U=None if used is None else torch.tensor(used, device=device),
             gather_P=torch.tensor(gather, device=device),
             places_B=torch.tensor([places[row] for row in rows], device=device),
             rows_B=None if len(rows) == len(slots) else torch.tensor(rows, device=device),
@@ -195,6 +200,7 @@ class AdapterSlots:
     def _enter(self, adapter: AdapterWeights, slot: int) -> None:
         layers = {name: self._layer(name, adapter) for name in adapter.layers}
         self._refuse_too_large(adapter, layers)
+        self._forget_route()
         for name, weights in adapter.layers.items():
             layer, rank = layers[name], weights.rank
             layer.grow(_width(rank))
@@ -204,12 +210,17 @@ class AdapterSlots:
 
     @torch.inference_mode()
     def _leave(self, adapter_id: str) -> None:
+        self._forget_route()
         slot = self._slots.pop(adapter_id)
         for layer in self._layers.values():
             if layer.ranks[slot]:
                 layer.A_SIR[slot] = 0
                 layer.B_SRO[slot] = 0
                 layer.ranks[slot] = 0
+
+    def _forget_route(self) -> None:
+        """What was gathered is no longer what the tables say."""
+        self._rows_route, self._routed = _NOTHING, []
 
     def _layer(self, name: str, adapter: AdapterWeights) -> _Layer:
         """Return a layer's tables, made when the first adapter of it comes.
@@ -275,13 +286,7 @@ class AdapterSlots:
                 return output
             if route.rows is not None:
                 return _add_rows(layer, route.rows, inputs[0], output)
-            if route.slot is not None:
-                return _add_one(layer, route.slot, inputs[0], output)
-            for slot, rows in route.groups:
-                if layer.ranks[slot]:
-                    part = _one(layer, slot, inputs[0].index_select(0, rows))
-                    output.index_add_(0, rows, part)
-            return output
+            return output if route.slot is None else _add_one(layer, route.slot, inputs[0], output)
 
         return add_adapters
 
@@ -299,9 +304,10 @@ def _add_one(layer: _Layer, slot: int, x: Tensor, output: Tensor) -> Tensor:
 def _add_rows(layer: _Layer, rows: _Rows, x_BTI: Tensor, output_BTO: Tensor) -> Tensor:
     """Add to each row what its own adapter makes of it."""
     num_slots = rows.num_slots
+    A_SIR, B_SRO = _tables(layer, rows)
     x_PTI = x_BTI if rows.in_order else x_BTI.index_select(0, rows.gather_P)
-    z_STR = torch.bmm(x_PTI.reshape(num_slots, -1, x_PTI.shape[-1]), layer.A_SIR[:num_slots])
-    delta_STO = torch.bmm(z_STR, layer.B_SRO[:num_slots])
+    z_STR = torch.bmm(x_PTI.reshape(num_slots, -1, x_PTI.shape[-1]), A_SIR)
+    delta_STO = torch.bmm(z_STR, B_SRO)
     delta_PTO = delta_STO.view(*x_PTI.shape[:-1], delta_STO.shape[-1])
     if rows.in_order:
         return output_BTO.add_(delta_PTO)
@@ -309,6 +315,17 @@ def _add_rows(layer: _Layer, rows: _Rows, x_BTI: Tensor, output_BTO: Tensor) -> 
     if rows.rows_B is None:
         return output_BTO.add_(delta_BTO)
     return output_BTO.index_add_(0, rows.rows_B, delta_BTO)
+
+
+def _tables(layer: _Layer, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """The tables of the slots that are read."""
+    if rows.used_U is None:
+        return layer.A_SIR[: rows.num_slots], layer.B_SRO[: rows.num_slots]
+    found = rows.gathered.get(id(layer))
+    if found is None:
+        found = layer.A_SIR.index_select(0, rows.used_U), layer.B_SRO.index_select(0, rows.used_U)
+        rows.gathered[id(layer)] = found
+    return found
 
 
 def _width(rank: int) -> int:

@@ -71,7 +71,7 @@ ADAPTERS = [
         [4, 4],
         [4, 1],  # the base model's row lies where the idle slot 0 is read
         [4, 1, 2],
-        [3, 3, 0, 4],  # two of four slots: served one after another
+        [3, 3, 0, 4],
         [3],
     ],
 )
@@ -89,10 +89,15 @@ def test_each_row_gets_what_its_own_merged_network_gives(net, rows, num_tokens):
         assert torch.allclose(found[row], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("idle", [0, 1, 4])
 @torch.inference_mode()
-def test_every_mix_of_up_to_four_rows_gets_what_is_its_own(net):
-    slots = AdapterSlots(net, num_slots=4, max_bytes=1 << 20)
-    places = [slots.acquire(found) if found is not None else None for found in ADAPTERS]
+def test_every_mix_of_up_to_four_rows_gets_what_is_its_own(net, idle):
+    """Also where idle slots lie between those in use, and few of many are."""
+    slots, places = AdapterSlots(net, num_slots=20, max_bytes=1 << 20), []
+    for number, found in enumerate(ADAPTERS):
+        places.append(slots.acquire(found) if found is not None else None)
+        for other in range(idle if found is not None else 0):
+            slots.acquire(adapter(100 + 10 * number + other))
     x = torch.randn(4, 1, SIZES["first"][0], dtype=torch.float64)
     expected = [merged(net_of(net), found)(x) for found in ADAPTERS]
     for num_rows in range(1, 5):
@@ -101,6 +106,22 @@ def test_every_mix_of_up_to_four_rows_gets_what_is_its_own(net):
             found = net(x[:num_rows])
             for row, number in enumerate(rows):
                 assert torch.allclose(found[row], expected[number][row], rtol=1e-12), rows
+
+
+@torch.inference_mode()
+def test_what_was_gathered_of_a_slot_is_not_used_for_the_next_adapter_there(net):
+    slots = AdapterSlots(net, num_slots=5, max_bytes=1 << 20)
+    places = [slots.acquire(adapter(number)) for number in range(5)]
+    x = torch.randn(2, 1, SIZES["first"][0], dtype=torch.float64)
+    slots.route_rows([None, places[4]])
+    net(x)
+    for place in places:
+        slots.release(place)
+    assert slots.acquire(adapter(50)) == places[0]  # the least recently used one's
+    for number in range(51, 55):
+        slots.acquire(adapter(number))
+    slots.route_rows([None, places[4]])
+    assert torch.allclose(net(x)[1], merged(net_of(net), adapter(54))(x[1]), rtol=1e-12)
 
 
 def net_of(net):
