@@ -314,7 +314,8 @@ def _add_rows(layer: _Layer, rows: _Rows, x_BTI: Tensor, output_BTO: Tensor) -> 
     delta_BTO = delta_PTO.index_select(0, rows.places_B)
     if rows.rows_B is None:
         return output_BTO.add_(delta_BTO)
-    return output_BTO.index_add_(0, rows.rows_B, delta_BTO)
+    # An order of magnitude quicker than `index_add_`; the rows are different ones.
+    return output_BTO.index_put_((rows.rows_B,), delta_BTO, accumulate=True)
 
 
 def _tables(layer: _Layer, rows: _Rows) -> tuple[Tensor, Tensor]:
