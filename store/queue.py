@@ -90,6 +90,14 @@ class Doorbell:
     def close(self) -> None:
         """Close the connections; a later ring opens new ones."""
         with self._lock:
+            app = self._app
+        if app is not None:
+            # Celery forgets the pool without closing what is in it.
+            app.producer_pool.connections.force_close_all(close_pool=False)
+        self._forget()
+
+    def _forget(self) -> None:
+        with self._lock:
             if self._app is not None:
                 self._app.close()
                 self._app = None
@@ -123,6 +131,6 @@ class Doorbell:
                 ignore_result=True,
             )
         except (OSError, KombuError, RedisError):
-            self.close()
+            self._forget()
             return False
         return True

@@ -260,7 +260,7 @@ def test_a_broker_that_goes_away_stops_neither_a_running_nor_a_queued_job(
 def test_a_paused_job_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
     deployment: Deployment,
 ) -> None:
-    job_id = deployment.submit(max_steps=120, checkpoint_every_steps=10)
+    job_id = deployment.submit(max_steps=600, checkpoint_every_steps=10)
     deployment.wait(job_id, lambda _job: len(deployment.checkpoint_steps(job_id)) == 2)
     deployment.pause(job_id)
     job = deployment.wait(job_id, lambda job: job.status == JobStatus.PAUSED)
