@@ -1,6 +1,7 @@
 """A real service: uvicorn on a port of its own, SQLite; the worker's part is played in rows."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -117,6 +118,11 @@ class Ran:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def interruptible() -> None:
+    """Have a new process hear SIGINT, which a shell's background jobs ignore from the start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from grit_client.client import GritClient
 from store.keys import Scope
 from tests.api.conftest import png
 from tests.api.openai.conftest import Server, inference, server
-from tests.grit_client.conftest import GRIT, Ran
+from tests.grit_client.conftest import GRIT, Ran, interruptible
 
 __all__ = ["inference", "server"]
 
@@ -156,6 +156,7 @@ def test_an_interrupted_answer_ends_with_130_and_no_traceback(
         stderr=subprocess.PIPE,
         env={**os.environ, "HOME": str(tmp_path), **service.environment},
         cwd=tmp_path,
+        preexec_fn=interruptible,  # noqa: PLW1509 - it sets one signal and no more
     )
     assert asking.stdout is not None
     assert asking.stdout.read(1)

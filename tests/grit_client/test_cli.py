@@ -14,7 +14,7 @@ from store.database import transaction
 from store.keys import Scope
 from store.models import JobStatus
 from tests.api.conftest import MODEL, png, rows
-from tests.grit_client.conftest import GRIT, Ran, Service
+from tests.grit_client.conftest import GRIT, Ran, Service, interruptible
 
 Grit = Callable[..., Ran]
 
@@ -206,6 +206,7 @@ def test_a_watch_that_is_interrupted_ends_with_130_and_leaves_the_job(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,  # noqa: PLW1509 - it sets one signal and no more
     )
     assert watch.stderr is not None
     assert "queued" in watch.stderr.readline()
