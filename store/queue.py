@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from celery import Celery
+    from kombu.connection import ConnectionPool
 
     from store.settings import Settings
 
@@ -16,6 +17,7 @@ REGISTER_MODELS_TASK: Final = "grit.register_models"
 TRAINING_QUEUES: Final = ("cuda", "mps", "cpu")
 INFERENCE_QUEUES: Final = ("infer.cuda", "infer.mps", "infer.cpu")
 _SOCKET_SECONDS: Final = 0.4
+_CONNECTIONS: Final = 10
 
 
 def inference_queue(device: str) -> str:
@@ -71,6 +73,8 @@ class Doorbell:
         """Prepare to ring; nothing is connected yet."""
         self._settings = settings
         self._app: Celery | None = None
+        # Of its own: Celery's pools belong to the process, and closing one closes it for all.
+        self._connections: ConnectionPool | None = None
         self._lock = threading.Lock()
 
     def ring(self, queue: str) -> bool:
@@ -90,47 +94,45 @@ class Doorbell:
     def close(self) -> None:
         """Close the connections; a later ring opens new ones."""
         with self._lock:
-            app = self._app
+            app, connections = self._app, self._connections
+            self._app = self._connections = None
+        if connections is not None:
+            connections.force_close_all()
         if app is not None:
-            # Celery forgets the pool without closing what is in it.
-            app.producer_pool.connections.force_close_all(close_pool=False)
-        self._forget()
+            app.close()
 
-    def _forget(self) -> None:
+    def _producer(self) -> tuple[Celery, ConnectionPool]:
         with self._lock:
-            if self._app is not None:
-                self._app.close()
-                self._app = None
-
-    def _producer_app(self) -> Celery:
-        with self._lock:
-            if self._app is None:
-                app = create_celery(self._settings)
+            if self._app is None or self._connections is None:
+                self._app = create_celery(self._settings)
                 # A producer gives up at once: the row is written, and the dispatcher rings again.
-                app.conf.broker_transport_options = {
-                    **app.conf.broker_transport_options,
+                self._app.conf.broker_transport_options = {
+                    **self._app.conf.broker_transport_options,
                     "socket_timeout": _SOCKET_SECONDS,
                     "socket_connect_timeout": _SOCKET_SECONDS,
                     "retry_on_timeout": False,
                     "max_retries": 0,
                     "connect_retries_timeout": _SOCKET_SECONDS,
                 }
-                self._app = app
-            return self._app
+                connection = self._app.connection_for_write()
+                self._connections = connection.Pool(limit=_CONNECTIONS)
+            return self._app, self._connections
 
     def _send(self, task: str, arguments: list[str], queue: str) -> bool:
         from kombu.exceptions import KombuError  # noqa: PLC0415 - as in create_celery
         from redis.exceptions import RedisError  # noqa: PLC0415
 
         try:
-            self._producer_app().send_task(
-                task,
-                args=arguments,
-                queue=queue,
-                retry=False,
-                ignore_result=True,
-            )
+            app, connections = self._producer()
+            with connections.acquire(block=True, timeout=_SOCKET_SECONDS) as connection:
+                app.send_task(
+                    task,
+                    args=arguments,
+                    queue=queue,
+                    connection=connection,
+                    retry=False,
+                    ignore_result=True,
+                )
         except (OSError, KombuError, RedisError):
-            self._forget()
             return False
         return True

@@ -98,6 +98,18 @@ def test_a_bell_rings_again_after_the_broker_was_restarted(tmp_path: Path) -> No
         doorbell.close()
 
 
+def test_a_closed_doorbell_leaves_the_others_of_its_process_ringing(
+    doorbell: Doorbell, embedded_settings: Settings
+) -> None:
+    assert doorbell.ring("cpu")
+    other = Doorbell(embedded_settings)
+    assert other.ring("cpu")
+    other.close()
+    assert doorbell.ring("cpu")
+    assert other.ring("cpu")
+    other.close()
+
+
 def test_many_threads_ring_with_one_doorbell(
     doorbell: Doorbell, client: redis.Redis, queue_prefix: str
 ) -> None:
