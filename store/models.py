@@ -150,6 +150,8 @@ class Team(Base):
     max_open_jobs: Mapped[int | None]
     max_running_jobs: Mapped[int | None]
     max_stored_bytes: Mapped[int | None]
+    requests_per_minute: Mapped[int | None]
+    submissions_per_minute: Mapped[int | None]
     last_claimed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=database_now())
 
@@ -418,3 +420,38 @@ class Worker(Base):
     stopping: Mapped[bool] = mapped_column(default=False)
     started_at: Mapped[datetime] = mapped_column(default=database_now())
     seen_at: Mapped[datetime] = mapped_column(default=database_now())
+
+
+class AuditRow(Base):
+    """Who asked for a change, and what came of it. Rows are only ever appended, chained by hash."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "team", "sequence"),)
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    # No reference to teams or keys: the audit outlives both.
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    team: Mapped[str | None] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(String(32))
+    action: Mapped[str]
+    object_id: Mapped[str | None]
+    status: Mapped[int]
+    request_id: Mapped[str | None]
+    client_address: Mapped[str | None]
+    previous_sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class AuditChain(Base):
+    """Both ends of the audit's chain: its last row, and what was pruned before its first."""
+
+    __tablename__ = "audit_chain"
+    __table_args__ = (CheckConstraint("id = 1", name="alone"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    head_sequence: Mapped[int]
+    head_sha256: Mapped[str] = mapped_column(String(64))
+    anchor_sequence: Mapped[int]
+    anchor_sha256: Mapped[str] = mapped_column(String(64))
+    pruned_at: Mapped[datetime | None]
