@@ -94,6 +94,7 @@ async def create_once(
             request_hash=None if mark.key is None else mark.digest,
             route=mark.route,
             max_open_jobs=services.settings.max_open_jobs,
+            max_stored_bytes=services.settings.max_stored_bytes,
         )
         return standing(session, services, job), replayed
 

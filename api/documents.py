@@ -10,7 +10,13 @@ from api.errors import KINDS
 from api.schemas.problems import PROBLEM_MEDIA_TYPE, ProblemDocument, problem_type
 
 _EVERYWHERE: Final = ("bad_request", "headers_too_large", "internal_error")
-_WITH_KEY: Final = ("auth_missing", "auth_invalid", "scope_missing", "storage_unavailable")
+_WITH_KEY: Final = (
+    "auth_missing",
+    "auth_invalid",
+    "scope_missing",
+    "rate_limited",
+    "storage_unavailable",
+)
 _WITH_JSON: Final = (
     "body_missing",
     "json_invalid",

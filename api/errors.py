@@ -89,6 +89,7 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("inference_failed", 422, "The answer could not be generated"),
     # bounds and outages
     Kind("headers_too_large", 431, "The headers are too large"),
+    Kind("rate_limited", 429, "Too many requests in a short time", 1),
     Kind("quota_exceeded", 429, "A quota of the team is reached", 30),
     Kind("too_many_waiting", 429, "Too many requests are waiting", 5),
     Kind("queue_full", 429, "The inference queue is full", 5),

@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 from store.errors import NotFound, StillReferenced
 from store.ids import new_id
 from store.lifecycle import OPEN
-from store.models import Adapter, AdapterOrigin, Job, JobKind, Team
+from store.models import Adapter, AdapterOrigin, Job, JobKind
 from store.pages import Page, read_page
+from store.quotas import hold_team, refuse_bytes
 
 
 def create_adapter(  # noqa: PLR0913 - the columns of one row
@@ -92,18 +93,23 @@ def import_adapter(  # noqa: PLR0913 - the columns of one row
     size_bytes: int,
     trainable_parameters: int,
     details: dict[str, Any],
+    max_stored_bytes: int | None = None,
 ) -> Adapter:
     """Record an imported adapter, unless the team has one with the same content and name.
 
     Returns:
         The new row, or the one that was there; its id tells which.
+
+    Raises:
+        QuotaExceeded: If it would be too much for the team.
     """
     # Locked, so that of two equal imports at once the second finds the first.
-    session.scalars(select(Team).where(Team.name == team).with_for_update(key_share=True)).one()
+    owner = hold_team(session, team)
     content = {"model": model, "sha256": sha256, "manifest_sha256": manifest_sha256}
     found = find_import(session, team=team, name=name, **content)
     if found is not None:
         return found
+    refuse_bytes(session, owner, adding=size_bytes, default=max_stored_bytes)
     return create_adapter(
         session,
         team=team,

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from store.errors import NotFound, StillReferenced
 from store.ids import new_id
-from store.models import Adapter, Dataset, DatasetStatus, Job
+from store.models import Dataset, DatasetStatus, Job
 from store.pages import Page, read_page
 
 
@@ -109,10 +109,7 @@ def delete_dataset(session: Session, dataset_id: str, *, team: str) -> str | Non
     return None if shared else dataset.object_key
 
 
-def stored_bytes(session: Session, *, team: str) -> int:
-    """Return the bytes of all datasets and adapters of a team."""
-    total = 0
-    for table in (Dataset, Adapter):
-        summed = select(func.coalesce(func.sum(table.size_bytes), 0)).where(table.team == team)
-        total += int(session.scalars(summed).one() or 0)
-    return total
+def unneeded_object(session: Session, object_key: str) -> bool:
+    """Tell whether no dataset of any team has an object."""
+    named = session.scalars(select(Dataset.id).where(Dataset.object_key == object_key).limit(1))
+    return named.one_or_none() is None

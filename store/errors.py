@@ -9,6 +9,7 @@ StoreError
     IdempotencyConflict   the key was used for another request
     InvalidKey            the API key is unknown, revoked or expired
     QuotaExceeded         a team's bound is reached
+    AuditBroken           a row of the audit was altered or removed
     StillReferenced       the row is needed by another row
     InvalidCursor         a page cursor that we did not write
     ObjectMissing         nothing is stored under the key
@@ -74,12 +75,23 @@ class InvalidKey(StoreError):
 class QuotaExceeded(StoreError):
     """A team's bound is reached."""
 
-    def __init__(self, team: str, *, quota: str, value: int, bound: int) -> None:
-        super().__init__(f"Team {team!r} has {value} of at most {bound} {quota}.")
+    def __init__(
+        self, team: str, *, quota: str, value: int, bound: int, more: str = "", advice: str = ""
+    ) -> None:
+        told = f"Team {team!r} has {value} of at most {bound} {quota}{more}."
+        super().__init__(f"{told} {advice}".rstrip())
         self.team = team
         self.quota = quota
         self.value = value
         self.bound = bound
+
+
+class AuditBroken(StoreError):
+    """A row of the audit was altered, removed or put in by somebody else."""
+
+    def __init__(self, sequence: int, what: str) -> None:
+        super().__init__(f"The audit is broken at row {sequence}: {what}.")
+        self.sequence = sequence
 
 
 class StillReferenced(StoreError):

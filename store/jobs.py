@@ -23,6 +23,7 @@ from store.models import (
     Team,
 )
 from store.pages import Page, read_page
+from store.quotas import hold_team, refuse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class JobFilters:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def create_job(
+def create_job(  # noqa: PLR0913 - what comes with a request, and two bounds
     session: Session,
     *,
     team: str,
@@ -73,6 +74,7 @@ def create_job(
     request_hash: str | None = None,
     route: str = "POST /jobs",
     max_open_jobs: int | None = None,
+    max_stored_bytes: int | None = None,
 ) -> tuple[Job, bool]:
     """Create a job: `queued`, or `created` without `auto_start`. Its row is its place in the queue.
 
@@ -81,7 +83,7 @@ def create_job(
 
     Raises:
         IdempotencyConflict: If the key was used with another request hash.
-        QuotaExceeded: If the team has too many open jobs.
+        QuotaExceeded: If the team has too many open jobs, or no bytes left for their results.
         NotFound: If a dataset or the source adapter is not this team's, or the model is not
             registered.
         ValueError: If an idempotency key comes without a request hash.
@@ -102,7 +104,9 @@ def create_job(
         )
         if earlier is not None:
             return earlier, True
-    _check_quota(session, team, default=max_open_jobs)
+    owner = hold_team(session, team)
+    _refuse_job(session, owner, default=max_open_jobs)
+    refuse_bytes(session, owner, adding=0, default=max_stored_bytes)
     _check_references(session, team, spec)
     return _insert(session, job_id, team, spec), False
 
@@ -302,21 +306,15 @@ def _claim_key(session: Session, wanted: IdempotencyKey) -> Job | None:
     return get_job(session, taken.job_id, team=wanted.team)
 
 
-def _check_quota(session: Session, team: str, *, default: int | None) -> None:
-    # The lock makes the count exact: a team's creations come one after the other.
-    row = session.scalars(
-        select(Team).where(Team.name == team).with_for_update(key_share=True)
-    ).one_or_none()
-    if row is None:
-        raise NotFound("team", team)
-    bound = row.max_open_jobs if row.max_open_jobs is not None else default
+def _refuse_job(session: Session, owner: Team, *, default: int | None) -> None:
+    bound = owner.max_open_jobs if owner.max_open_jobs is not None else default
     if bound is None:
         return
     count = session.scalars(
-        select(func.count()).where(Job.team == team, Job.status.in_(OPEN))
+        select(func.count()).where(Job.team == owner.name, Job.status.in_(OPEN))
     ).one()
     if count >= bound:
-        raise QuotaExceeded(team, quota="open jobs", value=count, bound=bound)
+        raise QuotaExceeded(owner.name, quota="open jobs", value=count, bound=bound)
 
 
 def _check_references(session: Session, team: str, spec: NewJob) -> None:

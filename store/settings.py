@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PositiveSeconds = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class Settings(BaseSettings):
@@ -94,6 +95,18 @@ class Settings(BaseSettings):
     """Largest dataset upload."""
     max_open_jobs: PositiveInt = 1000
     """Jobs of one team that have not ended; a team's own row may say otherwise."""
+    max_running_jobs: PositiveInt | None = None
+    """Jobs of one team that run at once on a queue; none: no bound. Likewise."""
+    max_stored_bytes: PositiveInt | None = None
+    """Bytes of one team's datasets, adapters and checkpoints; none: no bound. Likewise."""
+    rate_requests_per_minute: NotNegativeInt = 6000
+    """Requests of one key in a minute; 0: no limit. A team with a rate of its own goes by that."""
+    rate_submissions_per_minute: NotNegativeInt = 600
+    """Of them, those that submit: a POST that needs the scope `write`. Likewise."""
+    rate_team_requests_per_minute: NotNegativeInt = 12_000
+    """Requests of all keys of one team in a minute; 0: no limit. Likewise."""
+    rate_team_submissions_per_minute: NotNegativeInt = 1200
+    """Of them, those that submit. Likewise."""
 
     # --- inference
     infer_timeout_seconds: PositiveSeconds = 120.0

@@ -15,6 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from api.errors import InvalidRequest, Item, Problem
 from api.intake.archives import BROKEN, Archive, BrokenArchive, open_archive
+from api.intake.quota import refuse_upload
 from api.intake.upload import copy_upload, name_of, refuse_filename, text_of
 from api.services import Services
 from grit_core.adapter_folder import WEIGHTS, AdapterHeader, check_against, read_adapter_folder
@@ -255,6 +256,7 @@ def _store(
     prefix = f"adapters/{adapter_id}"
     layers = header.layers.values()
     parameters = sum(layer.rank * (layer.in_features + layer.out_features) for layer in layers)
+    refuse_upload(services, team, adding=manifest.size_bytes)
     try:
         services.objects.put_folder(prefix, folder)
         adapter = run_in_transaction(
@@ -267,6 +269,7 @@ def _store(
                 size_bytes=manifest.size_bytes,
                 trainable_parameters=parameters,
                 details={"ranks": {name: layer.rank for name, layer in header.layers.items()}},
+                max_stored_bytes=services.settings.max_stored_bytes,
             ),
         )
     except StoreError:

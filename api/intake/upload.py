@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from fastapi import Request
+from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -15,12 +16,14 @@ from starlette.types import Message
 
 from api.errors import InvalidRequest, Item, Problem
 from api.intake.canonical import Intake, take_in
+from api.intake.quota import drop_unneeded, refuse_upload
 from api.schemas.datasets import OnBadRows
 from api.schemas.problems import safe_input
 from api.services import Services
 from api.strict_json import TooLarge, refuse_long
-from store import datasets
+from store import datasets, quotas
 from store.database import run_in_transaction
+from store.errors import QuotaExceeded
 from store.models import Dataset, DatasetStatus
 
 MAX_ERRORS_SHOWN: Final = 100
@@ -175,6 +178,9 @@ def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
     """Check an upload, store its rows by their content, and record it.
 
     Bad rows are raised as a problem unless the upload skips them; their report stays readable.
+
+    Raises:
+        QuotaExceeded: If the team has no room for it; nothing is stored then.
     """
     with tempfile.TemporaryDirectory(prefix="grit-upload-") as folder:
         scratch = Path(folder)
@@ -189,10 +195,16 @@ def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
             dataset = _record(services, team, upload, intake, key=None)
             problem = _rejection(dataset, intake)
             raise problem
+        refuse_upload(services, team, adding=intake.size_bytes)
         key = f"datasets/{intake.sha256}.jsonl"
         if not services.objects.exists(key):
             services.objects.put_file(key, target)
-        dataset = _record(services, team, upload, intake, key=key)
+        try:
+            dataset = _record(services, team, upload, intake, key=key)
+        except QuotaExceeded:
+            # Another upload took the bytes that were left when this one looked.
+            drop_unneeded(services, key)
+            raise
         if not services.objects.exists(key):
             # Another team deleted the same content between our look and our row.
             services.objects.put_file(key, target)
@@ -212,9 +224,13 @@ def _record(
 ) -> Dataset:
     status = DatasetStatus.REJECTED if key is None else DatasetStatus.READY
     details = {**intake.details, "on_bad_rows": upload.on_bad_rows.value}
-    return run_in_transaction(
-        services.engine,
-        lambda session: datasets.create_dataset(
+
+    def work(session: Session) -> Dataset:
+        if key is not None:
+            owner = quotas.hold_team(session, team)
+            bound = services.settings.max_stored_bytes
+            quotas.refuse_bytes(session, owner, adding=intake.size_bytes, default=bound)
+        return datasets.create_dataset(
             session,
             team=team,
             status=status,
@@ -227,8 +243,9 @@ def _record(
             num_images=intake.num_images,
             details=details,
             report=intake.report(),
-        ),
-    )
+        )
+
+    return run_in_transaction(services.engine, work)
 
 
 def _rejection(dataset: Dataset, intake: Intake) -> Problem:

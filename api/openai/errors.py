@@ -12,6 +12,7 @@ _MAX_SHOWN: Final = 10
 _CODES: Final = {
     "auth_missing": "invalid_api_key",
     "auth_invalid": "invalid_api_key",
+    "rate_limited": "rate_limit_exceeded",
     "field_unknown": "unknown_parameter",
     "field_missing": "missing_required_parameter",
     "parameter_unsupported": "unsupported_parameter",

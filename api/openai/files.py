@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from anyio import to_thread
-from fastapi import Query, Request
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
@@ -12,6 +12,7 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Item, Problem
+from api.intake.quota import refuse_declared
 from api.intake.upload import Upload, receive_form, store_upload, upload_of
 from api.openai.models import seconds
 from api.openai.pages import MAX_ROWS, After, Rows, cursor_after
@@ -86,11 +87,15 @@ _UPLOAD: Final[dict[str, Any]] = {
     ),
 )
 @requires(Scope.WRITE)
-async def upload_file(request: Request, caller: CallerDep, services: ServicesDep) -> OpenAIFile:
+async def upload_file(
+    request: Request, response: Response, caller: CallerDep, services: ServicesDep
+) -> OpenAIFile:
     """Upload a dataset: checked row by row now, so that a file that is there can be trained on."""
+    await refuse_declared(request, services, caller.team)
     async with receive_form(request, max_bytes=services.settings.max_upload_bytes) as form:
         upload = _upload(form)
         dataset = await to_thread.run_sync(store_upload, services, caller.team, upload)
+    response.headers["Location"] = f"/v1/files/{dataset.id}"
     return present_file(dataset)
 
 

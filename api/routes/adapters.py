@@ -14,6 +14,7 @@ from api.documents import problems
 from api.downloads import stream_tar, vllm_tar
 from api.errors import InvalidRequest, Item
 from api.intake.adapters import MAX_FILES, adapter_of, import_adapter, max_upload_bytes
+from api.intake.quota import refuse_declared
 from api.intake.upload import receive_form
 from api.pagination import Cursor, Limit
 from api.presentation import present_adapter
@@ -81,6 +82,7 @@ _UPLOAD: Final[dict[str, Any]] = {
             "filename_invalid",
             "request_invalid",
             "model_not_ready",
+            "quota_exceeded",
             "storage_full",
         ),
     },
@@ -95,6 +97,7 @@ async def import_one(
     layer in the base model with the same sizes. Settings are written anew; of the files the
     matrices alone are kept. The same content with the same name, or without one, is imported once.
     """
+    await refuse_declared(request, services, caller.team)
     bound = max_upload_bytes(services)
     async with receive_form(request, max_bytes=bound, max_files=MAX_FILES) as form:
         upload = adapter_of(form)

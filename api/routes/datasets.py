@@ -8,6 +8,7 @@ from fastapi import Request, Response
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
+from api.intake.quota import refuse_declared
 from api.intake.upload import receive, store_upload
 from api.pagination import Cursor, Limit
 from api.presentation import present_dataset
@@ -76,6 +77,7 @@ async def upload_dataset(
     request: Request, response: Response, caller: CallerDep, services: ServicesDep
 ) -> DatasetRead:
     """Upload a dataset: streamed to disk, checked row by row, stored once by its content."""
+    await refuse_declared(request, services, caller.team)
     async with receive(request, max_bytes=services.settings.max_upload_bytes) as upload:
         dataset = await to_thread.run_sync(store_upload, services, caller.team, upload)
     response.headers["Location"] = f"/datasets/{dataset.id}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, update
 
-from store import adapters, datasets, workers
+from store import adapters, datasets, quotas, workers
 from store.database import transaction
 from store.database_time import database_time_in
 from store.errors import InvalidCursor, NotFound
@@ -127,8 +127,8 @@ def test_adapters_and_datasets_are_their_teams_own(engine: Engine) -> None:
         )
         assert adapters.get_adapter(session, adapter.id, team=TEAM) is adapter
         assert datasets.get_dataset(session, dataset_id, team=TEAM).num_rows == 8
-        assert datasets.stored_bytes(session, team=TEAM) == 3_000_000_100
-        assert datasets.stored_bytes(session, team="other") == 0
+        assert quotas.stored_bytes(session, team=TEAM) == 3_000_000_100
+        assert quotas.stored_bytes(session, team="other") == 0
         for read in (
             lambda: adapters.get_adapter(session, adapter.id, team="other"),
             lambda: adapters.delete_adapter(session, adapter.id, team="other"),
