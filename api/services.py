@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from anyio import to_thread
 from sqlalchemy import Engine
 
 from store.database import create_engine_from
@@ -24,6 +25,7 @@ class Services:
     async def close(self) -> None:
         """Close what is open."""
         await self.mailbox.close()
+        await to_thread.run_sync(self.doorbell.close)
         self.engine.dispose()
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -178,9 +179,26 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own implicit BEGIN is off; `_begin_sqlite` says which one it is to be.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    _keep_a_write_ahead_log(cursor)
     cursor.close()
+
+
+def _keep_a_write_ahead_log(cursor: Any) -> None:
+    """Turn the log on, once for a database's life.
+
+    SQLite does not wait when several processes open a new database at once and all want to: those
+    that lose are told that it is locked, and come again.
+    """
+    deadline = time.monotonic() + _LONGEST_RETRYING_SECONDS
+    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter
 
 
 def _begin_sqlite(connection: Connection) -> None:

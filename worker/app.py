@@ -53,7 +53,7 @@ class WorkerProcess:
         self._presence = Presence(
             self._engine, worker_id=worker_id, queues=queues, device=queue.rpartition(".")[2]
         )
-        doorbell = Doorbell(settings)
+        self._doorbell = Doorbell(settings)
         self._periodic = [
             Periodic(
                 "presence",
@@ -62,7 +62,7 @@ class WorkerProcess:
             ),
             Periodic(
                 "reconcile",
-                lambda: reconcile(self._engine, doorbell, settings),
+                lambda: reconcile(self._engine, self._doorbell, settings),
                 interval_seconds=settings.reaper_seconds,
             ),
         ]
@@ -94,6 +94,7 @@ class WorkerProcess:
             self._presence.leave()
         except Exception as error:  # noqa: BLE001 - the row ages out by itself
             _log.warning("presence_not_removed", error=str(error))
+        self._doorbell.close()
         self._engine.dispose()
 
 

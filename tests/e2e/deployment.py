@@ -138,6 +138,7 @@ class Deployment:
         self.environment = {**os.environ, **environment, **urls, "OMP_NUM_THREADS": "1"}
         self.engine = create_engine_from(settings)
         self.objects = Objects(settings)
+        self.doorbell = Doorbell(settings)
         self.workers: list[WorkerProcess] = []
         self._inventory: ModelInventory | None = None
 
@@ -197,6 +198,7 @@ class Deployment:
     def close(self) -> None:
         for worker in self.workers:
             worker.stop()
+        self.doorbell.close()
         self.engine.dispose()
 
     # --- asking
@@ -250,7 +252,7 @@ class Deployment:
             self.engine, lambda session: jobs.create_job(session, team=TEAM, spec=spec)
         )
         if ring:
-            Doorbell(self.settings).ring("cpu")
+            self.doorbell.ring("cpu")
         return job.id
 
     def cancel(self, job_id: str) -> None:
@@ -273,7 +275,7 @@ class Deployment:
 
     def resume(self, job_id: str) -> None:
         run_in_transaction(self.engine, lambda session: jobs.resume_job(session, job_id, team=TEAM))
-        Doorbell(self.settings).ring("cpu")
+        self.doorbell.ring("cpu")
 
     def job(self, job_id: str) -> Job:
         with transaction(self.engine, read_only=True) as session:

@@ -29,8 +29,8 @@ from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, tiny_vlm_folde
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-STEPS = 150
-EVERY = 15
+STEPS = 400
+EVERY = 20
 """Steps between checkpoints."""
 WEIGHTS = "adapter_model.safetensors"
 
@@ -112,7 +112,7 @@ def test_a_killed_training_process_resumes_and_ends_with_the_same_bytes(
 ) -> None:
     worker = deployment.worker()
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
-    deployment.wait_for_step(job_id, EVERY + 5 + secrets.randbelow(STEPS - 3 * EVERY))
+    deployment.wait_for_step(job_id, EVERY + 5 + secrets.randbelow(STEPS // 2))
     worker.trainer().kill()
     job = deployment.wait_ended(job_id)
 
@@ -335,7 +335,9 @@ def test_a_worker_that_was_frozen_for_longer_than_its_lease_publishes_nothing(
     job_id = deployment.submit(max_steps=STEPS, checkpoint_every_steps=EVERY)
     deployment.wait_for_step(job_id, EVERY + 5)
     children = frozen.children()
+    children[0].suspend()  # else a quick one has ended before its worker stands still
     freeze_between_writes(frozen, deployment)
+    children[0].resume()
     deployment.start_worker(home=tmp_path / "elsewhere")
     job = deployment.wait(job_id, lambda job: job.attempt == 2)
     frozen.signal(signal.SIGCONT)
