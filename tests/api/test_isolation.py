@@ -1,5 +1,6 @@
 """A team sees its own rows alone; every route has a rule, and every id a case here."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,17 +13,47 @@ from starlette.testclient import TestClient
 
 from api.app import ROUTES
 from api.auth import PUBLIC, access_of
+from api.openapi import snapshot
 from api.routing import ServiceRoute, service_router
 from api.services import Services
 from store import adapters
 from store.database import transaction
 from store.keys import Scope
 from store.models import AdapterOrigin
+from store.pages import encode_cursor
 from tests.api.conftest import MODEL, Team, app_settings, job_body, new_team, opened
 
 ALL_ROUTES = [route for module in ROUTES for route in module.router.routes]
-SHARED = {"model_id", "name", "key_id"}
-"""Ids that belong to no team: base models and presets; keys are the administrators'."""
+SHARED = {"model_id", "name"}
+"""Ids that belong to no team: base models and presets."""
+DOCUMENT = snapshot()
+SCHEMAS = DOCUMENT["components"]["schemas"]
+NAMING: dict[str, tuple[str, ...]] = {
+    "model": ("model",),  # an adapter's id, where a model may be an adapter, and everywhere else
+    "dataset": ("dataset_id",),
+    "eval_dataset": ("dataset_id",),
+    "retention_dataset": ("dataset_id",),
+    "training_file": ("file_id",),
+    "validation_file": ("file_id",),
+    "adapter": ("adapter_id",),
+    "job": ("job_id",),
+    "cursor": ("job_id", "dataset_id", "adapter_id"),
+    "after": ("job_id", "dataset_id"),
+}
+"""Fields of bodies and of queries that name a team's rows, and what they name."""
+WORDS = {
+    *("name", "suffix", "team", "user", "metadata", "plan_hash", "device", "preset", "purpose"),
+    *("model_name", "model_type", "layer_patterns", "text_layers", "vision_layers"),
+    *("cross_modal_layers", "prompt", "content", "text", "url", "images", "stop", "file"),
+    *("created_after", "created_before", "expires_at", "id", "source"),
+}
+"""Those that name no row of a team: words, times, patterns, and what administrators register."""
+RIVALS = {"adapter": ("model",), "job": ("model",)}
+"""Fields that may not stand beside another."""
+UPLOADS = {"/adapters", "/datasets", "/v1/files"}
+LISTS = ["/jobs", "/datasets", "/adapters", "/v1/files", "/v1/fine_tuning/jobs", "/v1/models"]
+ALIKE = {"/models", "/presets", "/devices", "/schema/job"}
+"""What reads the same for every team."""
 BODIES: dict[str, dict[str, Any]] = {"/adapters/{adapter_id}/compress": {}}
 """What the routes that want a body are sent."""
 
@@ -32,6 +63,8 @@ def cases() -> list[Any]:
     for route in ALL_ROUTES:
         if not isinstance(route, APIRoute):
             continue
+        if access_of(route.endpoint) == Scope.ADMIN:
+            continue  # administrators see every team's keys and quotas
         names = {field.name for field in route.dependant.path_params}
         for name in names - SHARED:
             found += [
@@ -108,48 +141,225 @@ def code_and_words(answer: Any) -> tuple[str, str]:
     return found["code"], found["detail"]
 
 
-@pytest.mark.parametrize(
-    "path", ["/jobs", "/datasets", "/adapters", "/v1/files", "/v1/fine_tuning/jobs"]
-)
+@pytest.mark.parametrize("path", LISTS)
 def test_a_list_holds_the_teams_own_rows(
     join: Callable[..., Team], owned: dict[str, str], path: str
 ) -> None:
     assert owned
-    assert join("stranger", *Scope).get(path).json()["data"] == []
-    assert join("owner").get(path).json()["data"]
+    stranger = join("lister", *Scope)
+    seen = stranger.get(path)
+    assert seen.status_code == 200
+    assert not [value for value in owned.values() if value in seen.text]
+    assert "owner" not in seen.text
+    own = join("owner", *Scope).get(path)
+    assert [value for value in owned.values() if value in own.text]
 
 
-def test_a_job_cannot_name_another_teams_dataset(
+@pytest.mark.parametrize("accept", ["text/event-stream", "text/csv", "*/*"])
+@pytest.mark.parametrize(
+    "path", ["/jobs/{}/events", "/jobs/{}/metrics", "/jobs/{}?wait=1", "/jobs/{}/manifest"]
+)
+def test_no_form_of_an_answer_shows_another_teams_job(
+    join: Callable[..., Team], owned: dict[str, str], path: str, accept: str
+) -> None:
+    answer = join("stranger", *Scope).get(
+        path.format(owned["job_id"]), headers={"Accept": accept, "If-None-Match": "*"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("query", ["layout=vllm", "layout=vllm&language_only=true", "layout=peft"])
+def test_no_layout_of_a_download_shows_another_teams_adapter(
+    join: Callable[..., Team], owned: dict[str, str], query: str
+) -> None:
+    answer = join("stranger").get(f"/adapters/{owned['adapter_id']}/download?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+# --- ids inside of bodies and queries
+
+
+def texts_of(schema: Any, place: str = "") -> Iterator[str]:
+    """Places of all free texts that a schema allows: any of them might name a row."""
+    if "$ref" in schema:
+        yield from texts_of(SCHEMAS[schema["$ref"].rpartition("/")[2]], place)
+    for kind in ("anyOf", "oneOf", "allOf"):
+        for each in schema.get(kind, []):
+            yield from texts_of(each, place)
+    if schema.get("type") == "string" and not {"enum", "const"} & schema.keys():
+        yield place
+    for name, each in schema.get("properties", {}).items():
+        yield from texts_of(each, f"{place}/{name}")
+    for kind in ("items", "additionalProperties"):
+        if isinstance(schema.get(kind), dict):
+            yield from texts_of(schema[kind], f"{place}/*")
+
+
+def texts() -> dict[str, set[str]]:
+    """By operation: the free texts of its body (as pointers) and of its query (as `?name`)."""
+    found: dict[str, set[str]] = {}
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            places = found.setdefault(f"{method.upper()} {path}", set())
+            for media in operation.get("requestBody", {}).get("content", {}).values():
+                places.update(texts_of(media["schema"]))
+            for each in operation.get("parameters", []):
+                if each["in"] == "query" and list(texts_of(each["schema"])):
+                    places.add(f"?{each['name']}")
+    return found
+
+
+def route_of(operation: str) -> APIRoute:
+    method, path = operation.split(" ")
+    return next(
+        route
+        for route in ALL_ROUTES
+        if isinstance(route, APIRoute)
+        and route.path.replace(":path}", "}") == path
+        and method in route.methods
+    )
+
+
+def naming_cases() -> list[tuple[str, str, str]]:
+    """Every place of a body or a query that names rows of a team, with the kind of the row."""
+    return [
+        (operation, place, kind)
+        for operation, places in texts().items()
+        for place in sorted(places)
+        for kind in NAMING.get(place.rpartition("/")[2].lstrip("?"), ())
+        if access_of(route_of(operation).endpoint) != Scope.ADMIN
+    ]
+
+
+def test_every_text_of_a_request_either_names_rows_or_does_not() -> None:
+    """A new field has to be looked at: it goes to `NAMING`, and has its cases, or to `WORDS`."""
+    last = {
+        place.rpartition("/")[2].lstrip("?") if not place.endswith("/*") else place.split("/")[-2]
+        for places in texts().values()
+        for place in places
+    }
+    assert last <= NAMING.keys() | WORDS, "say in NAMING or in WORDS what this names"
+
+
+@pytest.mark.parametrize(
+    ("operation", "place", "kind"),
+    naming_cases(),
+    ids=[" ".join(each) for each in naming_cases()],
+)
+def test_naming_another_teams_row_says_what_an_unknown_one_says(
+    join: Callable[..., Team], owned: dict[str, str], operation: str, place: str, kind: str
+) -> None:
+    stranger = join("namer", *Scope)
+    known = owned[kind]
+    unknown = known[:-4] + "0000"
+    real, other = (ask(stranger, operation, place, value) for value in (known, unknown))
+    assert real.status_code == other.status_code
+    assert without_ids(real.text).replace(known, unknown) == without_ids(other.text)
+    if place.startswith("?"):
+        assert real.status_code in {200, 400, 422}
+        assert not [value for value in owned.values() if value in without_ids(real.text, known)]
+    else:
+        assert real.status_code in {400, 404, 422}
+
+
+def ask(team: Team, operation: str, place: str, value: str) -> Any:
+    """Send a request that is good but for one place."""
+    method, path = operation.split(" ")
+    if place.startswith("?"):
+        sent = encode_cursor(value) if place == "?cursor" else value
+        return team.request(method, path.format(**own_ids(team)), params={place[1:]: sent})
+    body = good_body(team, path)
+    steps = place.split("/")[1:]
+    inner = body
+    for step in steps[:-1]:
+        inner = inner.setdefault(step, {})
+    for rival in RIVALS.get(steps[-1], ()):
+        inner.pop(rival, None)
+    inner[steps[-1]] = value
+    path = path.format(**own_ids(team))
+    if path in UPLOADS:
+        files = {"file": ("adapter.zip", b"PK\x05\x06" + bytes(18))}
+        return team.request(method, path, files=files, data=body)
+    return team.request(method, path, json=body)
+
+
+_own: dict[str, dict[str, str]] = {}
+
+
+def own_ids(team: Team) -> dict[str, str]:
+    """Rows of the caller's own, for the places that are not the case's."""
+    if team.name not in _own:
+        job = team.job()
+        services = cast("FastAPI", team.client.app).state.services
+        with transaction(services.engine) as session:
+            adapter = adapters.create_adapter(
+                session, team=team.name, origin=AdapterOrigin.IMPORT, model=MODEL, prefix="a/y/"
+            )
+        team.delete(f"/jobs/{job['id']}")
+        _own[team.name] = {
+            "job_id": job["id"],
+            "fine_tuning_job_id": job["id"],
+            "adapter_id": adapter.id,
+            "dataset": job["dataset"],
+        }
+    return _own[team.name]
+
+
+def good_body(team: Team, path: str) -> dict[str, Any]:
+    dataset = own_ids(team)["dataset"]
+    bodies: dict[str, dict[str, Any]] = {
+        "/jobs": job_body(dataset),
+        "/jobs/plan": job_body(dataset),
+        "/infer": {"model": MODEL, "prompt": "x"},
+        "/adapters": {"model": MODEL},
+        "/adapters/{adapter_id}/compress": {},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+        "/v1/fine_tuning/jobs": {"model": MODEL, "training_file": dataset},
+    }
+    assert path in bodies, f"a new route {path!r} names rows in its body: give it a good body"
+    return bodies[path]
+
+
+def without_ids(text: str, *sent: str) -> str:
+    """What an answer says beside the id of the request, and what its caller said."""
+    for each in sent:
+        text = text.replace(each, "")
+    return re.sub(r"req_[0-9a-f]{24}", "", text)
+
+
+def test_an_idempotency_key_of_another_team_reveals_nothing(
     join: Callable[..., Team], owned: dict[str, str]
 ) -> None:
-    stranger = join("stranger")
-    body = {"model": MODEL, "dataset": owned["dataset_id"], "preset": "smolvlm_fast"}
-    real = stranger.post("/jobs", json=body)
-    unknown = stranger.post("/jobs", json={**body, "dataset": owned["dataset_id"][:-4] + "0000"})
-    for answer in (real, unknown):
-        assert answer.status_code == 422
-        assert [fault["code"] for fault in answer.json()["errors"]] == ["dataset_not_found"]
+    owner, stranger = join("owner"), join("repeater")
+    headers = {"Idempotency-Key": "the owner's"}
+    body = job_body(owned["dataset_id"])
+    first = owner.post("/jobs", json=body, headers=headers)
+    assert first.status_code == 201
+    same = stranger.post("/jobs", json=body, headers=headers)
+    fresh = stranger.post("/jobs", json=body, headers={"Idempotency-Key": "nobody's"})
+    assert same.status_code == fresh.status_code == 422
+    assert without_ids(same.text) == without_ids(fresh.text)
+    own = {"model": MODEL, "training_file": stranger.dataset()}
+    for path in ("/v1/fine_tuning/jobs", "/jobs"):
+        mine = own if path.startswith("/v1") else job_body(own["training_file"])
+        made = stranger.post(path, json=mine, headers=headers)
+        assert made.status_code in {200, 201}
+        assert "Idempotent-Replayed" not in made.headers
+        assert made.json()["id"] != first.json()["id"]
+    again = owner.post("/jobs", json=body, headers=headers)
+    assert again.json()["id"] == first.json()["id"]
 
 
-@pytest.mark.parametrize("field", ["eval_dataset", "retention_dataset"])
-def test_a_job_cannot_be_measured_on_another_teams_dataset(
-    join: Callable[..., Team], owned: dict[str, str], field: str
-) -> None:
-    stranger = join("stranger")
-    answer = stranger.post(
-        "/jobs", json=job_body(stranger.dataset(), **{field: owned["dataset_id"]})
-    )
-    assert answer.status_code == 422
-    faults = [(fault["code"], fault["pointer"]) for fault in answer.json()["errors"]]
-    assert faults == [("dataset_not_found", f"/{field}")]
-
-
-@pytest.mark.parametrize("field", ["adapter", "job"])
-def test_inference_cannot_name_another_teams_rows(
-    join: Callable[..., Team], owned: dict[str, str], field: str
-) -> None:
-    body = {field: owned[f"{field}_id"], "prompt": "x"}
-    assert join("stranger").post("/infer", json=body).status_code == 404
+def test_every_reading_without_an_id_is_a_list_of_the_teams_own_rows_or_alike_for_all() -> None:
+    found = {
+        route.path
+        for route in ALL_ROUTES
+        if isinstance(route, APIRoute)
+        and "GET" in route.methods
+        and not route.dependant.path_params
+        and access_of(route.endpoint) not in {PUBLIC, Scope.ADMIN}
+    }
+    assert found == ALIKE | set(LISTS)
 
 
 def test_every_route_is_ours_and_has_a_rule() -> None:
