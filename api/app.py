@@ -22,6 +22,7 @@ from api.openai import models as openai_models
 from api.openai.documents import PREFIX as OPENAI_PREFIX
 from api.openai.documents import describe as describe_openai
 from api.openai.errors import render as render_openai_error
+from api.rates import Limiter
 from api.routes import (
     adapters,
     catalog,
@@ -63,11 +64,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     configure_logs()
     services = open_services(settings)
+    limiter = Limiter(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(write_key, services)
         yield
+        await limiter.close()
         await services.close()
 
     app = FastAPI(
@@ -81,7 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     measures = Measures()
     app.state.services = services
-    app.state.doorkeeper = Doorkeeper(services)
+    app.state.doorkeeper = Doorkeeper(services, limiter)
     app.state.measures = measures
     for module in ROUTES:
         app.include_router(module.router)

@@ -11,6 +11,7 @@ from anyio import to_thread
 from fastapi import Request
 
 from api.errors import Problem
+from api.rates import Limiter
 from api.services import Services
 from store.database import transaction
 from store.keys import Caller, Scope, authenticate, record_use
@@ -60,8 +61,9 @@ class Doorkeeper:
     the database one look-up in that time and not one for every request.
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, limiter: Limiter) -> None:
         self._services = services
+        self._limiter = limiter
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -69,7 +71,7 @@ class Doorkeeper:
         """Return the caller of a request that may pass.
 
         Raises:
-            Problem: If there is no key, or it lacks the scope.
+            Problem: If there is no key, it asks too often, or it lacks the scope.
         """
         if access == PUBLIC:
             return None
@@ -79,6 +81,9 @@ class Doorkeeper:
         if caller is None:
             caller = await to_thread.run_sync(self._look_up, token)
             self._remember(digest, caller)
+        # A key without the scope is counted too, and so cannot ask at will.
+        submits = request.method == "POST" and access == Scope.WRITE
+        await self._limiter.admit(caller, submits=submits)
         if Scope.ADMIN not in caller.scopes and access not in caller.scopes:
             have = ", ".join(sorted(caller.scopes)) or "none"
             raise Problem("scope_missing", f"This needs the scope {access!s}; the key has: {have}.")

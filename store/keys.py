@@ -41,6 +41,10 @@ class Caller:
     team: str
     scopes: frozenset[Scope]
     key_id: str
+    requests_per_minute: int | None = None
+    """The team's own rate, if it has one."""
+    submissions_per_minute: int | None = None
+    """Likewise."""
     use_is_old: bool = False
     """Whether `record_use` is due: at most once a minute, so that reading stays reading."""
 
@@ -101,7 +105,9 @@ def authenticate(session: Session, token: str) -> Caller:
     found = _TOKEN.fullmatch(token)
     prefix, secret = (found[1], found[2]) if found is not None else ("", "")
     row = session.execute(
-        select(ApiKey, _usable(), _use_is_old()).where(ApiKey.prefix == prefix)
+        select(ApiKey, _usable(), _use_is_old(), Team)
+        .join(Team, Team.name == ApiKey.team)
+        .where(ApiKey.prefix == prefix)
     ).one_or_none()
     # Without a row the comparison is still made, so that its time says nothing of the prefix.
     expected = row[0].secret_sha256 if row is not None else _NO_SECRET
@@ -114,6 +120,8 @@ def authenticate(session: Session, token: str) -> Caller:
         team=key.team,
         scopes=frozenset(Scope(scope) for scope in key.scopes),
         key_id=key.id,
+        requests_per_minute=row[3].requests_per_minute,
+        submissions_per_minute=row[3].submissions_per_minute,
         use_is_old=bool(row[2]),
     )
 
