@@ -8,7 +8,7 @@ MINUTES ?= 30
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test lock bench-training bench-quality bench-service bench-serving soak clean
+.PHONY: help demo serve stop setup check format test chaos lock bench-training bench-quality bench-service bench-serving soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ lock: setup ## Compile the hashed locks again (torch stays an install step of it
 	$(BIN)/uv pip compile pyproject.toml --extra api $(LOCK) --constraint requirements/dev.lock -o requirements/api.lock
 	$(BIN)/uv pip compile pyproject.toml --extra worker $(LOCK) --constraint requirements/dev.lock -o requirements/worker.lock
 	rm .cache-overrides.txt
+
+chaos: setup ## Kill everything at seeded moments: 200 trainings, 10,000 submissions (an hour)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.chaos
 
 bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM-256M shape)
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_step

@@ -210,13 +210,14 @@ class Deployment:
         ring: bool = True,
         max_attempts: int = 3,
         retention_dataset_id: str | None = None,
+        config: ModelGRITConfig | None = None,
         plan_changes: Mapping[str, Any] | None = None,
         **training: Any,
     ) -> str:
         """Create a job and ring; returns its id."""
         if self._inventory is None:
             raise RuntimeError("prepare() comes first")
-        config = tiny_config()
+        config = config or tiny_config()
         plan = plan_adaptation(config, self._inventory)
         asked = TrainingConfig(**{
             "batch_size": 2,

@@ -1,0 +1,1 @@
+"""The real service under faults at random, seeded moments: `python -m tests.chaos`."""

@@ -1,0 +1,67 @@
+"""`python -m tests.chaos`: the whole harness; exit status 1 if a promise was broken.
+
+`--kills` executions of training jobs are killed, then `--submissions` are made while everything is
+killed. The seed decides what is killed and when; the moments themselves are the machine's.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.submissions import run_submissions
+from tests.chaos.training_kills import run_training_kills
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "reliability"
+
+
+def main() -> int:
+    """Run what was asked for; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=200, help="0 leaves this part out")
+    parser.add_argument("--submissions", type=int, default=10_000, help="0 leaves this part out")
+    parser.add_argument("--pause-seconds", type=float, default=0.4, help="of each of six callers")
+    options = parser.parse_args()
+    good = True
+    if options.kills:
+        good &= _report(
+            "training-kills",
+            lambda folder: run_training_kills(
+                folder, kills=options.kills, seed=options.seed
+            ).to_json(),
+        )
+    if options.submissions:
+        good &= _report(
+            "submissions",
+            lambda folder: run_submissions(
+                folder,
+                count=options.submissions,
+                seed=options.seed,
+                trained_share=0.01,
+                pause_seconds=options.pause_seconds,
+            ).to_json(),
+        )
+    return 0 if good else 1
+
+
+def _report(name: str, run: Callable[[Path], dict[str, Any]]) -> bool:
+    folder = Path(tempfile.mkdtemp(prefix=f"grit-{name}-"))
+    outcome = run(folder)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    machine = {"python": platform.python_version(), "system": platform.system()}
+    document = {"at": datetime.now(UTC).date().isoformat(), "machine": machine, **outcome}
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(outcome, indent=2))
+    bad = outcome["violations"] or outcome.get("differing")
+    print(f"{name}: {'BROKEN; logs in ' + str(folder) if bad else 'every promise kept'}")
+    return not bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())
