@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
-KINDS: Final = frozenset({"job", "att", "ds", "adp", "key", "wrk", "inf"})
+KINDS: Final = frozenset({"job", "att", "ds", "adp", "key", "wrk", "inf", "aud"})
 _PATTERN: Final = re.compile(rf"({'|'.join(sorted(KINDS))})_[0-7][{ALPHABET}]{{25}}")
 _RANDOM_BITS: Final = 80
 
