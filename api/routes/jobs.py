@@ -16,6 +16,7 @@ from api.errors import Item, Problem
 from api.pagination import Cursor, Limit
 from api.presentation import present_job
 from api.routing import service_router
+from api.schemas.fields import Moment
 from api.schemas.jobs import JobCreate, JobPage, JobRead, PlanRead
 from api.submission import consider
 from api.waiting import wait_for_change
@@ -87,8 +88,8 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     status: Annotated[list[JobStatus], Query(default_factory=list, description="May be repeated.")],
     model: Annotated[str | None, Query(max_length=512)] = None,
     device: Annotated[str | None, Query(max_length=32)] = None,
-    created_after: datetime | None = None,
-    created_before: datetime | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> JobPage:

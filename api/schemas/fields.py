@@ -1,8 +1,10 @@
 """Types that several schemas share."""
 
-from typing import Annotated, Final
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr
 
 
 class Body(BaseModel):
@@ -34,6 +36,20 @@ def _one_line(text: str) -> str:
     return text
 
 
+_MOMENT: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII
+)
+
+
+def _written_out(value: Any) -> Any:
+    # pydantic takes numbers too, as seconds since 1970: a slip would become a moment long past.
+    if isinstance(value, datetime) or (isinstance(value, str) and _MOMENT.fullmatch(value)):
+        return value
+    raise ValueError("a moment is a text such as 2027-01-31T12:00:00Z")
+
+
+Moment = Annotated[datetime, BeforeValidator(_written_out)]
+"""A date and a time as RFC 3339 writes them."""
 Text = Annotated[StrictStr, AfterValidator(_plain)]
 """Written words: no control characters but tabs and line ends."""
 Line = Annotated[StrictStr, AfterValidator(_one_line)]

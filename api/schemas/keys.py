@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.schemas.fields import Answer, Body, Line
+from api.schemas.fields import Answer, Body, Line, Moment
 from store.keys import Scope
 
 
@@ -18,7 +18,7 @@ class KeyCreate(Body):
     """Whose it is; without it, the caller's own team."""
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=8)]
     """What it may do."""
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
     """When it ends; with a time zone."""
 
 

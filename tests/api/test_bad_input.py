@@ -384,6 +384,16 @@ def test_a_bad_inference_request_is_refused(
     assert pointer in {fault.get("pointer") for fault in problem["errors"]}
 
 
+@pytest.mark.parametrize("moment", ["0", 0, 1e9, "1700000000", "2027-01-31", "tomorrow"], ids=repr)
+def test_a_moment_is_written_out(join: Callable[..., Team], moment: Any) -> None:
+    """A number would be seconds since 1970: an `expires_at` of "0" made a key that had ended."""
+    admin = join("ops", Scope.ADMIN)
+    body = {"name": "x", "scopes": ["read"], "expires_at": moment}
+    problem = check(admin.post("/keys", json=body), 422, "value_invalid")
+    assert problem["errors"][0]["pointer"] == "/expires_at"
+    check(admin.get("/jobs", params={"created_after": moment}), 422, "value_invalid")
+
+
 def test_an_inference_without_any_worker_is_told_at_once(team: Team) -> None:
     answer = team.post("/infer", json={"model": MODEL, "prompt": "Hello"})
     check(answer, 503, "no_inference_worker")

@@ -32,15 +32,14 @@ class World:
         refused = team.upload(b'{"messages": []}\n')
         self.datasets = [self.dataset, str(refused.json()["dataset"])]
         self.adapter = self.new_adapter()
-        self.jobs = {
-            "created": self.new_job(auto_start=False),
-            "succeeded": self._succeeded(),
-            "failed": self._failed(),
-            "running": self._running(),
-            "queued": self.new_job(),
-            "paused": self._moved("pause"),
-            "cancelled": self._moved("cancel"),
-        }
+        self.ended_jobs = [self._succeeded(), self._failed(), self._moved("cancel")]
+        self.jobs = [
+            *self.ended_jobs,
+            self._running(),
+            self.new_job(),
+            self.new_job(auto_start=False),
+            self._moved("pause"),
+        ]
 
     def new_job(self, **fields: Any) -> str:
         return str(self.team.job(dataset=self.dataset, **fields)["id"])
