@@ -9,6 +9,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from api import errors
+from api.audit import AuditTrail
 from api.auth import Doorkeeper
 from api.documents import document
 from api.embedded import write_key
@@ -65,11 +66,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     configure_logs()
     services = open_services(settings)
     limiter = Limiter(settings)
+    trail = AuditTrail(services.engine)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(write_key, services)
         yield
+        await to_thread.run_sync(trail.close)
         await limiter.close()
         await services.close()
 
@@ -86,12 +89,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.services = services
     app.state.doorkeeper = Doorkeeper(services, limiter)
     app.state.measures = measures
+    app.state.trail = trail
     for module in ROUTES:
         app.include_router(module.router)
     errors.install(app, forms=ERROR_FORMS)
     _document(app)
     app.add_middleware(
-        Envelope, measures=measures, allowed_hosts=settings.allowed_hosts, forms=ERROR_FORMS
+        Envelope,
+        measures=measures,
+        trail=trail,
+        allowed_hosts=settings.allowed_hosts,
+        forms=ERROR_FORMS,
     )
     return app
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from anyio import to_thread
 from fastapi import Request
 
+from api.audit import is_audited, note
 from api.errors import Problem
 from api.rates import Limiter
 from api.services import Services
@@ -85,8 +86,11 @@ class Doorkeeper:
         submits = request.method == "POST" and access == Scope.WRITE
         await self._limiter.admit(caller, submits=submits)
         if Scope.ADMIN not in caller.scopes and access not in caller.scopes:
+            note(request.scope, caller)
             have = ", ".join(sorted(caller.scopes)) or "none"
             raise Problem("scope_missing", f"This needs the scope {access!s}; the key has: {have}.")
+        if is_audited(request.method, access):
+            note(request.scope, caller)
         return caller
 
     def _look_up(self, token: str) -> Caller:

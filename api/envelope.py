@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.audit import AuditTrail, entry_of
 from api.errors import Problem, Render, problem_of, respond
 from api.measures import Measures
 
@@ -37,11 +38,13 @@ class Envelope:
         app: ASGIApp,
         *,
         measures: Measures,
+        trail: AuditTrail,
         allowed_hosts: list[str],
         forms: Mapping[str, Render],
     ) -> None:
         self.app = app
         self.measures = measures
+        self.trail = trail
         self.forms = forms
         self.allowed_hosts = [host.lower() for host in allowed_hosts]
 
@@ -64,6 +67,7 @@ class _Exchange:
         self.headers = Headers(scope=scope)
         self.request_id = self._request_id()
         self.status: int | None = None
+        self.location: str | None = None
         self.started_at = time.perf_counter()
         scope["grit.request_id"] = self.request_id
 
@@ -83,6 +87,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.request_id
+            self.location = headers.get("location")
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             headers.setdefault("Cache-Control", "no-store")
@@ -126,6 +131,11 @@ class _Exchange:
         self.envelope.measures.observe(
             method=self.scope["method"], route=route, status=status, seconds=seconds
         )
+        entry = entry_of(
+            self.scope, status=status, request_id=self.request_id, location=self.location
+        )
+        if entry is not None:
+            self.envelope.trail.add(entry)
         log.info(
             "request",
             request_id=self.request_id,
