@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     """Largest JSON body."""
     max_upload_bytes: PositiveInt = 8 * 1024**3
     """Largest dataset upload."""
+    intake_processes: PositiveInt = 4
+    """Uploads that are judged at a time; each has a process of its own."""
+    intake_memory_bytes: Annotated[int, Field(ge=512 * 1024**2)] = 2 * 1024**3
+    """Address space of each of these processes."""
+    intake_seconds: PositiveSeconds = 60.0
+    """Processor time for judging an upload, and two seconds more for each MiB of it."""
     max_open_jobs: PositiveInt = 1000
     """Jobs of one team that have not ended; a team's own row may say otherwise."""
     max_running_jobs: PositiveInt | None = None

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, cast
 
-from api.errors import Problem
+from api.intake.refusal import Refused
 from grit_core.records import is_safe_path
 
 MAX_MEMBERS: Final = 200_000
@@ -46,14 +46,14 @@ BROKEN: Final = (
 """What the readers of the standard library raise when bytes are broken (or encrypted, or odd)."""
 
 
-class UnsafeMember(Problem):
+class UnsafeMember(Refused):
     """A member that would reach beyond the archive's folder, or is no plain file."""
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__("archive_unsafe_member", f"The member {_shown(name)} {why}.")
 
 
-class BrokenArchive(Problem):
+class BrokenArchive(Refused):
     """A file whose bytes are not those of an archive, or not to their end."""
 
     def __init__(self, detail: str) -> None:
@@ -85,7 +85,7 @@ class ZipArchive:
 
         Raises:
             BrokenArchive: If it is broken.
-            Problem: If it is beyond the limits.
+            Refused: If it is beyond the limits.
         """
         try:
             self._zip = zipfile.ZipFile(path)
@@ -93,7 +93,7 @@ class ZipArchive:
             raise BrokenArchive("The zip file is broken.") from None
         try:
             self.names = self._judged(path.stat().st_size)
-        except Problem:
+        except Refused:
             self._zip.close()
             raise
 
@@ -127,7 +127,7 @@ class TarArchive:
 
         Raises:
             BrokenArchive: If it is broken.
-            Problem: If it is beyond the limits.
+            Refused: If it is beyond the limits.
             UnsafeMember: If a member is no plain file.
         """
         try:
@@ -143,7 +143,7 @@ class TarArchive:
         except BROKEN:
             self._tar.close()
             raise BrokenArchive("The tar file is broken.") from None
-        except Problem:
+        except Refused:
             self._tar.close()
             raise
         self._members = {_plain(member.name): member for member in members}
@@ -182,7 +182,7 @@ def judge(members: Iterable[tuple[str, int]]) -> frozenset[str]:
     """Return the names of an archive's files, or refuse the archive.
 
     Raises:
-        Problem: If a name comes twice, or a limit is passed.
+        Refused: If a name comes twice, or a limit is passed.
         UnsafeMember: If a name leads out of the archive's folder.
     """
     names: dict[str, str] = {}
@@ -194,13 +194,13 @@ def judge(members: Iterable[tuple[str, int]]) -> frozenset[str]:
         if any(part in name for part in _IGNORED):
             continue
         if name.lower().endswith(_NESTED):
-            raise Problem("archive_limits", f"{_shown(name)} is an archive inside the archive.")
+            raise Refused("archive_limits", f"{_shown(name)} is an archive inside the archive.")
         if name.casefold() in names:
-            raise Problem("archive_limits", f"{_shown(name)} comes twice (case does not count).")
+            raise Refused("archive_limits", f"{_shown(name)} comes twice (case does not count).")
         total += size
         if count >= MAX_MEMBERS or total > MAX_TOTAL_BYTES:
             detail = f"An archive holds at most {MAX_MEMBERS} files and {MAX_TOTAL_BYTES} bytes."
-            raise Problem("archive_limits", detail)
+            raise Refused("archive_limits", detail)
         names[name.casefold()] = name
     return frozenset(names.values())
 
@@ -235,7 +235,7 @@ def inflate(path: Path, target: Path, *, max_bytes: int = MAX_TOTAL_BYTES) -> bo
     """Decompress a gzip, bzip2 or xz file; false if it is none of them.
 
     Raises:
-        BrokenArchive: If it is broken. Beyond the limits it is a `Problem` as well.
+        BrokenArchive: If it is broken. Beyond the limits it is a `Refused` as well.
     """
     with path.open("rb") as file:
         head = file.read(6)
@@ -252,7 +252,9 @@ def inflate(path: Path, target: Path, *, max_bytes: int = MAX_TOTAL_BYTES) -> bo
                 size += len(chunk)
                 _refuse_ratio(size, packed, max_bytes=max_bytes)
                 sink.write(chunk)
-    except BROKEN:
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # not the file's fault: the disk is full, or the file too large for it
         raise BrokenArchive("The compressed file is broken.") from None
     return True
 
@@ -264,7 +266,7 @@ def _refuse_ratio(size: int, packed: int, *, max_bytes: int = MAX_TOTAL_BYTES) -
             f"The archive unpacks to more than {MAX_RATIO} times its size"
             f" or beyond {max_bytes} bytes."
         )
-        raise Problem("archive_limits", detail)
+        raise Refused("archive_limits", detail)
 
 
 def _refuse_zip_member(info: zipfile.ZipInfo) -> None:
@@ -272,7 +274,7 @@ def _refuse_zip_member(info: zipfile.ZipInfo) -> None:
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
         raise UnsafeMember(info.filename, "is a link, a device or another special file")
     if info.flag_bits & 1:
-        raise Problem("archive_limits", f"{_shown(info.filename)} is encrypted.")
+        raise Refused("archive_limits", f"{_shown(info.filename)} is encrypted.")
     if "\x00" in info.orig_filename:
         raise UnsafeMember(info.orig_filename, "has a NUL in its name")
 
@@ -281,7 +283,7 @@ def _refuse_overlap(infos: list[zipfile.ZipInfo]) -> None:
     ordered = sorted(infos, key=lambda info: info.header_offset)
     for before, after in pairwise(ordered):
         if before.header_offset + before.compress_size > after.header_offset:
-            raise Problem("archive_limits", f"{_shown(after.filename)} overlaps another member.")
+            raise Refused("archive_limits", f"{_shown(after.filename)} overlaps another member.")
 
 
 def _plain(name: str) -> str:

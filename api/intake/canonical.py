@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from api.errors import Problem
 from api.intake.images import ImageJudge
+from api.intake.refusal import Refused
 from api.intake.sources import Row, open_source
 from grit_core.records import ChatRecord, InvalidRecord, RowFault
 
@@ -64,7 +64,7 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
         scratch: A folder for what has to be decompressed.
 
     Raises:
-        Problem: If the file as a whole cannot be read, or has no rows at all.
+        Refused: If the file as a whole cannot be read, or has no rows at all.
     """
     with ExitStack() as stack:
         source = open_source(path, scratch, stack)
@@ -90,7 +90,7 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
             intake.details["ignored_columns"] = sorted(map(printable, ignored))
         intake.details.update(source.details())
     if intake.num_rows == 0 and intake.num_bad_rows == 0:
-        raise Problem("empty_dataset", "The file has no rows; a dataset has at least one.")
+        raise Refused("empty_dataset", "The file has no rows; a dataset has at least one.")
     return intake
 
 

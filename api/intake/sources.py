@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Protocol
 
-from api.errors import Problem
 from api.intake.archives import BROKEN, Archive, TarArchive, ZipArchive, inflate
+from api.intake.refusal import Refused
 from grit_core.images import MAX_IMAGE_BYTES
 from grit_core.records import (
     MAX_LINE_BYTES,
@@ -66,14 +66,14 @@ def _head(path: Path) -> bytes:
 def _refuse_binary(head: bytes) -> None:
     start = head.lstrip()[:1]
     if not head.strip():
-        raise Problem("empty_dataset", "The file is empty; a dataset has at least one row.")
+        raise Refused("empty_dataset", "The file is empty; a dataset has at least one row.")
     if start == b"[":
-        raise Problem(
+        raise Refused(
             "dataset_invalid", "The file is a JSON list; write one object a line (JSONL)."
         )
     if any(byte < 32 and byte not in b"\t\r\n" for byte in head) and start != b"{":
         detail = "The file is none of JSONL, zip, tar (also .gz, .bz2, .xz) and Parquet."
-        raise Problem("format_not_allowed", detail)
+        raise Refused("format_not_allowed", detail)
 
 
 class JsonlSource:
@@ -102,7 +102,7 @@ class ArchiveSource:
         """Find the one JSONL file.
 
         Raises:
-            Problem: If there is none, or more than one.
+            Refused: If there is none, or more than one.
         """
         self.format = format
         self._archive = archive
@@ -110,7 +110,7 @@ class ArchiveSource:
         if len(found) != 1:
             named = ", ".join(found[:5]) or "none"
             detail = f"An archive holds exactly one .jsonl file; this one: {named}."
-            raise Problem("dataset_invalid", detail)
+            raise Refused("dataset_invalid", detail)
         self._name = found[0]
         self._folder = PurePosixPath(self._name).parent
         self._used: set[str] = set()
@@ -119,7 +119,7 @@ class ArchiveSource:
         """Yield every row.
 
         Raises:
-            Problem: If the archive is broken in the middle of its rows.
+            Refused: If the archive is broken in the middle of its rows.
         """
         line = 0
         try:
@@ -127,7 +127,7 @@ class ArchiveSource:
                 for line, data in lines_of(file):
                     yield _row(line, data, self._resolve)
         except BROKEN:
-            raise Problem("dataset_invalid", f"The archive is broken after line {line}.") from None
+            raise Refused("dataset_invalid", f"The archive is broken after line {line}.") from None
 
     def _resolve(self, name: str) -> bytes:
         beside = str(self._folder / PurePosixPath(name))
@@ -152,7 +152,7 @@ class ParquetSource:
         """Open it and look for its columns.
 
         Raises:
-            Problem: If it is broken or has no `messages`.
+            Refused: If it is broken or has no `messages`.
         """
         # Loaded with the first such upload and not with the service.
         import pyarrow as pa  # noqa: PLC0415 - see above
@@ -162,18 +162,18 @@ class ParquetSource:
             self._file = pq.ParquetFile(path)
             columns = list(self._file.schema_arrow.names)
         except (pa.ArrowException, OSError, ValueError):
-            raise Problem("dataset_invalid", "The Parquet file is broken.") from None
+            raise Refused("dataset_invalid", "The Parquet file is broken.") from None
         self._broken = (pa.ArrowException, OSError, ValueError)
         if "messages" not in columns:
             detail = (
                 f"The Parquet file has no column `messages`; it has: {', '.join(columns)[:300]}."
             )
-            raise Problem("dataset_invalid", detail)
+            raise Refused("dataset_invalid", detail)
         metadata = self._file.metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         if any(group.total_byte_size > _MAX_ROW_GROUP_BYTES for group in groups):
             detail = f"A row group has more than {_MAX_ROW_GROUP_BYTES} bytes; write smaller ones."
-            raise Problem("archive_limits", detail)
+            raise Refused("archive_limits", detail)
         self._columns = [name for name in ("messages", "images") if name in columns]
         self._ignored = [name for name in columns if name not in self._columns]
 
@@ -181,7 +181,7 @@ class ParquetSource:
         """Yield every row; its number stands for its line.
 
         Raises:
-            Problem: If the file is broken further on.
+            Refused: If the file is broken further on.
         """
         number = 0
         try:
@@ -196,7 +196,7 @@ class ParquetSource:
                     except InvalidRecord as error:
                         yield error
         except self._broken:
-            raise Problem(
+            raise Refused(
                 "dataset_invalid", f"The Parquet file is broken after row {number}."
             ) from None
 
@@ -246,4 +246,4 @@ def _row(line: int, data: bytes, resolve: Any) -> Row:
 
 def _refuse_count(count: int) -> None:
     if count > MAX_ROWS:
-        raise Problem("archive_limits", f"A dataset has at most {MAX_ROWS} rows.")
+        raise Refused("archive_limits", f"A dataset has at most {MAX_ROWS} rows.")

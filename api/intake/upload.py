@@ -15,7 +15,9 @@ from starlette.formparsers import MultiPartException
 from starlette.types import Message
 
 from api.errors import InvalidRequest, Item, Problem
-from api.intake.canonical import Intake, take_in
+from api.intake.canonical import Intake
+from api.intake.judge import DatasetOrder
+from api.intake.judgement import judged_dataset
 from api.intake.quota import drop_unneeded, refuse_upload
 from api.schemas.datasets import OnBadRows
 from api.schemas.problems import safe_input
@@ -187,7 +189,8 @@ def store_upload(services: Services, team: str, upload: Upload) -> Dataset:
         path = scratch / "upload"
         copy_upload(upload.file, path)
         target = scratch / "rows.jsonl"
-        intake = take_in(path, target, scratch=scratch)
+        order = DatasetOrder(file=str(path), target=str(target))
+        intake = judged_dataset(services.settings, order, scratch=scratch)
         rejected = intake.num_rows == 0 or (
             intake.num_bad_rows > 0 and upload.on_bad_rows is OnBadRows.REJECT
         )

@@ -12,6 +12,7 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Item, Problem
+from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import Upload, receive_form, store_upload, upload_of
 from api.openai.models import seconds
@@ -94,7 +95,9 @@ async def upload_file(
     await refuse_declared(request, services, caller.team)
     async with receive_form(request, max_bytes=services.settings.max_upload_bytes) as form:
         upload = _upload(form)
-        dataset = await to_thread.run_sync(store_upload, services, caller.team, upload)
+        dataset = await to_thread.run_sync(
+            store_upload, services, caller.team, upload, limiter=intake_limiter(services.settings)
+        )
     response.headers["Location"] = f"/v1/files/{dataset.id}"
     return present_file(dataset)
 

@@ -13,7 +13,9 @@ from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.downloads import stream_tar, vllm_tar
 from api.errors import InvalidRequest, Item
-from api.intake.adapters import MAX_FILES, adapter_of, import_adapter, max_upload_bytes
+from api.intake.adapter_files import MAX_FILES
+from api.intake.adapters import adapter_of, import_adapter, max_upload_bytes
+from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import receive_form
 from api.pagination import Cursor, Limit
@@ -101,7 +103,9 @@ async def import_one(
     bound = max_upload_bytes(services)
     async with receive_form(request, max_bytes=bound, max_files=MAX_FILES) as form:
         upload = adapter_of(form)
-        adapter, is_new = await to_thread.run_sync(import_adapter, services, caller.team, upload)
+        adapter, is_new = await to_thread.run_sync(
+            import_adapter, services, caller.team, upload, limiter=intake_limiter(services.settings)
+        )
     if not is_new:
         response.status_code = 200
     response.headers["Location"] = f"/adapters/{adapter.id}"

@@ -8,6 +8,7 @@ from fastapi import Request, Response
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
+from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import receive, store_upload
 from api.pagination import Cursor, Limit
@@ -79,7 +80,9 @@ async def upload_dataset(
     """Upload a dataset: streamed to disk, checked row by row, stored once by its content."""
     await refuse_declared(request, services, caller.team)
     async with receive(request, max_bytes=services.settings.max_upload_bytes) as upload:
-        dataset = await to_thread.run_sync(store_upload, services, caller.team, upload)
+        dataset = await to_thread.run_sync(
+            store_upload, services, caller.team, upload, limiter=intake_limiter(services.settings)
+        )
     response.headers["Location"] = f"/datasets/{dataset.id}"
     return present_dataset(dataset)
 
