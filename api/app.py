@@ -26,6 +26,7 @@ from api.openai.errors import render as render_openai_error
 from api.rates import Limiter
 from api.routes import (
     adapters,
+    audit,
     catalog,
     datasets,
     infer,
@@ -35,6 +36,7 @@ from api.routes import (
     keys,
     models,
     service,
+    teams,
 )
 from api.services import open_services
 from store.settings import Settings
@@ -53,6 +55,8 @@ ROUTES = (
     openai_files,
     openai_fine_tuning,
     keys,
+    teams,
+    audit,
     service,
 )
 ERROR_FORMS = {OPENAI_PREFIX: render_openai_error}

@@ -71,6 +71,7 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("adapter_not_ready", 409, "The adapter is not ready"),
     Kind("model_not_ready", 409, "The model is not ready", 5),
     Kind("model_conflict", 409, "The model id is taken"),
+    Kind("key_ended", 409, "The key has ended"),
     Kind("still_referenced", 409, "Something else needs it"),
     Kind("object_missing", 410, "The stored object is gone"),
     # what was asked for
@@ -110,6 +111,7 @@ DOMAIN: Final[dict[type[Exception], str]] = {
     stored.IllegalTransition: "illegal_transition",
     stored.IdempotencyConflict: "idempotency_key_reused",
     stored.InvalidKey: "auth_invalid",
+    stored.KeyEnded: "key_ended",
     stored.QuotaExceeded: "quota_exceeded",
     stored.StillReferenced: "still_referenced",
     stored.InvalidCursor: "cursor_invalid",

@@ -3,7 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Select, Update, and_, delete, func, null, or_, select, update
+from sqlalchemy import (
+    Update,
+    and_,
+    delete,
+    func,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from store import events
@@ -24,6 +33,7 @@ from store.models import (
     Team,
 )
 from store.retries import Failure, RetryPolicy, end_attempt, settle
+from store.turns import next_job
 
 __all__ = [
     "Claim",
@@ -84,17 +94,26 @@ class NewAdapter:
 
 
 def claim_next(
-    session: Session, *, queue: str, worker_id: str, lease_seconds: float
+    session: Session,
+    *,
+    queue: str,
+    worker_id: str,
+    lease_seconds: float,
+    max_running_jobs: int | None = None,
 ) -> Claim | None:
     """Claim the next job of a queue: by priority, then the team that waited longest, then age.
 
     The attempt is counted here, so that a job that kills its worker at once runs out of attempts.
-    Metrics past the checkpoint are removed, so that nothing is counted twice.
+    Metrics past the checkpoint are removed, so that nothing is counted twice. A team has at most
+    `max_running_jobs` running on the queue, unless its own row says otherwise; none: no bound.
 
     Returns:
         None: If no job of this queue is ready.
     """
-    found = session.scalars(_next_in(queue).with_for_update(of=Job, skip_locked=True)).first()
+    waiting = next_job(queue, max_running_jobs=max_running_jobs).with_for_update(
+        of=Job, skip_locked=True
+    )
+    found = session.scalars(waiting).first()
     if found is None:
         return None
     job = transition(
@@ -411,37 +430,6 @@ def queues_to_ring(session: Session, *, again_after_seconds: float) -> list[str]
         execution_options={"synchronize_session": False},
     ).all()
     return sorted(queues)
-
-
-def _next_in(queue: str) -> Select[str]:
-    """Select the job of a queue that is next: priority, then fairness between teams, then age."""
-    # Counted once for all teams, not once for every waiting job.
-    busy = (
-        select(Job.team, func.count().label("jobs"))
-        .where(Job.queue == queue, Job.status.in_(ACTIVE))
-        .group_by(Job.team)
-        .subquery("busy")
-    )
-    running = func.coalesce(busy.c.jobs, 0)
-    return (
-        select(Job.id)
-        .join(Team, Team.name == Job.team)
-        .outerjoin(busy, busy.c.team == Job.team)
-        .where(
-            Job.queue == queue,
-            Job.status == JobStatus.QUEUED,
-            or_(Job.not_before.is_(None), Job.not_before <= database_now()),
-            or_(Team.max_running_jobs.is_(None), running < Team.max_running_jobs),
-        )
-        .order_by(
-            Job.priority.desc(),
-            running,
-            Team.last_claimed_at.asc().nulls_first(),
-            Job.created_at,
-            Job.id,
-        )
-        .limit(1)
-    )
 
 
 def _newest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:

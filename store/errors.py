@@ -8,6 +8,7 @@ StoreError
     LeaseLost             the attempt that writes is no longer the current one
     IdempotencyConflict   the key was used for another request
     InvalidKey            the API key is unknown, revoked or expired
+    KeyEnded              the API key is revoked, expired or replaced, and cannot be rotated
     QuotaExceeded         a team's bound is reached
     AuditBroken           a row of the audit was altered or removed
     StillReferenced       the row is needed by another row
@@ -70,6 +71,14 @@ class IdempotencyConflict(StoreError):
 
 class InvalidKey(StoreError):
     """The API key is unknown, malformed, revoked or expired."""
+
+
+class KeyEnded(StoreError):
+    """The API key is revoked, expired or replaced already, and cannot be rotated."""
+
+    def __init__(self, key_id: str, why: str) -> None:
+        super().__init__(f"The key {key_id} {why}.")
+        self.key_id = key_id
 
 
 class QuotaExceeded(StoreError):

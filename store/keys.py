@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from store.database_time import database_now, database_time_in
 from store.dialects import insert_unless_there
-from store.errors import InvalidKey, NotFound
+from store.errors import InvalidKey, KeyEnded, NotFound
 from store.ids import new_id
 from store.models import ApiKey, Team
 
@@ -23,6 +23,11 @@ _TOKEN: Final = re.compile(r"grit_([0-9a-f]{12})_([\w-]{43})", re.ASCII)
 _TEAM_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NO_SECRET: Final = hashlib.sha256(b"").hexdigest()
 _USE_KNOWN_FOR_SECONDS: Final = 60.0
+MAX_LIFETIME_DAYS: Final = 3650
+"""Longest life of a key that ends at all."""
+DEFAULT_OVERLAP_SECONDS: Final = 86_400
+MAX_OVERLAP_SECONDS: Final = 30 * 86_400
+"""Longest time for which a rotated key goes on beside the new one."""
 
 
 class Scope(StrEnum):
@@ -94,6 +99,103 @@ def create_key(
     session.add(key)
     session.flush()
     return key, f"grit_{prefix}_{secret}"
+
+
+def expiry_of(*, expires_at: datetime | None, expires_in_days: float | None) -> datetime | None:
+    """Return when a key is to end, said in one of two ways; none: never.
+
+    Raises:
+        ValueError: If it is said in both ways, without a time zone, in the past or too far away.
+    """
+    if expires_at is not None and expires_in_days is not None:
+        raise ValueError("say `expires_at` or `expires_in_days`, and not both")
+    if expires_in_days is not None:
+        # Also refuses what is not a number.
+        if not 0 < expires_in_days <= MAX_LIFETIME_DAYS:
+            raise ValueError(
+                f"`expires_in_days` is {expires_in_days}; it is above 0 and at most"
+                f" {MAX_LIFETIME_DAYS}"
+            )
+        return datetime.now(UTC) + timedelta(days=expires_in_days)
+    if expires_at is None:
+        return None
+    if expires_at.tzinfo is None:
+        raise ValueError("`expires_at` has no time zone; write 2027-01-31T12:00:00Z")
+    now = datetime.now(UTC)
+    if not now < expires_at <= now + timedelta(days=MAX_LIFETIME_DAYS):
+        raise ValueError(
+            f"`expires_at` is {expires_at.isoformat()}; it is in the future, and at most"
+            f" {MAX_LIFETIME_DAYS} days away"
+        )
+    return expires_at
+
+
+def rotate_key(
+    session: Session,
+    key_id: str,
+    *,
+    overlap_seconds: float = DEFAULT_OVERLAP_SECONDS,
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
+    """Make a key in another's place: of the same team, with the same name and scopes.
+
+    The old one stays valid for the overlap, and no longer than it would have; with 0 it ends now.
+    Without `expires_at` the new key lives as long as the old one was given, or for ever.
+
+    Returns:
+        The new row, and the only copy of the new key's text.
+
+    Raises:
+        NotFound: If there is no such key.
+        KeyEnded: If it is revoked, expired or replaced already.
+        ValueError: If the overlap is out of bounds.
+    """
+    if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
+        raise ValueError(
+            f"`overlap_seconds` is {overlap_seconds}; it is 0 to {MAX_OVERLAP_SECONDS} (30 days)"
+        )
+    old = _usable_key(session, key_id)
+    if expires_at is None and old.expires_at is not None:
+        expires_at = datetime.now(UTC) + (old.expires_at - old.created_at)
+    new, text = create_key(
+        session,
+        team=old.team,
+        name=old.name,
+        scopes={Scope(scope) for scope in old.scopes},
+        expires_at=expires_at,
+    )
+    ends: dict[str, object] = {"revoked_at": database_now()}
+    if overlap_seconds > 0:
+        end = database_time_in(overlap_seconds)
+        sooner = case((ApiKey.expires_at < end, ApiKey.expires_at), else_=end)
+        ends = {"expires_at": sooner}
+    session.execute(
+        update(ApiKey).where(ApiKey.id == key_id).values(replaced_by=new.id, **ends),
+        execution_options={"synchronize_session": False},
+    )
+    session.expire(old)
+    return new, text
+
+
+def _usable_key(session: Session, key_id: str) -> ApiKey:
+    """Return a key that is in force, and let nobody else rotate it until the caller's commit.
+
+    Raises:
+        NotFound: If there is no such key.
+        KeyEnded: If it is not in force, or was replaced.
+    """
+    found = session.execute(
+        select(ApiKey, _usable()).where(ApiKey.id == key_id).with_for_update(),
+        execution_options={"populate_existing": True},
+    ).one_or_none()
+    if found is None:
+        raise NotFound("key", key_id)
+    key = found[0]
+    if key.replaced_by is not None:
+        raise KeyEnded(key_id, f"was replaced by {key.replaced_by}; rotate that one")
+    if not found[1]:
+        raise KeyEnded(key_id, "is revoked or expired; make a new one")
+    return key
 
 
 def authenticate(session: Session, token: str) -> Caller:

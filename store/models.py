@@ -171,6 +171,8 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    # The key that came in its place; set once.
+    replaced_by: Mapped[str | None] = mapped_column(String(32))
 
 
 class BaseModelRow(Base):

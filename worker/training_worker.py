@@ -110,6 +110,7 @@ class TrainingWorker:
                     queue=self.queue,
                     worker_id=self._worker_id,
                     lease_seconds=self._settings.lease_seconds,
+                    max_running_jobs=self._settings.max_running_jobs,
                 ),
             )
         except StoreError as error:  # the row stays where it is; the bell will ring again

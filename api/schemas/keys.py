@@ -3,10 +3,13 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StrictFloat, StrictInt
 
 from api.schemas.fields import Answer, Body, Line, Moment
-from store.keys import Scope
+from store.keys import DEFAULT_OVERLAP_SECONDS, MAX_LIFETIME_DAYS, MAX_OVERLAP_SECONDS, Scope
+
+Days = Annotated[StrictFloat | StrictInt, Field(gt=0, le=MAX_LIFETIME_DAYS)]
+Overlap = Annotated[StrictInt, Field(ge=0, le=MAX_OVERLAP_SECONDS)]
 
 
 class KeyCreate(Body):
@@ -19,7 +22,20 @@ class KeyCreate(Body):
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=8)]
     """What it may do."""
     expires_at: Moment | None = None
-    """When it ends; with a time zone."""
+    """When it ends; with a time zone, in the future. Without it and the next, it does not end."""
+    expires_in_days: Days | None = None
+    """The same, counted from now."""
+
+
+class KeyRotate(Body):
+    """Make a key in another's place."""
+
+    overlap_seconds: Overlap = DEFAULT_OVERLAP_SECONDS
+    """For so long the old key goes on beside the new one; 0 ends it at once."""
+    expires_at: Moment | None = None
+    """When the new key ends. Without it and the next, it lives as long as the old one was to."""
+    expires_in_days: Days | None = None
+    """The same, counted from now."""
 
 
 class KeyRead(Answer):
@@ -34,6 +50,8 @@ class KeyRead(Answer):
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+    replaced_by: str | None
+    """The key that was made in its place."""
 
 
 class KeyCreated(KeyRead):

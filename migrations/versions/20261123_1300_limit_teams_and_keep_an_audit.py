@@ -54,6 +54,7 @@ POSTGRESQL_TRIGGERS = (
 def upgrade() -> None:
     for name in RATES:
         op.add_column("teams", sa.Column(name, sa.BigInteger(), nullable=True))
+    op.add_column("api_keys", sa.Column("replaced_by", sa.String(length=32), nullable=True))
     op.create_table(
         "audit",
         sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -95,5 +96,6 @@ def downgrade() -> None:
     op.drop_table("audit_chain")
     if op.get_bind().dialect.name != "sqlite":
         op.execute("DROP FUNCTION audit_refuse()")
+    op.drop_column("api_keys", "replaced_by")
     for name in reversed(RATES):
         op.drop_column("teams", name)

@@ -45,7 +45,7 @@ WORDS = {
     *("name", "suffix", "team", "user", "metadata", "plan_hash", "device", "preset", "purpose"),
     *("model_name", "model_type", "layer_patterns", "text_layers", "vision_layers"),
     *("cross_modal_layers", "prompt", "content", "text", "url", "images", "stop", "file"),
-    *("created_after", "created_before", "expires_at", "id", "source"),
+    *("created_after", "created_before", "expires_at", "id", "since", "source"),
 }
 """Those that name no row of a team: words, times, patterns, and what administrators register."""
 RIVALS = {"adapter": ("model",), "job": ("model",)}
@@ -54,6 +54,8 @@ UPLOADS = {"/adapters", "/datasets", "/v1/files"}
 LISTS = ["/jobs", "/datasets", "/adapters", "/v1/files", "/v1/fine_tuning/jobs", "/v1/models"]
 ALIKE = {"/models", "/presets", "/devices", "/schema/job"}
 """What reads the same for every team."""
+OWN = {"/team"}
+"""What a team reads of itself."""
 BODIES: dict[str, dict[str, Any]] = {"/adapters/{adapter_id}/compress": {}}
 """What the routes that want a body are sent."""
 
@@ -359,7 +361,7 @@ def test_every_reading_without_an_id_is_a_list_of_the_teams_own_rows_or_alike_fo
         and not route.dependant.path_params
         and access_of(route.endpoint) not in {PUBLIC, Scope.ADMIN}
     }
-    assert found == ALIKE | set(LISTS)
+    assert found == ALIKE | OWN | set(LISTS)
 
 
 def test_every_route_is_ours_and_has_a_rule() -> None:

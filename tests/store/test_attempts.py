@@ -98,11 +98,23 @@ def test_a_team_takes_turns_also_on_a_single_worker(engine: Engine) -> None:
 def test_a_team_at_its_bound_of_running_jobs_is_passed_over(engine: Engine) -> None:
     queued_job(engine, team="bounded")
     queued_job(engine, team="bounded")
+
+    def claim_within(default: int | None) -> attempts.Claim | None:
+        with transaction(engine) as session:
+            return attempts.claim_next(
+                session, queue="cpu", worker_id="w", lease_seconds=1, max_running_jobs=default
+            )
+
     with transaction(engine) as session:
         session.execute(update(Team).values(max_running_jobs=1))
     claim(engine)
+    assert claim_within(None) is None
+    assert claim_within(9) is None
+    # Without a bound of its own the deployment's holds.
     with transaction(engine) as session:
-        assert attempts.claim_next(session, queue="cpu", worker_id="w", lease_seconds=1) is None
+        session.execute(update(Team).values(max_running_jobs=None))
+    assert claim_within(1) is None
+    assert claim_within(2) is not None
 
 
 def test_a_job_is_not_claimed_before_its_wait_is_over(engine: Engine) -> None:
