@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from grit_core.checkpoints import canonical_json, replace_folder, sync_folder, write_durably
 from grit_core.compaction import Compaction
+from grit_core.durable_files import canonical_json, replace_folder, sync_folder, write_durably
 from grit_core.errors import AdapterInvalid
 from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import known_warnings_ignored, load_base_model

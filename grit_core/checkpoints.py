@@ -5,29 +5,36 @@ SHA-256 of each and of itself. It is written beside its final name, flushed to t
 renamed; so a crash leaves the previous checkpoint, and a torn or altered byte is found on reading.
 """
 
-import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
+from grit_core.checkpoint_files import (
+    MANIFEST,
+    STATE,
+    clean_up,
+    manifest_of,
+    read_files,
+    read_manifest,
+    step_folders,
+    usable_folders,
+)
+from grit_core.durable_files import (
+    canonical_json,
+    remove_durably,
+    replace_folder,
+    sync_folder,
+    write_durably,
+)
 from grit_core.errors import CheckpointCorrupt
-
-MANIFEST: Final = "checkpoint.json"
-"""Not `manifest.json`, which an object store may add to a folder that it keeps."""
-STATE: Final = "state.json"
-_FORMAT: Final = 1
-_STEP_FOLDER: Final = re.compile(r"step-(\d+)")
-_UNFINISHED: Final = re.compile(r"\.step-\d+\.(new|old)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +63,22 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
 
     Returns:
         The new `step-N` folder.
+
+    Raises:
+        OSError: The disk is full or broken. The earlier checkpoints are as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder)
+    clean_up(folder)
     unfinished = folder / f".step-{checkpoint.step}.new"
-    unfinished.mkdir()
-    contents = _contents(checkpoint)
-    for name, data in contents.items():
-        write_durably(unfinished / name, data)
-    write_durably(unfinished / MANIFEST, _manifest(checkpoint.step, contents))
-    sync_folder(unfinished)
     final = folder / f"step-{checkpoint.step}"
-    replace_folder(unfinished, final)
+    try:
+        _write(unfinished, checkpoint)
+        replace_folder(unfinished, final)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)  # it takes the room that is missing
+        raise
     for old in step_folders(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove_durably(old)
     return final
 
 
@@ -79,10 +88,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointCorrupt: A file is missing, torn or altered.
     """
-    manifest = _read_manifest(folder)
-    contents = {
-        name: _read_checked(folder / name, entry) for name, entry in manifest["files"].items()
-    }
+    manifest = read_manifest(folder)
+    contents = dict(read_files(folder, manifest))
     try:
         tensors = {
             name.removesuffix(".safetensors"): tensors_from_bytes(data)
@@ -105,7 +112,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         That `step-N` folder, or `None`; and for each newer one that was passed over, why.
     """
     passed_over: list[str] = []
-    for candidate in reversed(step_folders(folder)):
+    for candidate in reversed(usable_folders(folder)):
         try:
             load_checkpoint(candidate)
         except CheckpointCorrupt as error:
@@ -115,56 +122,13 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def step_folders(folder: Path) -> list[Path]:
-    """The finished `step-N` folders, in the order of their steps."""
-    if not folder.is_dir():
-        return []
-    found = [
-        (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := _STEP_FOLDER.fullmatch(path.name)) and path.is_dir()
-    ]
-    return [path for _, path in sorted(found)]
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a crash in the middle of a save has left."""
-    for path in folder.iterdir():
-        if _UNFINISHED.fullmatch(path.name):
-            shutil.rmtree(path)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's entries."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_folder(new: Path, final: Path) -> None:
-    """Rename `new` to `final`, whose former contents are deleted afterwards."""
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    sync_folder(final.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def canonical_json(values: Any) -> bytes:
-    """JSON text whose bytes depend on the values alone."""
-    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+def _write(unfinished: Path, checkpoint: Checkpoint) -> None:
+    unfinished.mkdir()
+    contents = _contents(checkpoint)
+    for name, data in contents.items():
+        write_durably(unfinished / name, data)
+    write_durably(unfinished / MANIFEST, manifest_of(checkpoint.step, contents))
+    sync_folder(unfinished)
 
 
 def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -176,55 +140,6 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     }
     contents[STATE] = canonical_json(checkpoint.values)
     return contents
-
-
-def _manifest(step: int, contents: Mapping[str, bytes]) -> bytes:
-    files = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in contents.items()
-    }
-    manifest = {"format": _FORMAT, "step": step, "files": files}
-    return canonical_json({**manifest, "sha256": _digest(manifest)})
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(manifest)).hexdigest()
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a manifest that agrees with itself, and with the folder's name if that tells a step.
-
-    Raises:
-        CheckpointCorrupt: It does not.
-    """
-    try:
-        data = (folder / MANIFEST).read_bytes()
-        manifest = json.loads(data)
-        stated = {key: value for key, value in manifest.items() if key != "sha256"}
-        whole = manifest["sha256"] == _digest(stated) and data == canonical_json(manifest)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointCorrupt(f"{folder.name} has no readable {MANIFEST}: {error}") from error
-    if not whole or manifest["format"] != _FORMAT:
-        raise CheckpointCorrupt(f"{folder.name}: {MANIFEST} was altered.")
-    named = _STEP_FOLDER.fullmatch(folder.name)
-    if named and int(named[1]) != manifest["step"]:
-        raise CheckpointCorrupt(f"{folder.name} holds the checkpoint of step {manifest['step']}.")
-    return stated
-
-
-def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        CheckpointCorrupt: They are not those that the manifest names.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointCorrupt(f"{path.parent.name} lacks {path.name}.") from error
-    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointCorrupt(f"{path.parent.name}: {path.name} is torn or was altered.")
-    return data
 
 
 def flatten_state(state: Any) -> tuple[dict[str, torch.Tensor], Any]:

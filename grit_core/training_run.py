@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from grit_core.checkpoints import Checkpoint, canonical_json, flatten_state, join_state
+from grit_core.checkpoints import Checkpoint, flatten_state, join_state
 from grit_core.config.training import total_steps
 from grit_core.curvature.initialization import GradientInitialization
 from grit_core.data import IGNORED, ChatEncoder, EncodedRows, StepRows, StepStream
+from grit_core.durable_files import canonical_json
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
 from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent, Warned
 from grit_core.loss import label_loss_sum, to_device

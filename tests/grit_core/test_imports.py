@@ -10,6 +10,7 @@ from grit_core.config.model_configs import ModelGRITConfig
 
 TORCH_FREE = [
     "grit_core",
+    "grit_core.checkpoint_files",
     "grit_core.compression_job",
     "grit_core.config",
     "grit_core.config.training",
