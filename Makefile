@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 MINUTES ?= 30
+SEED ?= 1
 
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test chaos lock bench-training bench-quality bench-service bench-serving soak clean
+.PHONY: help demo serve stop setup check format test chaos lock fuzz bench-training bench-quality bench-service bench-serving soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -53,6 +54,10 @@ lock: setup ## Compile the hashed locks again (torch stays an install step of it
 
 chaos: setup ## Kill everything at seeded moments: 200 trainings, 10,000 submissions (an hour)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.chaos
+
+fuzz: setup ## Try 10,000 of each thing that strangers send, and 300 requests of each kind (ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(SEED)
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=300 FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/api/test_contract.py
 
 bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM-256M shape)
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_step

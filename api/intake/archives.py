@@ -98,7 +98,7 @@ class ZipArchive:
             raise
 
     def _judged(self, packed: int) -> frozenset[str]:
-        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        infos = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
         for info in infos:
             _refuse_zip_member(info)
         _refuse_overlap(infos)
