@@ -111,7 +111,10 @@ def read_audit(
 
     Raises:
         InvalidCursor: If the cursor is not one of ours.
+        ValueError: If the limit is not positive.
     """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1")
     statement = select(AuditRow)
     if cursor is not None:
         statement = statement.where(AuditRow.sequence < _sequence_of(cursor))
