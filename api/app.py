@@ -104,6 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         trail=trail,
         allowed_hosts=settings.allowed_hosts,
         forms=ERROR_FORMS,
+        slow_body_seconds=settings.slow_body_seconds,
     )
     return app
 

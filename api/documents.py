@@ -103,6 +103,8 @@ def _complete(operation: dict[str, Any]) -> None:
     if "security" in operation:
         codes += _WITH_KEY
     body = operation.get("requestBody", {}).get("content", {})
+    if body:
+        codes.append("request_timeout")
     if "application/json" in body:
         codes += _WITH_JSON
     validates = "422" in responses and "x-codes" not in responses["422"]

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.audit import AuditTrail, entry_of
 from api.errors import Problem, Render, problem_of, respond
 from api.measures import Measures
+from api.pace import PacedBody
 
 log = structlog.get_logger("api.access")
 
@@ -41,8 +42,10 @@ class Envelope:
         trail: AuditTrail,
         allowed_hosts: list[str],
         forms: Mapping[str, Render],
+        slow_body_seconds: float,
     ) -> None:
         self.app = app
+        self.slow_body_seconds = slow_body_seconds
         self.measures = measures
         self.trail = trail
         self.forms = forms
@@ -74,7 +77,8 @@ class _Exchange:
     async def run(self) -> None:
         try:
             self._refuse_headers()
-            await self.envelope.app(self.scope, self.receive, self.send)
+            body = PacedBody(self.receive, seconds=self.envelope.slow_body_seconds)
+            await self.envelope.app(self.scope, body, self.send)
         except ClientDisconnect:
             self.status = self.status or 499
         except Exception as error:  # noqa: BLE001 - the last catch; it is logged and answered

@@ -5,6 +5,7 @@ only place where they meet. A rejected value is echoed as `input` only when it i
 scalar that does not look like a secret (`api.schemas.problems.safe_input`).
 """
 
+import errno
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,7 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("not_found", 404, "Nothing of that name"),
     Kind("method_not_allowed", 405, "The method is not allowed here"),
     Kind("not_acceptable", 406, "No such representation"),
+    Kind("request_timeout", 408, "The body comes too slowly"),
     Kind("body_too_large", 413, "The body is too large"),
     Kind("upload_too_large", 413, "The upload is too large"),
     Kind("unsupported_media_type", 415, "The media type is not supported"),
@@ -105,6 +107,8 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("inference_worker_lost", 503, "The inference worker was lost", 2),
     Kind("storage_full", 507, "No space is left"),
 )
+
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 DOMAIN: Final[dict[type[Exception], str]] = {
     stored.NotFound: "not_found",
@@ -201,6 +205,8 @@ def problem_of(error: Exception) -> Problem:
         code = DOMAIN.get(kind)
         if code is not None:
             return _describe(error, code)
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return Problem("storage_full", "No space is left on the service's disk; try again later.")
     return Problem("internal_error", "The request failed for a reason that is ours; it is logged.")
 
 

@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     # --- admission
     max_body_bytes: PositiveInt = 32 * 1024**2
     """Largest JSON body."""
+    slow_body_seconds: PositiveSeconds = 10.0
+    """As long as this a body may come with less than 1 KiB a second."""
     max_upload_bytes: PositiveInt = 8 * 1024**3
     """Largest dataset upload."""
     intake_processes: PositiveInt = 4
