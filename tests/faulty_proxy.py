@@ -80,33 +80,33 @@ class FaultyProxy:
                 _reset(client)
                 continue
             server.settimeout(None)
-            pair = (client, server)
-            with self._lock:
-                self._pairs.add(pair)
-            self._start(self._pump, client, server, pair, False)
-            self._start(self._pump, server, client, pair, True)
+            self._start(self._serve, client, server)
 
-    def _pump(
-        self,
-        source: socket.socket,
-        target: socket.socket,
-        pair: tuple[socket.socket, socket.socket],
-        is_answer: bool,
-    ) -> None:
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        pair = (client, server)
+        with self._lock:
+            self._pairs.add(pair)
+        answers = threading.Thread(target=self._pump, args=(server, client, True), daemon=True)
+        answers.start()
+        self._pump(client, server, False)
+        answers.join()
+        with self._lock:
+            self._pairs.discard(pair)
+        for end in pair:
+            end.close()
+
+    def _pump(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         try:
             while chunk := source.recv(_CHUNK_BYTES):
                 if not self._let_through(chunk, is_answer=is_answer):
                     break
                 target.sendall(chunk)
             else:
-                with suppress(OSError):
-                    target.shutdown(socket.SHUT_WR)
+                target.shutdown(socket.SHUT_WR)
                 return
         except OSError:
             pass
-        _reset(*pair)
-        with self._lock:
-            self._pairs.discard(pair)
+        _reset(source, target)
 
     def _let_through(self, chunk: bytes, *, is_answer: bool) -> bool:
         """Wait as the mode has it; false if the connection is to be reset."""

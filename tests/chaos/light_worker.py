@@ -68,6 +68,11 @@ class LightWorker:
             else:
                 self._execute(claim)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.doorbell.close()
+        self.engine.dispose()
+
     def _claim(self, session: Session) -> Claim | None:
         return attempts.claim_next(
             session,

@@ -178,12 +178,16 @@ class Deployment:
                 session, id=name, inventory=inventory.to_json(), inventory_hash=inventory.hash
             )
 
-    def start_worker(self, **changes: str | Path) -> WorkerProcess:
+    def start_worker(
+        self, *, pythonpath: Path | None = None, **changes: str | Path
+    ) -> WorkerProcess:
         """Start a training worker, its settings changed as given."""
         name = f"worker-{len(self.workers)}"
         command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "cpu"]
         command += ["--pool=solo", "-n", f"{name}@%h", "--without-gossip", "--without-mingle"]
         changed = {f"GRIT_{setting.upper()}": str(value) for setting, value in changes.items()}
+        if pythonpath is not None:
+            changed["PYTHONPATH"] = str(pythonpath)
         log = self.settings.home / f"{name}.log"
         worker = WorkerProcess(command, {**self.environment, **changed}, log)
         self.workers.append(worker)
