@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from store.database_time import database_now, database_time_in
@@ -206,25 +206,20 @@ def authenticate(session: Session, token: str) -> Caller:
     """
     found = _TOKEN.fullmatch(token)
     prefix, secret = (found[1], found[2]) if found is not None else ("", "")
-    row = session.execute(
-        select(ApiKey, _usable(), _use_is_old(), Team)
-        .join(Team, Team.name == ApiKey.team)
-        .where(ApiKey.prefix == prefix)
-    ).one_or_none()
-    # Without a row the comparison is still made, so that its time says nothing of the prefix.
-    expected = row[0].secret_sha256 if row is not None else _NO_SECRET
+    # One row comes in any case, empty for an unknown prefix, and the comparison is made in any
+    # case: the time says nothing of the prefix.
+    row = session.execute(_LOOK_UP, {"prefix": prefix}).one()
     given = hashlib.sha256(secret.encode()).hexdigest()
-    matches = hmac.compare_digest(given, expected)
-    if row is None or not matches or not row[1]:
+    matches = hmac.compare_digest(given, row.secret_sha256 or _NO_SECRET)
+    if row.id is None or not matches or not row.usable:
         raise InvalidKey("The API key is unknown, revoked or expired.")
-    key = row[0]
     return Caller(
-        team=key.team,
-        scopes=frozenset(Scope(scope) for scope in key.scopes),
-        key_id=key.id,
-        requests_per_minute=row[3].requests_per_minute,
-        submissions_per_minute=row[3].submissions_per_minute,
-        use_is_old=bool(row[2]),
+        team=row.team,
+        scopes=frozenset(Scope(scope) for scope in row.scopes),
+        key_id=row.id,
+        requests_per_minute=row.requests_per_minute,
+        submissions_per_minute=row.submissions_per_minute,
+        use_is_old=bool(row.use_is_old),
     )
 
 
@@ -272,3 +267,21 @@ def _usable() -> ColumnElement[bool]:
 def _use_is_old() -> ColumnElement[bool]:
     since = database_time_in(-_USE_KNOWN_FOR_SECONDS)
     return case((or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < since), 1), else_=0)
+
+
+_ALWAYS: Final = select(literal(1).label("one")).subquery("always")
+_LOOK_UP: Final = (
+    select(
+        ApiKey.id,
+        ApiKey.team,
+        ApiKey.secret_sha256,
+        ApiKey.scopes,
+        Team.requests_per_minute,
+        Team.submissions_per_minute,
+        _usable().label("usable"),
+        _use_is_old().label("use_is_old"),
+    )
+    .select_from(_ALWAYS)
+    .outerjoin(ApiKey, ApiKey.prefix == bindparam("prefix"))
+    .outerjoin(Team, Team.name == ApiKey.team)
+)

@@ -76,7 +76,7 @@ class EventStream(StreamingResponse):
     def __init__(
         self, events: AsyncGenerator[bytes], *, source: AsyncGenerator[str | InferAnswer]
     ) -> None:
-        headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache"}
+        headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._events, self._source = events, source
 

@@ -71,7 +71,7 @@ async def read_events(
     if final and not found:
         return Response(status_code=204)
     follow = _follow(services, caller.team, job_id, after)
-    headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache"}
+    headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
     return StreamingResponse(follow, media_type="text/event-stream", headers=headers)
 
 

@@ -1,7 +1,10 @@
 """API keys on both databases."""
 
 import hashlib
+import re
+import statistics
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -240,3 +243,32 @@ def test_a_caller_brings_its_teams_own_rates(engine: Engine) -> None:
         session.execute(update(Team).values(requests_per_minute=7, submissions_per_minute=3))
     caller = _authenticate(engine, token)
     assert (caller.requests_per_minute, caller.submissions_per_minute) == (7, 3)
+
+
+def test_the_time_of_a_refusal_does_not_tell_whether_a_prefix_is_known(
+    sqlite_engine: Engine,
+) -> None:
+    _, token = _create(sqlite_engine)
+    secret = "x" * 43
+    asked = {"known": f"{token[:17]}_{secret}", "unknown": f"grit_{'0' * 12}_{secret}"}
+    times: dict[str, list[float]] = {name: [] for name in asked}
+    for trial in range(600):
+        # In turns, so that what else the machine does weighs on both.
+        for name in sorted(asked, reverse=bool(trial % 2)):
+            started = time.perf_counter()
+            with pytest.raises(InvalidKey, match="unknown, revoked or expired"):
+                _authenticate(sqlite_engine, asked[name])
+            times[name].append(time.perf_counter() - started)
+    known, unknown = (statistics.median(times[name]) for name in asked)
+    assert abs(known - unknown) < 0.2 * unknown
+
+
+def test_a_secret_scanner_finds_every_key(engine: Engine) -> None:
+    pattern = re.compile(r"\bgrit_[0-9a-f]{12}_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
+    with transaction(engine) as session:
+        tokens = [
+            keys.create_key(session, team="ml", name=str(number), scopes={Scope.READ})[1]
+            for number in range(200)
+        ]
+    assert pattern.findall(" ".join(tokens)) == tokens
+    assert len(set(tokens)) == 200
