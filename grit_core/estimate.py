@@ -129,6 +129,11 @@ def estimate(
     )
 
 
+def checkpoint_bytes(plan: AdaptationPlan, training: TrainingConfig) -> int:
+    """About how many bytes a checkpoint of a run takes: adapter, two moments, factors."""
+    return plan.trainable_parameters * 12 + _factor_bytes(plan, training)
+
+
 def _auto_interval(steps: int) -> int:
     share = math.ceil(steps / AUTO_INTERVALS_PER_RUN)
     return min(max(share, MIN_AUTO_INTERVAL_STEPS), MAX_AUTO_INTERVAL_STEPS)

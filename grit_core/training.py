@@ -21,6 +21,7 @@ from grit_core.events import (
     TrainingStopped,
     Warned,
 )
+from grit_core.memory_demand import explained
 from grit_core.random_state import reproducible
 from grit_core.schedule import learning_rate
 from grit_core.training_export import export
@@ -116,8 +117,9 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
         yield StepSkipped(step=step + 1, reason="Every row of the step was left out.")
         yield from run.skip_step()
         return
-    yield from run.initialize(rows)
-    loss = run.forward_backward(rows)
+    with explained(rows, run.job.plan, step=step + 1):
+        yield from run.initialize(rows)
+        loss = run.forward_backward(rows)
     _refuse_non_finite(run, "loss", loss)
     grad_norm = run.unscaled_grad_norm()
     if run.overflowed(grad_norm):
@@ -125,7 +127,8 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
         yield from run.skip_step()
         return
     _refuse_non_finite(run, "gradient norm", grad_norm)
-    run.optimizer_step(rate)
+    with explained(rows, run.job.plan, step=step + 1):
+        run.optimizer_step(rate)
     run.progress.train_loss = loss
     now = time.perf_counter()
     yield StepCompleted(
@@ -262,15 +265,28 @@ def _due(run: TrainingRun, every: object) -> bool:
     return isinstance(every, int) and run.progress.step % every == 0
 
 
-def _save(run: TrainingRun) -> Iterator[CheckpointSaved]:
-    """Save a checkpoint, unless this very state is saved already."""
+def _save(run: TrainingRun) -> Iterator[TrainingEvent]:
+    """Save a checkpoint, unless this very state is saved already.
+
+    One that cannot be written costs the steps since the last one if the run is interrupted, and
+    nothing if it is not; so training goes on.
+    """
     if run.saved_at_step == run.progress.step:
         return
     checkpoint = run.checkpoint()
     run.saved_at_step = run.progress.step
-    if run.processes.leads:
+    if not run.processes.leads:
+        return
+    try:
         folder = save_checkpoint(run.job.work_dir / "checkpoints", checkpoint)
-        yield CheckpointSaved(step=run.progress.step, folder=str(folder))
+    except OSError as error:
+        yield Warned(
+            code="checkpoint_not_saved",
+            message=f"The checkpoint of step {checkpoint.step} could not be written"
+            f" ({error.strerror or error}); training goes on, and the one before is kept.",
+        )
+        return
+    yield CheckpointSaved(step=run.progress.step, folder=str(folder))
 
 
 def _evaluate(run: TrainingRun) -> Evaluated:

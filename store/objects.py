@@ -141,13 +141,15 @@ class Objects:
         Raises:
             ObjectMissing: If there is none.
             ObjectCorrupt: If its hash is not the expected one.
+            OSError: If the local disk is full or fails.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         chunks = self.open_stream(key)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         digest = hashlib.sha256()
         try:
-            with _spoken(key), os.fdopen(handle, "wb") as file:
+            # Outside `_spoken`: a full disk here is not the object store's.
+            with os.fdopen(handle, "wb") as file:
                 for chunk in chunks:
                     digest.update(chunk)
                     file.write(chunk)

@@ -51,7 +51,11 @@ class WorkerProcess:
         self._engine = create_engine_from(settings)
         worker_id = new_id("wrk")
         self._presence = Presence(
-            self._engine, worker_id=worker_id, queues=queues, device=queue.rpartition(".")[2]
+            self._engine,
+            worker_id=worker_id,
+            queues=queues,
+            device=queue.rpartition(".")[2],
+            quarantine=lambda: self.training.health.quarantine if self.training else None,
         )
         self._doorbell = Doorbell(settings)
         self._periodic = [

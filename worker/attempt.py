@@ -15,6 +15,7 @@ has no checkpoints, leaves with nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -118,8 +119,9 @@ def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
     except BrokenPipeError:  # the worker is gone, and so is the reason to train
         return EXIT_FAILED
     except Exception as error:  # noqa: BLE001 - the process ends here: it becomes a reason in words
-        traceback.print_exc()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the log is on the disk that may be full
+            traceback.print_exc()
+            sys.stderr.flush()
         _write(out, event_to_json(failure_of(error)))
         return EXIT_FAILED
     return EXIT_STOPPED if stopped and stop.asked else 0
@@ -157,7 +159,8 @@ def _train_or_restart(
     except CheckpointCorrupt as error:
         if resume_from is None or stepped:
             raise
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # as above
+            traceback.print_exc()
         yield Warned(code="checkpoint_unusable", message=f"Starting from step 0: {error}")
         yield from train(job, should_stop=should_stop, resume_from=None)
 
@@ -215,7 +218,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # as above
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Everything is on disk and told; taking torch down in order would cost the next job a second.
     os._exit(status)

@@ -24,6 +24,7 @@ from grit_core.errors import (
     TrainingDiverged,
 )
 from grit_core.events import TrainingFailed
+from store.errors import StorageFull
 
 EXIT_STOPPED = 75
 """The child's exit status after it was asked to stop and has saved a checkpoint (EX_TEMPFAIL)."""
@@ -120,11 +121,29 @@ def stalled(*, stall_seconds: float, steps: int) -> TrainingFailed:
     )
 
 
+def no_room(folder: Path, *, needed_bytes: int, free_bytes: int) -> TrainingFailed:
+    """Return the failure of an attempt that would fill the disk of its worker."""
+    return _failed(
+        FailureCode.STORAGE_FULL,
+        f"The worker's disk has {free_bytes:,} bytes free in {folder}; the job's checkpoints and"
+        f" adapter need about {needed_bytes:,}.",
+        hint="Free space in the worker's home folder (GRIT_HOME), or lower the ranks.",
+        retryable=True,
+    )
+
+
 def storage_failed(what: str, error: BaseException) -> TrainingFailed:
     """Return the failure of an attempt whose `what` could not be fetched or stored."""
     full = _system_failure(error)
     if full is not None:
         return full
+    if isinstance(error, StorageFull):
+        return _failed(
+            FailureCode.STORAGE_FULL,
+            str(error),
+            hint="Free space in the object store.",
+            retryable=True,
+        )
     return _failed(
         FailureCode.STORAGE_FAILED,
         f"The {what} could not be exchanged with the object store: {error}",

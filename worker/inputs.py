@@ -6,9 +6,13 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
+from grit_core.checkpoint_files import verify
 from grit_core.compression_job import CompressionJob, compression_job_to_json
 from grit_core.config.model_configs import config_from_dict
 from grit_core.config.training import TrainingConfig
+from grit_core.errors import CheckpointCorrupt, InvalidDataset
 from grit_core.events import Warned
 from grit_core.job_spec import eval_fraction_of
 from grit_core.plan import AdaptationPlan
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from store.attempts import Claim
     from store.models import Checkpoint, Job
     from worker.workbench import Workbench
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +61,9 @@ class _Rows:
 def fetch_inputs(bench: Workbench, claim: Claim, *, work_dir: Path) -> Inputs:
     """Download what a claimed job needs into caches and `work_dir`.
 
-    A dataset or adapter that is gone or damaged raises `ObjectMissing` or `ObjectCorrupt`; a
-    checkpoint that is, only warns.
+    A dataset or adapter that is gone raises `ObjectMissing`, a damaged adapter `ObjectCorrupt`, a
+    dataset of other bytes than were validated `InvalidDataset`; a checkpoint that is gone or
+    damaged only warns.
     """
     rows = _read_rows(bench, claim)
     if claim.job.kind == JobKind.COMPRESSION:
@@ -153,7 +160,17 @@ def _fetch_other(bench: Workbench, dataset: Dataset | None) -> Path | None:
 def _fetch_dataset(bench: Workbench, dataset: Dataset) -> Path:
     if dataset.object_key is None or dataset.sha256 is None:
         raise ObjectMissing(f"the rows of dataset {dataset.id}")
-    return bench.datasets.fetch(bench.objects, key=dataset.object_key, sha256=dataset.sha256)
+    key, sha256 = dataset.object_key, dataset.sha256
+    try:
+        return bench.datasets.fetch(bench.objects, key=key, sha256=sha256)
+    except ObjectCorrupt as error:
+        _log.warning("dataset_differs", dataset=dataset.id, error=str(error))
+    try:  # once more: the bytes may have been altered on their way, and not where they lie
+        return bench.datasets.fetch(bench.objects, key=key, sha256=sha256)
+    except ObjectCorrupt as error:
+        raise InvalidDataset(
+            f"The rows of dataset {dataset.id} are not those that were validated: {error.detail}."
+        ) from error
 
 
 def _fetch_checkpoint(
@@ -164,8 +181,8 @@ def _fetch_checkpoint(
     for checkpoint in checkpoints:
         target = folder / f"from-{checkpoint.step}"
         try:
-            bench.objects.get_folder(checkpoint.prefix, target)
-        except (ObjectCorrupt, ObjectMissing) as error:
+            _fetch_whole(bench, checkpoint, target)
+        except (ObjectCorrupt, ObjectMissing, CheckpointCorrupt) as error:
             shutil.rmtree(target, ignore_errors=True)
             _forget(bench, claim, step=checkpoint.step)
             warnings.append(
@@ -177,6 +194,20 @@ def _fetch_checkpoint(
         else:
             return target / f"step-{checkpoint.step}", warnings
     return None, warnings
+
+
+def _fetch_whole(bench: Workbench, checkpoint: Checkpoint, target: Path) -> None:
+    """Download a checkpoint and read every byte of it; a damaged one raises.
+
+    Damage on the way is repaired by a second download, and the checkpoint is not forgotten for it.
+    """
+    try:
+        bench.objects.get_folder(checkpoint.prefix, target)
+    except ObjectCorrupt as error:
+        _log.warning("checkpoint_differs", step=checkpoint.step, error=str(error))
+        shutil.rmtree(target, ignore_errors=True)
+        bench.objects.get_folder(checkpoint.prefix, target)
+    verify(target / f"step-{checkpoint.step}")
 
 
 def _forget(bench: Workbench, claim: Claim, *, step: int) -> None:

@@ -12,6 +12,8 @@ from store.database import run_in_transaction
 from store.errors import NotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
@@ -19,9 +21,27 @@ if TYPE_CHECKING:
 class Presence:
     """The row of this process in the table of workers."""
 
-    def __init__(self, engine: Engine, *, worker_id: str, queues: list[str], device: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        worker_id: str,
+        queues: list[str],
+        device: str,
+        quarantine: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Prepare the row.
+
+        Args:
+            engine: Where it is written.
+            worker_id: The id of this process.
+            queues: What it serves.
+            device: What it computes on.
+            quarantine: Says why its device takes no jobs, if it takes none.
+        """
         self.worker_id = worker_id
         self.stopping = False
+        self._quarantine = quarantine
         self._engine = engine
         self._queues = queues
         self._device = device
@@ -37,8 +57,11 @@ class Presence:
         )
 
     def _beat_or_register(self, session: Session) -> None:
+        reason = self._quarantine()
+        details = _details() if reason is None else {**_details(), "quarantine": reason}
+        stopping = self.stopping or reason is not None
         try:
-            workers.beat(session, self.worker_id, stopping=self.stopping)
+            workers.beat(session, self.worker_id, stopping=stopping, details=details)
         except NotFound:
             workers.register_worker(
                 session,
@@ -47,7 +70,7 @@ class Presence:
                 process_id=os.getpid(),
                 queues=self._queues,
                 device=self._device,
-                details=_details(),
+                details=details,
             )
 
 

@@ -37,6 +37,7 @@ from worker.ending import Ending
 from worker.heartbeat import Heartbeat
 from worker.inputs import fetch_inputs
 from worker.reporter import Reporter
+from worker.space import shortage
 from worker.uploads import CheckpointUploads
 
 if TYPE_CHECKING:
@@ -144,12 +145,20 @@ class Runner:
             self._uploads.close()
             self._reporter.close()
 
+    @property
+    def failure_code(self) -> str | None:
+        """Why the attempt failed, if it did."""
+        return self._failure.code if self._failure is not None else None
+
     # --- the beginning
 
     def _begin(self) -> bool:
         """Fetch the inputs and hand them over; False when the attempt has already failed."""
         self._reporter.phase("preparing")
         try:
+            self._failure = shortage(self._claim.job, self._child.folder)
+            if self._failure is not None:
+                return False
             inputs = fetch_inputs(self._bench, self._claim, work_dir=self._child.folder)
             for warning in inputs.warnings:
                 self._report(warning)

@@ -63,7 +63,7 @@ class DatasetCache:
         self.folder = home / "cache" / "datasets"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.bound_bytes = bound_bytes
-        self._verified: dict[str, tuple[int, int]] = {}
+        self._verified: dict[str, tuple[int, int, int]] = {}
 
     def fetch(self, objects: Objects, *, key: str, sha256: str) -> Path:
         """Return the local file of a dataset, downloading it when it is not here.
@@ -114,9 +114,9 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: Path) -> tuple[int, int, int]:
     status = path.stat()
-    return status.st_size, status.st_ino
+    return status.st_size, status.st_ino, status.st_mtime_ns
 
 
 def _abandoned(folder: Path) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import structlog
 
 from store import attempts
+from store.attempts import Failure, RetryPolicy
 from store.database import run_in_transaction
 from store.errors import StoreError
+from worker import failures
 from worker.child import Child
+from worker.device_health import DeviceHealth
 from worker.device_lock import DeviceLock
 from worker.runner import Runner
 from worker.scratch import DatasetCache, Scratch
@@ -46,6 +50,7 @@ class TrainingWorker:
         self.queue = queue
         self.draining = False
         """Set by a signal handler: a plain attribute, since a lock could be held right then."""
+        self.health = DeviceHealth(queue)
         self._settings = settings
         self._engine = engine
         self._objects = objects
@@ -92,7 +97,7 @@ class TrainingWorker:
 
     def claim_until_empty(self) -> None:
         """Run one job after the other until the queue has none for this worker."""
-        while not self.draining:
+        while not self.draining and self.health.fit():
             claim = self._claim()
             if claim is None:
                 return
@@ -119,23 +124,53 @@ class TrainingWorker:
 
     def _run(self, claim: Claim) -> None:
         bench = self._workbench
-        child = self._take_spare()
-        _log.info("attempt_started", child=child.pid, queue=self.queue)
         try:
-            Runner(
-                bench,
-                claim,
-                child,
-                draining=lambda: self.draining,
-                on_stepping=self.warm_up,
-            ).run()
+            child = self._take_spare()
+        except OSError as error:  # a full disk, for one
+            self._give_up(claim, error)
+            return
+        _log.info("attempt_started", child=child.pid, queue=self.queue)
+        runner = Runner(
+            bench,
+            claim,
+            child,
+            draining=lambda: self.draining,
+            on_stepping=self._try_to_warm_up,
+        )
+        try:
+            runner.run()
         except Exception:  # noqa: BLE001 - the attempt is the reaper's now; the worker must go on
             _log.exception("attempt_broken")
         finally:
             child.dismiss()
             bench.scratch.remove(child.folder)
+            self.health.note(runner.failure_code)
             if not self.draining:
-                self.warm_up()
+                self._try_to_warm_up()
+
+    def _try_to_warm_up(self) -> None:
+        try:
+            self.warm_up()
+        except OSError as error:  # the next attempt starts its process by itself
+            _log.warning("no_spare", error=str(error))
+
+    def _give_up(self, claim: Claim, error: OSError) -> None:
+        """Fail an attempt for which no process could be started."""
+        _log.error("no_process", error=str(error))
+        failure = Failure(**asdict(failures.failure_of(error)))
+        try:
+            run_in_transaction(
+                self._engine,
+                lambda session: attempts.fail(
+                    session,
+                    job_id=claim.job.id,
+                    attempt=claim.attempt,
+                    failure=failure,
+                    policy=RetryPolicy.of(self._settings),
+                ),
+            )
+        except StoreError as refusal:  # the reaper takes it
+            _log.warning("end_not_written", error=str(refusal))
 
     @property
     def _workbench(self) -> Workbench:

@@ -83,7 +83,10 @@ class CheckpointUploads:
         self._thread.start()
 
     def submit(self, step: int, folder: Path) -> None:
-        """Have the checkpoint in `folder` stored."""
+        """Have the checkpoint in `folder` stored; one deleted meanwhile was overtaken by newer."""
+        if not folder.exists():
+            _log.info("checkpoint_overtaken", step=step)
+            return
         own = self._folder / f"upload-{step}"
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)

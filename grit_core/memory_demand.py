@@ -1,0 +1,57 @@
+"""What a step asks of the memory, in the terms that a user can change."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+from grit_core.data import StepRows
+from grit_core.plan import AdaptationPlan
+
+_MARKS: Final = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def explained(rows: StepRows, plan: AdaptationPlan, *, step: int) -> Iterator[None]:
+    """Have an error of memory tell how large the step was.
+
+    Args:
+        rows: What the step is computed from.
+        plan: What adapts.
+        step: The step, counted from 1.
+
+    Raises:
+        torch.OutOfMemoryError: The device has too little memory.
+        MemoryError: The machine has.
+        RuntimeError: Something else is wrong, untouched.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(_words(rows, plan, step, error)) from error
+    except MemoryError as error:
+        raise MemoryError(_words(rows, plan, step, error)) from error
+    except RuntimeError as error:  # the allocators of the CPU and of MPS have no type of their own
+        if not any(mark in str(error).lower() for mark in _MARKS):
+            raise
+        on_device = "mps" in str(error).lower() or "cuda" in str(error).lower()
+        kind = torch.OutOfMemoryError if on_device else MemoryError
+        raise kind(_words(rows, plan, step, error)) from error
+
+
+def _words(rows: StepRows, plan: AdaptationPlan, step: int, error: BaseException) -> str:
+    num_rows = max(batch.labels.shape[0] for batch in rows.batches)
+    num_tokens = max(batch.labels.shape[1] for batch in rows.batches)
+    images = [
+        batch.inputs["pixel_values"] for batch in rows.batches if "pixel_values" in batch.inputs
+    ]
+    pixels = f", {max(each.numel() for each in images):,} pixel values" if images else ""
+    ranks = {layer.rank for layer in plan.layers}
+    lowest, highest = min(ranks), max(ranks)
+    rank = f"rank {highest}" if lowest == highest else f"ranks {lowest} to {highest}"
+    said = (str(error).strip().splitlines() or ["no more is known"])[0]
+    return (
+        f"step {step} has micro-batches of {num_rows} rows of {num_tokens:,} tokens{pixels}, and"
+        f" {len(plan.layers)} layers of {rank}: {said}"
+    )
