@@ -1,4 +1,4 @@
-"""What FastAPI hands to the endpoints."""
+"""What FastAPI hands to the endpoints: coroutines, because each other function costs a thread."""
 
 from typing import Annotated
 
@@ -8,12 +8,12 @@ from api.services import Services
 from store.keys import Caller
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 

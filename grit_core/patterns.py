@@ -19,7 +19,7 @@ _ALLOWED = re.compile(r"[A-Za-z0-9_.*-]+")
 
 def matches(pattern: str, name: str) -> bool:
     """Tell whether the whole name fits the pattern; `*` stands for any characters but a dot."""
-    return _fits(_parts(pattern), name.split("."))
+    return _fits(_parts(pattern), _split(name))
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -28,7 +28,7 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     globs = [(pattern, _parts(pattern)) for pattern in patterns if "*" in pattern]
     found: dict[str, str] = {}
     for name in names:
-        split = name.split(".")
+        split = _split(name)
         hit = exact.get(name) or next((glob for glob, parts in globs if _fits(parts, split)), None)
         if hit is not None:
             found[name] = hit
@@ -74,6 +74,12 @@ def _parts(pattern: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(part.split("*")) for part in pattern.split("."))
 
 
+@lru_cache(maxsize=4096)
+def _split(name: str) -> tuple[str, ...]:
+    return tuple(name.split("."))
+
+
+@lru_cache(maxsize=16_384)
 def _fits(parts: Sequence[Sequence[str]], split: Sequence[str]) -> bool:
     return len(parts) == len(split) and all(
         _part_fits(pieces, text) for pieces, text in zip(parts, split, strict=True)

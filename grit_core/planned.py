@@ -1,7 +1,8 @@
 """`AdaptationPlan` and its layers, as plain data. `grit_core.plan` makes them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from copy import deepcopy
+from dataclasses import dataclass, fields
 from typing import Any
 
 from grit_core.config.model_configs import Modality
@@ -61,7 +62,11 @@ class AdaptationPlan:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["layers"] = tuple(_flat(layer) for layer in self.layers)
+        values["dropped"] = tuple(_flat(layer) for layer in self.dropped)
+        values["settings"] = deepcopy(dict(self.settings))
+        return values
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "AdaptationPlan":
@@ -136,7 +141,7 @@ def hash_of(
         settings: The Fisher and projection settings.
     """
     consumed = [
-        {name: value for name, value in asdict(layer).items() if name != "reason"}
+        {name: value for name, value in _flat(layer).items() if name != "reason"}
         for layer in layers
     ]
     for layer in consumed:  # 32 and 32.0 are one number to training
@@ -147,3 +152,8 @@ def hash_of(
         "layers": consumed,
         "settings": dict(settings),
     })
+
+
+def _flat(layer: PlannedLayer | DroppedLayer) -> dict[str, Any]:
+    # Their values are plain: `asdict` would copy each of hundreds of layers value by value.
+    return {name: getattr(layer, name) for name in layer.__slots__}
