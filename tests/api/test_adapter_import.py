@@ -383,7 +383,7 @@ def test_damage_anywhere_is_refused_in_words_or_leaves_an_adapter(team: Team) ->
     plain = zipped(whole, compression=zipfile.ZIP_STORED)
     archives = [zipped(whole), plain, tarred(whole), tarred(whole, mode="w:gz")]
     statuses = []
-    for _ in range(300):
+    for _ in range(40):  # tests/fuzz has the many, without a process for each
         files = dict(whole)
         if source.random() < 0.5:
             name = source.choice(sorted(files))
@@ -396,7 +396,7 @@ def test_damage_anywhere_is_refused_in_words_or_leaves_an_adapter(team: Team) ->
         assert time.monotonic() - started < 2
         assert answer.status_code in {200, 201, 415, 422}, answer.text
         statuses.append(answer.status_code)
-    assert statuses.count(422) > 100
+    assert statuses.count(422) > 10
     assert statuses.count(201) > 0
 
 

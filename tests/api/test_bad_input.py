@@ -165,6 +165,37 @@ FIELDS: list[Any] = [
         {"metadata": {str(n): "" for n in range(33)}}, "out_of_range", "/metadata", id="metadata 33"
     ),
     pytest.param({"vision_layers": []}, "out_of_range", "/vision_layers", id="no layers"),
+    *(
+        pytest.param(
+            {"config": {"text": {"layer_patterns": [pattern]}}},
+            code,
+            "/config/text/layer_patterns/0",
+            id=f"B32 {pattern[:12]}",
+        )
+        for pattern, code in (
+            ("model.**.q_proj", "invalid_pattern"),
+            ("(a+)+$", "invalid_pattern"),
+            ("layers.[0-9].q", "invalid_pattern"),
+            ("a..b", "invalid_pattern"),
+            ("*a" * 200, "out_of_range"),
+        )
+    ),
+    *(
+        pytest.param({part: {field: value}}, None, f"/{part}/{field}", id=f"{row} {field} {value}")
+        for row, part, field, value in (
+            ("B29", "config", "global_rank", 10**6),
+            ("B31", "config", "global_dropout", -0.1),
+            ("B31", "config", "global_alpha", 0),
+            ("B31", "training", "learning_rate", 1e6),
+            ("B31", "training", "weight_decay", -1),
+            ("B34", "training", "epochs", 10**9),
+            ("B34", "training", "batch_size", 10**9),
+            ("B34", "training", "gradient_accumulation_steps", 10**9),
+            ("B34", "training", "max_length", 10**9),
+            ("B37", "training", "seed", 2**63 - 1),
+            ("B38", "config", "step_rule", "adamw?"),
+        )
+    ),
     pytest.param({"config": {"model_name": "x" * 600}}, None, "/config/model_name", id="long text"),
 ]
 
@@ -372,6 +403,23 @@ INFER: list[Any] = [
     ({"stream": 1}, "type_invalid", "/stream"),
     ({"model": "none/such"}, "model_not_found", "/model"),
     ({"seed": 2**63}, "out_of_range", "/seed"),
+    ({"max_new_tokens": -1}, "out_of_range", "/max_new_tokens"),
+    ({"temperature": -0.1}, "out_of_range", "/temperature"),
+    ({"top_p": 1.5}, "out_of_range", "/top_p"),
+    ({"stop": ["x"] * 9}, "out_of_range", "/stop"),
+    *(
+        ({name: value}, "field_unknown", f"/{name}")
+        for name, value in (
+            ("num_beams", 4),
+            ("best_of", 2),
+            ("chat_template_kwargs", {}),
+            ("mm_processor_kwargs", {"size": 9}),
+            ("guided_regex", "(a+)+$"),
+            ("prompt_embeds", "AAAA"),
+            ("logits_processors", ["os.system"]),
+            ("trust_remote_code", True),
+        )
+    ),
 ]
 
 

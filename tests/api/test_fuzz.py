@@ -91,7 +91,7 @@ def test_any_query_is_answered_or_refused_with_a_problem(
 
 
 @pytest.mark.slow
-@FUZZ
+@settings(FUZZ, max_examples=15)
 @given(body=st.binary(max_size=200))
 def test_any_upload_is_taken_or_refused_with_a_problem(team: Team, body: bytes) -> None:
     check(team.upload(body))
