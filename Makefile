@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SUPPLY := .venv-supply
 TORCH ?= torch==2.13.0
 MINUTES ?= 30
 SEED ?= 1
@@ -9,7 +10,7 @@ SEED ?= 1
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test chaos lock fuzz bench-training bench-quality bench-service bench-serving soak clean
+.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz bench-training bench-quality bench-service bench-serving soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -50,7 +51,21 @@ lock: setup ## Compile the hashed locks again (torch stays an install step of it
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK) -o requirements/dev.lock
 	$(BIN)/uv pip compile pyproject.toml --extra api $(LOCK) --constraint requirements/dev.lock -o requirements/api.lock
 	$(BIN)/uv pip compile pyproject.toml --extra worker $(LOCK) --constraint requirements/dev.lock -o requirements/worker.lock
+	$(BIN)/uv pip compile requirements/supply.in --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements/supply.lock
 	rm .cache-overrides.txt
+
+$(SUPPLY)/.ready: requirements/supply.lock
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
+audit: $(SUPPLY)/.ready ## Look the locked packages up in the advisory database (needs pypi.org)
+	$(SUPPLY)/bin/python requirements/audit.py --torch "$(TORCH)"
+
+sbom: $(SUPPLY)/.ready ## Write what the images hold, as CycloneDX (build/sbom/)
+	mkdir -p build/sbom
+	$(SUPPLY)/bin/cyclonedx-py requirements requirements/api.lock --pyproject pyproject.toml --output-reproducible -o build/sbom/api.cdx.json
+	(cat requirements/worker.lock; echo "$(TORCH)") | $(SUPPLY)/bin/cyclonedx-py requirements - --pyproject pyproject.toml --output-reproducible -o build/sbom/worker.cdx.json
 
 chaos: setup ## Kill everything at seeded moments: 200 trainings, 10,000 submissions (an hour)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.chaos

@@ -1,0 +1,72 @@
+"""How the images and the composed services are locked down."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMPOSED: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSED["services"]
+OURS = {name: each for name, each in SERVICES.items() if "build" in each}
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def test_the_services_of_ours_are_known() -> None:
+    assert {"api", "worker-cpu", "infer-cpu", "migrate"} <= OURS.keys()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_of_ours_writes_nowhere_but_to_volumes_and_has_no_privileges(name: str) -> None:
+    service = OURS[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["tmpfs"]
+    assert service["pids_limit"] > 0
+    assert service["mem_limit"]
+    assert service["ulimits"]["core"] == 0
+    assert "privileged" not in service
+    assert "user" not in service, "the image's own user has no rights; root would"
+    for volume in service.get("volumes", []):
+        assert "docker.sock" not in volume
+        assert volume.endswith((":ro", ":/var/lib/grit")), volume
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_only_the_front_door_is_published_and_on_loopback(name: str) -> None:
+    ports = SERVICES[name].get("ports", [])
+    if name == "api":
+        assert ports
+        assert all(str(port).startswith("127.0.0.1:") for port in ports)
+    else:
+        assert ports == []
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_on_a_network_that_was_chosen_for_it(name: str) -> None:
+    networks = SERVICES[name]["networks"]
+    assert set(networks) <= COMPOSED["networks"].keys()
+    reaches_out = any(not (COMPOSED["networks"][each] or {}).get("internal") for each in networks)
+    # The front door is published; workers may have to fetch models from a hub.
+    assert reaches_out == (name == "api" or name.startswith(("worker", "infer")))
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    for name, service in SERVICES.items():
+        for key, value in (service.get("environment") or {}).items():
+            if re.search(r"PASSWORD|SECRET|KEY$", key):
+                assert str(value).startswith("${"), (name, key)
+
+
+@pytest.mark.parametrize("target", ["api", "worker"])
+def test_an_image_runs_without_rights_and_cannot_change_its_own_files(target: str) -> None:
+    stage = DOCKERFILE.split(f"AS {target}\n")[1].split("\nFROM ")[0]
+    assert "\nUSER grit" in stage
+    last_write = max(stage.rfind("\nCOPY"), stage.rfind("\nRUN"))
+    assert stage.index("\nUSER grit") > last_write, "files are laid down by root"
+    assert "--chown" not in stage
+    assert "--require-hashes" in stage
+    assert not re.search(r"^(ENV|ARG).*(PASSWORD|SECRET)", DOCKERFILE, re.MULTILINE)
