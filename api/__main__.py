@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app,
         host=options.host,
         port=options.port,
+        log_config=None,  # `api.logs` has seen to it
         access_log=False,  # the envelope logs every request with its id
         server_header=False,
         timeout_graceful_shutdown=options.drain_seconds,

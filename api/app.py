@@ -67,7 +67,7 @@ _DESCRIPTION = "Fine-tunes vision-language models with GRIT: LoRA adapters train
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the service's app; settings come from the environment unless they are given."""
     settings = settings or Settings()
-    configure_logs()
+    configure_logs(settings.secrets())
     services = open_services(settings)
     limiter = Limiter(settings)
     trail = AuditTrail(services.engine)

@@ -68,7 +68,7 @@ class Objects:
             self._store = _s3_store(settings, bucket=url.netloc, prefix=url.path.strip("/"))
         else:
             raise ValueError(
-                f"GRIT_OBJECTS_URL is {settings.objects_url!r}; use file:///folder or s3://bucket/prefix"
+                f"GRIT_OBJECTS_URL begins with {url.scheme!r}; use file:///folder or s3://bucket/prefix"
             )
 
     def put_bytes(self, key: str, data: bytes) -> None:

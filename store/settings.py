@@ -2,28 +2,48 @@
 
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+
+from store.redaction import password_of
 
 PositiveSeconds = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
+# Shown by no `repr`: it may hold a password.
+SecretUrl = Annotated[str, Field(repr=False)]
+
+SECRETS_FOLDER = Path("/run/secrets")
+"""Where containers find their secrets: a file `grit_<setting>` stands for `GRIT_<SETTING>`."""
 
 
 class Settings(BaseSettings):
     """Where rows, objects and messages live, and the bounds that this deployment keeps."""
 
     model_config = SettingsConfigDict(
-        env_prefix="GRIT_", extra="ignore", frozen=True, use_attribute_docstrings=True
+        env_prefix="GRIT_",
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+        # A refusal shows what was refused, and that may be a password.
+        hide_input_in_errors=True,
     )
 
     home: Path = Path(".grit")
     """Folder of the embedded mode: database, objects, logs, key and scratch space."""
 
     # --- where things are
-    database_url: str = ""
+    database_url: SecretUrl = ""
     """SQLAlchemy URL. Empty: `sqlite:///<home>/grit.db`. PostgreSQL: `postgresql+psycopg://...`."""
+    database_password: SecretStr | None = None
+    """Password of `database_url`, in place of one in the URL itself."""
     objects_url: str = ""
     """`file:///folder` or `s3://bucket/prefix`. Empty: the folder `<home>/objects`."""
     s3_endpoint: str | None = None
@@ -36,8 +56,10 @@ class Settings(BaseSettings):
     """Secret of the access key."""
     objects_retry_seconds: PositiveSeconds = 60.0
     """How long a request to S3 is tried again, with growing waits, before it counts as failed."""
-    broker_url: str = "redis://127.0.0.1:6379/0"
+    broker_url: SecretUrl = "redis://127.0.0.1:6379/0"
     """Redis or Valkey: the doorbell and the inference mailbox."""
+    broker_password: SecretStr | None = None
+    """Password of `broker_url`, in place of one in the URL itself."""
     queue_prefix: str = "grit:"
     """Prefix of every key in the broker, so that several deployments can share one."""
     key_file: Path | None = None
@@ -163,6 +185,11 @@ class Settings(BaseSettings):
             derived["database_url"] = f"sqlite:///{home}/grit.db"
         if not self.objects_url:
             derived["objects_url"] = f"file://{home}/objects"
+        for name in ("database", "broker"):
+            password = getattr(self, f"{name}_password")
+            if password is not None:
+                url = getattr(self, f"{name}_url")
+                derived[f"{name}_url"] = _with_password(url, password.get_secret_value())
         if self.key_file is not None:
             derived["key_file"] = self.key_file.expanduser().absolute()
         # The model is frozen for its readers; this is still its construction.
@@ -178,3 +205,40 @@ class Settings(BaseSettings):
     def is_sqlite(self) -> bool:
         """Whether the rows live in SQLite, the embedded mode."""
         return self.database_url.startswith("sqlite")
+
+    def secrets(self) -> list[str]:
+        """Return what no log line and no answer may hold."""
+        secret = self.s3_secret_access_key
+        found = [password_of(self.database_url), password_of(self.broker_url)]
+        found += [None if secret is None else secret.get_secret_value()]
+        return [each for each in found if each]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, then the environment, then the files of secrets if there are any."""
+        if not SECRETS_FOLDER.is_dir():
+            return init_settings, env_settings
+        files = SecretsSettingsSource(settings_cls, secrets_dir=SECRETS_FOLDER)
+        return init_settings, env_settings, files
+
+
+def _with_password(url: str, password: str) -> str:
+    """Return a URL with a password, which it may not have yet.
+
+    Raises:
+        ValueError: If it has one, or names no host to tell it to.
+    """
+    if password_of(url) is not None:
+        raise ValueError("a URL and its `_password` setting both hold a password; keep one of them")
+    parts = urlsplit(url)
+    if not parts.netloc:
+        raise ValueError("a `_password` setting is set beside a URL without a host; remove it")
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))

@@ -163,7 +163,7 @@ def one_queue(queues: list[str]) -> str:
 
 def _on_setup_logging(loglevel: int = logging.INFO, **_options: Any) -> None:
     # Celery's own default is WARNING, which would leave out what became of an attempt.
-    configure_logging(min(loglevel, logging.INFO))
+    configure_logging(min(loglevel, logging.INFO), secrets=Settings().secrets())
 
 
 def _on_shutting_down(**_options: Any) -> None:

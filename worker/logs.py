@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from store.redaction import redaction_of
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """Send every log line of this process, Celery's included, to standard error as JSON."""
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def configure_logging(level: int = logging.INFO, *, secrets: Iterable[str] = ()) -> None:
+    """Send every log line of this process, Celery's included, to standard error as JSON.
+
+    Args:
+        level: What is less important is left out.
+        secrets: What must not be in any line.
+    """
+    redact = redaction_of(secrets)
+    render = structlog.processors.JSONRenderer()
+
+    def line(logger: Any, name: str, event: structlog.typing.EventDict) -> str:
+        return redact(str(render(logger, name, event)))
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -27,7 +44,7 @@ def configure_logging(level: int = logging.INFO) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            line,
         ],
     )
     handler = logging.StreamHandler(sys.stderr)
