@@ -215,14 +215,22 @@ def _describe(error: Exception, code: str) -> Problem:
         return InvalidRequest([item_of(fault) for fault in error.faults])
     if isinstance(error, stored.IllegalTransition):
         return Problem(code, str(error), extra={"allowed": list(error.allowed)})
-    if isinstance(error, stored.QueueFull):
-        return Problem(code, str(error), headers={"Retry-After": str(error.retry_after_seconds)})
     if isinstance(error, stored.InvalidKey):
         return Problem(code, "The API key is unknown, revoked or expired.")
     if KINDS[code].status >= 500 and code != "storage_full":
         # Paths and addresses of our own parts are nobody's business outside.
         return Problem(code, f"{KINDS[code].title}; try again later.")
-    return Problem(code, str(error))
+    return Problem(code, str(error), headers=_patience(error))
+
+
+def _patience(error: Exception) -> dict[str, str]:
+    """Return the headers that say when to come again, where the kind of problem alone does not."""
+    if isinstance(error, stored.QueueFull):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, stored.QuotaExceeded) and error.quota == stored.STORED_BYTES:
+        # No client is to wait for it: somebody has to delete something.
+        return {"Retry-After": "3600", "X-Should-Retry": "false"}
+    return {}
 
 
 Render = Callable[[Problem, str], JSONResponse]

@@ -192,3 +192,14 @@ class ApiKey(TypedDict, total=False):
     expires_at: str | None
     last_used_at: str | None
     revoked_at: str | None
+    replaced_by: str | None
+
+
+class Team(TypedDict, total=False):
+    """A team: what applies to it, what was set for it alone, and what it has."""
+
+    name: str
+    created_at: str
+    limits: dict[str, int | None]
+    own_limits: dict[str, int | None]
+    usage: dict[str, int]

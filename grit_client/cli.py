@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from grit_client.commands import adapters, chat, datasets, inference, jobs, keys, models, service
+from grit_client.commands import (
+    adapters,
+    chat,
+    datasets,
+    inference,
+    jobs,
+    keys,
+    models,
+    service,
+    teams,
+)
 
 app = typer.Typer(
     name="grit",
@@ -47,6 +57,7 @@ app.add_typer(adapters.app, name="adapters", rich_help_panel="Answers")
 app.add_typer(datasets.app, name="datasets", rich_help_panel="Catalog")
 app.add_typer(models.app, name="models", rich_help_panel="Catalog")
 app.add_typer(keys.app, name="keys", rich_help_panel="Service")
+app.add_typer(teams.app, name="teams", rich_help_panel="Service")
 
 
 def main() -> None:

@@ -23,6 +23,10 @@ StoreError
 """
 
 from collections.abc import Iterable
+from typing import Final
+
+STORED_BYTES: Final = "stored bytes"
+"""The quota that time alone does not give back."""
 
 
 class StoreError(Exception):

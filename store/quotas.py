@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy import Executable, func, select, union_all
 from sqlalchemy.orm import Session
 
-from store.errors import NotFound, QuotaExceeded
+from store.errors import STORED_BYTES, NotFound, QuotaExceeded
 from store.lifecycle import ACTIVE, OPEN
 from store.models import Adapter, Checkpoint, Dataset, Job, Team
 
@@ -113,7 +113,7 @@ def refuse_bytes(session: Session, row: Team, *, adding: int, default: int | Non
     more = f", and this would add {adding}" if adding else ""
     raise QuotaExceeded(
         row.name,
-        quota="stored bytes",
+        quota=STORED_BYTES,
         value=used,
         bound=bound,
         more=more,

@@ -5,7 +5,7 @@ from typing import Final
 from anyio import to_thread
 from fastapi import Request
 
-from api.errors import Problem
+from api.errors import Problem, problem_of
 from api.services import Services
 from store import datasets, quotas
 from store.database import transaction
@@ -29,8 +29,10 @@ async def refuse_declared(request: Request, services: Services, team: str) -> No
     try:
         await to_thread.run_sync(_look, services, team, max(0, length - _FORM_BYTES))
     except QuotaExceeded as error:
+        problem = problem_of(error)
         # The rest of the body is not read.
-        raise Problem("quota_exceeded", str(error), headers={"Connection": "close"}) from None
+        headers = {**problem.headers, "Connection": "close"}
+        raise Problem(problem.code, problem.detail, headers=headers) from None
 
 
 def refuse_upload(services: Services, team: str, *, adding: int) -> None:

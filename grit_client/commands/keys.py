@@ -1,10 +1,13 @@
-"""`grit keys create, list, revoke`."""
+"""`grit keys create, list, rotate, revoke`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grit_client.commands.session import Session, with_session
+
+if TYPE_CHECKING:
+    from grit_client.answers import ApiKey
 
 app = typer.Typer(no_args_is_help=True, help="API keys.")
 
@@ -20,14 +23,49 @@ def create(
     team: Annotated[
         str | None, typer.Option(help="Whose it is; by default yours.", show_default=False)
     ] = None,
+    expires_in_days: Annotated[
+        float | None, typer.Option(help="It ends then; by default never.", show_default=False)
+    ] = None,
 ) -> None:
     """Create a key; its text is shown this once."""
-    from grit_client.commands.tables import facts  # noqa: PLC0415 - for --help's sake
-
     with session.client() as client:
-        key = client.create_key(name, scopes=scope or ["read", "write", "infer"], team=team)
-    scopes = " ".join(key["scopes"])
-    pairs = {"id": key["id"], "team": key["team"], "scopes": scopes, "key": key["key"]}
+        scopes = scope or ["read", "write", "infer"]
+        key = client.create_key(name, scopes=scopes, team=team, expires_in_days=expires_in_days)
+    _show(session, key)
+
+
+@app.command()
+@with_session
+def rotate(
+    session: Session,
+    key_id: Annotated[str, typer.Argument(help="A key's id.", show_default=False)],
+    overlap_seconds: Annotated[
+        int | None,
+        typer.Option(help="The old key goes on for so long; by default a day.", show_default=False),
+    ] = None,
+    expires_in_days: Annotated[
+        float | None,
+        typer.Option(help="The new key ends then; by default as the old.", show_default=False),
+    ] = None,
+) -> None:
+    """Create a key in another's place; its text is shown this once."""
+    with session.client() as client:
+        key = client.rotate_key(
+            key_id, overlap_seconds=overlap_seconds, expires_in_days=expires_in_days
+        )
+    _show(session, key)
+
+
+def _show(session: Session, key: "ApiKey") -> None:
+    from grit_client.commands.tables import facts, when  # noqa: PLC0415 - for --help's sake
+
+    pairs = {
+        "id": key["id"],
+        "team": key["team"],
+        "scopes": " ".join(key["scopes"]),
+        "expires (UTC)": when(key.get("expires_at")),
+        "key": key["key"],
+    }
     session.emit(key, lambda: facts(pairs))
     session.note("The key's text is kept nowhere; copy it now.")
 
@@ -40,11 +78,15 @@ def list_(session: Session) -> None:
 
     with session.client() as client:
         found = list(client.list_keys())
-    columns = ["key", "name", "team", "scopes", "starts with", "last used (UTC)", "revoked (UTC)"]
+    columns = [
+        *("key", "name", "team", "scopes", "starts with"),
+        *("last used (UTC)", "expires (UTC)", "revoked (UTC)"),
+    ]
     rows = [
         [
             item["id"], item["name"], item["team"], " ".join(item["scopes"]), item.get("prefix"),
-            when(item.get("last_used_at")), when(item.get("revoked_at")),
+            when(item.get("last_used_at")), when(item.get("expires_at")),
+            when(item.get("revoked_at")),
         ]
         for item in found
     ]  # fmt: skip

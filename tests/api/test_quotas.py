@@ -45,6 +45,9 @@ def test_an_upload_beyond_the_bytes_is_refused_by_its_length_alone(
     answer = team.post(path, content=body(), headers=headers)
     assert answer.status_code == 429
     assert answer.headers["Connection"] == "close"
+    # Patience does not help, and clients are told so.
+    assert answer.headers["X-Should-Retry"] == "false"
+    assert int(answer.headers["Retry-After"]) >= 3600
     told = answer.json()
     problem = told["error"] if path.startswith("/v1/") else told
     assert problem["code"] == "quota_exceeded"

@@ -242,6 +242,7 @@ def test_every_list_is_json_and_a_table(service: Service) -> None:
     for command in (
         ("jobs",), ("presets",), ("devices",), ("models", "list"), ("datasets", "list"),
         ("adapters", "list"), ("keys", "list"), ("status",), ("models", "layers", MODEL),
+        ("teams", "list"), ("teams", "show"), ("teams", "show", "default"),
     ):  # fmt: skip
         home = ["--home", str(service.home.folder)]
         done = CliRunner().invoke(app, [*command, *home, "--json"])
@@ -253,9 +254,22 @@ def test_every_list_is_json_and_a_table(service: Service) -> None:
 
 
 @pytest.mark.slow
+def test_teams_from_the_command_line(grit: Grit, service: Service) -> None:
+    assert service.key
+    done = grit("teams", "set", "default", "--max-open-jobs", "5", "--json")
+    assert done.json["own_limits"]["max_open_jobs"] == 5
+    assert grit("teams", "set", "default", "--max-open-jobs", "many").code == 2
+    back = grit("teams", "set", "default", "--max-open-jobs", "default", "--json")
+    assert back.json["own_limits"]["max_open_jobs"] is None
+    assert grit("teams", "show", "nobody").code == 5
+
+
+@pytest.mark.slow
 def test_keys_from_the_command_line(grit: Grit, service: Service) -> None:
     made = grit("keys", "create", "ci", "--scope", "read", "--json").json
     assert grit("jobs", "--key", made["key"], "--json").json == []
+    renewed = grit("keys", "rotate", made["id"], "--overlap-seconds", "60", "--json").json
+    assert grit("jobs", "--key", renewed["key"], "--json").json == []
     assert grit("keys", "revoke", made["id"]).code == 0
     assert grit("jobs", "--key", made["key"]).code == 4
     assert grit("keys", "create", "ci", "--scope", "everything").code == 2

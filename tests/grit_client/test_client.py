@@ -263,6 +263,29 @@ def test_keys_are_made_listed_and_revoked(client: GritClient, service: Service) 
     assert made["id"] in {key["id"] for key in client.list_keys()}
 
 
+def test_a_key_is_rotated_and_both_are_taken_for_a_while(
+    client: GritClient, service: Service
+) -> None:
+    made = client.create_key("ci", scopes=["read"], expires_in_days=2)
+    assert made["expires_at"] is not None
+    renewed = client.rotate_key(made["id"], overlap_seconds=600)
+    for key in (made, renewed):
+        with GritClient(service.url, key["key"]) as other:
+            assert list(other.list_jobs()) == []
+    old = next(key for key in client.list_keys() if key["id"] == made["id"])
+    assert old["replaced_by"] == renewed["id"]
+
+
+def test_a_team_is_shown_and_set(client: GritClient) -> None:
+    team = client.own_team()
+    assert (team["name"], team["usage"]["open_jobs"]) == ("default", 0)
+    changed = client.set_team("default", {"max_open_jobs": 7})
+    assert changed["own_limits"]["max_open_jobs"] == 7
+    assert client.get_team("default") == changed
+    assert list(client.list_teams()) == [changed]
+    assert client.set_team("default", {"max_open_jobs": None}) == team
+
+
 def test_the_catalog_is_readable(client: GritClient) -> None:
     assert "smolvlm_fast" in {preset["name"] for preset in client.presets()}
     assert client.preset("smolvlm_fast")["config"]
