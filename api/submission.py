@@ -5,18 +5,19 @@ Everything is looked at before anything is refused, so that one answer names all
 
 import difflib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from anyio import sleep, to_thread
+from sqlalchemy.orm import Session
 
 from api.errors import InvalidRequest, Item, Problem, item_of
 from api.schemas.jobs import JobCreate
 from api.services import Services
 from grit_core.config.devices import KINDS, DeviceChoice, DeviceStrategy, choose_device, kind_of
 from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
-from grit_core.inventory import ModelInventory
 from grit_core.job_spec import ResolvedJob, resolve_job
 from store import base_models, datasets, workers
 from store.database import run_in_transaction, transaction
@@ -79,6 +80,10 @@ class Submission:
 
 async def consider(services: Services, team: str, body: JobCreate) -> Submission:
     """Look at everything that a request names, and plan it; what is wrong is raised at once."""
+    # Nearly always the model is known: then one thread and one transaction see to everything.
+    found = await to_thread.run_sync(_weigh_at_once, services, team, body)
+    if found is not None:
+        return found
     looked_up = await find_model(services, body.model)
     return await to_thread.run_sync(_weigh, services, team, body, looked_up)
 
@@ -114,11 +119,11 @@ async def find_model(services: Services, name: str) -> BaseModelRow | Item:
 def find_or_register(services: Services, name: str, source: str) -> BaseModelRow | Item:
     """Return a model's row, made now for an allowed source; or what is wrong with the name."""
     with transaction(services.engine, read_only=True) as session:
-        rows = {row.id: row for row in base_models.list_models(session)}
-    known = rows.get(name)
+        known = base_models.find(session, name)
+        names = [] if known is not None else base_models.names(session)
     if known is not None and known.status != ModelStatus.FAILED:
         return known
-    refused = None if known is not None else refuse_source(services, source, known=list(rows))
+    refused = None if known is not None else refuse_source(services, source, known=names)
     if refused is not None:
         return refused
     source = known.source if known is not None else source
@@ -157,19 +162,50 @@ def _reload(services: Services, model_id: str) -> BaseModelRow:
 # --- the rest
 
 
+def _weigh_at_once(services: Services, team: str, body: JobCreate) -> Submission | None:
+    """Look at everything if the model is ready, else at nothing."""
+    with transaction(services.engine, read_only=True) as session:
+        model = base_models.find(session, body.model)
+        if model is None or model.status != ModelStatus.READY:
+            return None
+        seen = _look(session, team, body)
+    return _judge(team, body, model, seen)
+
+
 def _weigh(
     services: Services, team: str, body: JobCreate, model: BaseModelRow | Item
 ) -> Submission:
-    faults: list[Item] = [] if isinstance(model, BaseModelRow) else [model]
-    waiting: list[Item] = []
     with transaction(services.engine, read_only=True) as session:
-        dataset = find_dataset(session, team, body.dataset, "/dataset", faults, waiting)
-        for name in ("eval_dataset", "retention_dataset"):
-            given = getattr(body, name)
-            if given is not None:
-                find_dataset(session, team, given, f"/{name}", faults, waiting)
-        seen = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
-    choice, reason = find_device(body.device, seen, faults)
+        seen = _look(session, team, body)
+    return _judge(team, body, model, seen)
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """What the database has of what a request names."""
+
+    faults: list[Item] = field(default_factory=list)
+    waiting: list[Item] = field(default_factory=list)
+    dataset: Dataset | None = None
+    workers: list[Worker] = field(default_factory=list)
+
+
+def _look(session: Session, team: str, body: JobCreate) -> _Seen:
+    seen = _Seen()
+    find = partial(find_dataset, session, team, faults=seen.faults, waiting=seen.waiting)
+    seen.dataset = find(body.dataset, "/dataset")
+    for name in ("eval_dataset", "retention_dataset"):
+        given = getattr(body, name)
+        if given is not None:
+            find(given, f"/{name}")
+    seen.workers = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
+    return seen
+
+
+def _judge(team: str, body: JobCreate, model: BaseModelRow | Item, seen: _Seen) -> Submission:
+    dataset, waiting = seen.dataset, seen.waiting
+    faults = ([] if isinstance(model, BaseModelRow) else [model]) + seen.faults
+    choice, reason = find_device(body.device, seen.workers, faults)
     resolved = _plan(body, model, dataset, choice, faults)
     if faults:
         raise InvalidRequest(faults + waiting)
@@ -244,8 +280,8 @@ def _plan(
 ) -> ResolvedJob | None:
     """Plan as far as what was found allows, so that its faults come in the same answer."""
     inventory = None
-    if isinstance(model, BaseModelRow) and model.inventory is not None:
-        inventory = ModelInventory.from_json(model.inventory)
+    if isinstance(model, BaseModelRow):
+        inventory = base_models.inventory_of(model)
     try:
         return resolve_job(
             body.spec(),

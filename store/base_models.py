@@ -2,12 +2,15 @@
 
 import os
 import re
+from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from sqlalchemy import null, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm.attributes import set_committed_value
 
+from grit_core.inventory import ModelInventory
 from store.database_time import database_now
 from store.dialects import insert_unless_there
 from store.errors import NotFound
@@ -15,6 +18,10 @@ from store.models import BaseModelRow, ModelStatus
 from store.settings import Settings
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_MAX_INVENTORIES: Final = 32
+_Key = tuple[str, str | None, datetime | None]
+_Cached = tuple[dict[str, Any], ModelInventory]
+_inventories: dict[_Key, _Cached] = {}
 
 
 def allowed(settings: Settings, source: str) -> bool:
@@ -131,6 +138,57 @@ def get(session: Session, model_id: str) -> BaseModelRow:
     if row is None:
         raise NotFound("model", model_id)
     return row
+
+
+def find(session: Session, model_id: str) -> BaseModelRow | None:
+    """Return a base model, if there is one. Its inventory is shared between calls: only read it.
+
+    An inventory is tens of kilobytes and changes only when it is built again, so that the same one
+    is fetched and decoded once in a process.
+    """
+    row = session.scalars(
+        select(BaseModelRow)
+        .where(BaseModelRow.id == model_id)
+        .options(defer(BaseModelRow.inventory))
+    ).one_or_none()
+    if row is not None and row.status == ModelStatus.READY:
+        data, _ = _inventories.get(_key(row)) or _fetch_inventory(session, row)
+        set_committed_value(row, "inventory", data)
+    elif row is not None:
+        session.refresh(row, ["inventory"])
+    return row
+
+
+def inventory_of(row: BaseModelRow) -> ModelInventory | None:
+    """Return the layers of a model, if they are known.
+
+    Raises:
+        PlanMismatch: If what is stored is not what its hash was made from.
+    """
+    if row.inventory is None:
+        return None
+    cached = _inventories.get(_key(row))
+    return cached[1] if cached is not None else ModelInventory.from_json(row.inventory)
+
+
+def names(session: Session) -> list[str]:
+    """Return the ids of all base models, sorted."""
+    return list(session.scalars(select(BaseModelRow.id).order_by(BaseModelRow.id)))
+
+
+def _key(row: BaseModelRow) -> _Key:
+    return row.id, row.inventory_hash, row.ready_at
+
+
+def _fetch_inventory(session: Session, row: BaseModelRow) -> _Cached:
+    session.refresh(row, ["inventory"])
+    data = row.inventory or {}
+    cached = data, ModelInventory.from_json(data)
+    _inventories[_key(row)] = cached
+    while len(_inventories) > _MAX_INVENTORIES:
+        # Of two threads that evict the same one, the second finds nothing to do.
+        _inventories.pop(next(iter(_inventories), _key(row)), None)
+    return cached
 
 
 def list_models(session: Session) -> list[BaseModelRow]:

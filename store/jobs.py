@@ -331,7 +331,8 @@ def _check_references(session: Session, team: str, spec: NewJob) -> None:
             raise NotFound("dataset", dataset_id)
     if spec.source_adapter_id is not None:
         _hold_adapter(session, team, spec.source_adapter_id)
-    if session.get(BaseModelRow, spec.model) is None:
+    known = select(BaseModelRow.id).where(BaseModelRow.id == spec.model)
+    if session.scalars(known).one_or_none() is None:
         raise NotFound("model", spec.model)
 
 

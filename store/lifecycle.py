@@ -2,8 +2,9 @@
 
 from typing import Any, Final
 
-from sqlalchemy import func, null, select, update
+from sqlalchemy import func, inspect, null, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from store.database_time import database_now
 from store.errors import IllegalTransition, LeaseLost, NotFound
@@ -33,6 +34,9 @@ ENDED: Final = frozenset({S.CANCELLED, S.SUCCEEDED, S.FAILED})
 OPEN: Final = frozenset(JobStatus) - ENDED
 """Counts against the team's quota of open jobs."""
 
+_SET_BY_INSERT: Final = frozenset(
+    column.key for column in Job.__table__.columns if column.default is not None
+) | {"user_metadata"}
 _LEASE_ENDS: Final[dict[str, Any]] = {"lease_expires_at": null(), "worker_id": null()}
 _ENDS: Final[dict[str, Any]] = {**_LEASE_ENDS, "phase": null(), "finished_at": database_now()}
 # What a status means for the other columns, so that no caller can forget one.
@@ -124,10 +128,15 @@ def record_creation(session: Session, job: Job, *, queued: bool) -> Job:
     job.last_sequence = 1
     if queued:
         job.queued_at = database_now()
+    state = inspect(job)
+    for name in state.unloaded - _SET_BY_INSERT:
+        setattr(job, name, None)
     session.add(job)
     session.flush()
+    if queued:
+        # One statement, one time; reading the whole row again would cost as much as writing it.
+        set_committed_value(job, "queued_at", job.created_at)
     payload = {"from": None, "to": job.status, "reason": None}
     session.add(Event(job_id=job.id, sequence=1, type=STATUS_CHANGED, payload=payload))
     session.flush()
-    session.refresh(job)  # what the database computed is read now: the row outlives its session
     return job
