@@ -10,11 +10,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from api.services import Services
-from store import adapters, attempts, events
+from store import adapters, attempts, datasets, events
 from store.database import transaction
 from store.ids import new_id
 from store.keys import Scope, create_key
-from store.models import AdapterOrigin
+from store.models import AdapterOrigin, DatasetStatus
 from store.retries import Failure
 from tests.api.conftest import MODEL, Team
 
@@ -56,6 +56,22 @@ class World:
                 model=MODEL,
                 prefix=f"adapters/{made}",
                 name="real",
+            )
+            return row.id
+
+    def new_dataset(self) -> str:
+        """Another one of the same content, which takes no upload."""
+        with transaction(self.services.engine) as session:
+            first = datasets.get_dataset(session, self.dataset, team=self.team.name)
+            row = datasets.create_dataset(
+                session,
+                team=self.team.name,
+                status=DatasetStatus.READY,
+                object_key=first.object_key,
+                sha256=first.sha256,
+                size_bytes=first.size_bytes,
+                num_rows=first.num_rows,
+                num_images=first.num_images,
             )
             return row.id
 
