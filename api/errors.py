@@ -197,10 +197,15 @@ class InvalidRequest(Problem):
         super().__init__("request_invalid", detail, errors=errors)
 
 
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
 def problem_of(error: Exception) -> Problem:
     """Return the answer for a domain error, by the table; an unknown error is an internal one."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Problem("storage_full", "The service has no space left for this; try again later.")
     for kind in type(error).__mro__:
         code = DOMAIN.get(kind)
         if code is not None:

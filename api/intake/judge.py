@@ -29,6 +29,8 @@ from grit_core.errors import AdapterConfigInvalid, AdapterInvalid, AdapterMismat
 
 TRACE_NAME: Final = "trace"
 """File of the scratch folder in which a crash leaves its stack."""
+EXIT_NO_SPACE: Final = 28
+"""The exit status of a judge that has no room for its verdict."""
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -58,7 +60,11 @@ class DatasetOrder:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Judge the upload of the order and return the exit status."""
+    """Judge the upload of the order and return the exit status.
+
+    Raises:
+        OSError: The verdict cannot be written.
+    """
     parser = argparse.ArgumentParser(prog="python -m api.intake.judge", description=__doc__)
     parser.add_argument("--parent-pid", type=int, required=True)
     die_with_parent(parser.parse_args(arguments).parent_pid)
@@ -72,7 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         faulthandler.enable(trace)
         verdict = verdict_of(order, scratch=scratch)
         faulthandler.disable()
-    Path(order["verdict"]).write_text(json.dumps(verdict), encoding="utf-8")
+    try:
+        Path(order["verdict"]).write_text(json.dumps(verdict), encoding="utf-8")
+    except OSError as error:
+        if error.errno in NO_SPACE:  # what was unpacked has taken the verdict's room too
+            return EXIT_NO_SPACE
+        raise
     return 0
 
 

@@ -23,7 +23,7 @@ import api.intake
 from api.errors import Problem
 from api.intake.adapter_files import AdapterOrder, AdapterVerdict
 from api.intake.canonical import Intake
-from api.intake.judge import TRACE_NAME, DatasetOrder, Limits
+from api.intake.judge import EXIT_NO_SPACE, TRACE_NAME, DatasetOrder, Limits
 from grit_core.records import RowFault
 from store.settings import Settings
 
@@ -100,6 +100,8 @@ class _Judge:
             "scratch": str(self._scratch),
             "verdict": str(path),
         })
+        if returncode == EXIT_NO_SPACE:
+            raise self._failed("disk")
         if returncode != 0:
             raise self._lost(returncode)
         with path.open("rb") as file:
