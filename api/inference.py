@@ -229,6 +229,10 @@ def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
         Problem: If the worker could not answer.
     """
     error = reply.get("error")
+    if error is not None and error.get("code") == "object_missing":
+        raise Problem("object_missing", "The adapter was deleted while it was asked.")
+    if error is not None and error.get("code") == "storage_unavailable":
+        raise Problem("storage_unavailable", "The adapter could not be fetched; try again later.")
     if error is not None and error.get("code") == "inference_worker_lost":
         raise Problem("inference_worker_lost", str(error["message"]))
     if error is not None:

@@ -25,7 +25,7 @@ from grit_core.errors import (
 from grit_core.records import parse_prompt
 from store import base_models
 from store.database import create_engine_from, transaction
-from store.errors import QueueUnavailable, StoreError
+from store.errors import ObjectMissing, QueueUnavailable, StorageUnavailable, StoreError
 from store.inference import Mailbox
 from store.objects import Objects
 from store.queue import INFER_TASK, INFERENCE_QUEUES, REGISTER_MODELS_TASK
@@ -323,6 +323,8 @@ def _error_of(error: Exception) -> dict[str, str]:
     known: dict[type[Exception], str] = {
         AdapterInvalid: "adapter_invalid",
         ModelUnavailable: "model_unavailable",
+        ObjectMissing: "object_missing",  # the adapter was deleted after it was asked for
+        StorageUnavailable: "storage_unavailable",
         StoreError: "adapter_unavailable",
     }
     for kind, code in known.items():

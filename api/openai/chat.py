@@ -50,6 +50,7 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
         **_ANSWERS,
         **problems(
             "not_found",
+            "object_missing",
             "model_not_ready",
             "inference_failed",
             "inference_broken",

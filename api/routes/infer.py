@@ -43,6 +43,7 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
         **_STREAM,
         **problems(
             "not_found",
+            "object_missing",
             "adapter_not_ready",
             "model_not_ready",
             "inference_failed",

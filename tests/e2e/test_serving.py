@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,16 @@ from typing import Any
 import httpx
 import pytest
 import redis
+import torch
+from peft import LoraConfig, get_peft_model
 
-from store import base_models
+from grit_core.artifacts import write_adapter
+from grit_core.models.pretrained import load_base_model
+from store import adapters, base_models
 from store.database import transaction
+from store.ids import new_id
 from store.keys import Scope, create_key
-from store.models import ModelStatus
+from store.models import AdapterOrigin, ModelStatus
 from tests.e2e.deployment import Broker, Deployment, WorkerProcess, deployed
 from tests.services import free_port
 from tests.tiny_models import tiny_vlm_folder
@@ -70,6 +76,24 @@ class Service:
             time.sleep(0.1)
         raise TimeoutError(self.worker.text()[-3000:])
 
+    def add_adapter(self, folder: Path) -> str:
+        """Store an adapter of the quick model for team alpha; return its id."""
+        adapter_id = new_id("adp")
+        prefix = f"adapters/{adapter_id}"
+        manifest = self.deployment.objects.put_folder(prefix, folder)
+        with transaction(self.deployment.engine) as session:
+            adapters.create_adapter(
+                session,
+                id=adapter_id,
+                team="alpha",
+                origin=AdapterOrigin.IMPORT,
+                model=QUICK,
+                prefix=prefix,
+                size_bytes=manifest.size_bytes,
+                details={"manifest_sha256": manifest.sha256},
+            )
+        return adapter_id
+
     def running(self) -> int:
         """How many requests a worker says that it is answering."""
         return len(self.broker.keys(f"{self.settings.queue_prefix}infer:running:*"))
@@ -86,13 +110,18 @@ class Caller:
 
     def __init__(self, service: Service, team: str) -> None:
         with transaction(service.deployment.engine) as session:
-            _, token = create_key(session, team=team, name="test", scopes={Scope.INFER})
+            _, token = create_key(
+                session, team=team, name="test", scopes={Scope.INFER, Scope.WRITE}
+            )
         headers = {"Authorization": f"Bearer {token}"}
         limits = httpx.Limits(max_connections=100)
         self.http = httpx.Client(base_url=service.url, headers=headers, timeout=60, limits=limits)
 
-    def ask(self, prompt: str = "Hello?", *, model: str = QUICK, **fields: Any) -> httpx.Response:
-        return self.http.post("/infer", json={"model": model, "prompt": prompt, **fields})
+    def ask(
+        self, prompt: str = "Hello?", *, model: str | None = QUICK, **fields: Any
+    ) -> httpx.Response:
+        named = {} if model is None else {"model": model}
+        return self.http.post("/infer", json={**named, "prompt": prompt, **fields})
 
     def events(
         self,
@@ -215,6 +244,45 @@ def test_a_team_that_asks_a_lot_delays_another_by_a_turn_and_not_by_its_queue(
         assert {each.result() for each in many} == {200}
     # Those that ran already, one whose turn was before, and what ended while beta's was sent.
     assert ended.index("beta") - before <= 3 * PLACES
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
+def test_an_adapter_deleted_while_it_is_asked_answers_whole_or_is_gone(
+    service: Service, call: Callable[..., Caller], tmp_path: Path
+) -> None:
+    alpha = call()
+    with transaction(service.deployment.engine, read_only=True) as session:
+        source = base_models.get(session, QUICK).source
+    torch.manual_seed(0)
+    adapted = get_peft_model(load_base_model(source), LoraConfig(r=4, target_modules=["v_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 2.0)
+    write_adapter(tmp_path / "adapter", adapted, base_model_name=QUICK)
+    kept = service.add_adapter(tmp_path / "adapter")
+    told = alpha.ask(adapter=kept, model=None, max_new_tokens=40).json()["output"]
+    assert told != alpha.ask(max_new_tokens=40).json()["output"]
+
+    def ask(adapter: str) -> httpx.Response:
+        return alpha.ask(adapter=adapter, model=None, max_new_tokens=40)
+
+    codes: Counter[str] = Counter()
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(12):
+            adapter = service.add_adapter(tmp_path / "adapter")
+            asked = [pool.submit(ask, adapter) for _ in range(4)]
+            time.sleep(0.02 * number)
+            gone = alpha.http.delete(f"/adapters/{adapter}")
+            assert gone.status_code == 204, gone.text
+            for answer in (each.result() for each in asked):
+                codes[answer.json().get("code", "answered")] += 1
+                if answer.status_code == 200:
+                    assert answer.json()["output"] == told
+            assert ask(adapter).json()["code"] == "not_found"
+
+    assert codes["answered"] > 0
+    assert codes.keys() <= {"answered", "not_found", "object_missing"}, codes
 
 
 def test_a_worker_that_is_killed_is_noticed_and_the_next_one_answers(
