@@ -72,7 +72,8 @@ chaos: setup ## Kill everything at seeded moments: 200 trainings, 10,000 submiss
 
 fuzz: setup ## Try 10,000 of each thing that strangers send, and 300 requests of each kind (ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(SEED)
-	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=300 FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/api/test_contract.py
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=300 FUZZ_SEED=$(SEED) FUZZ_OUT=benchmarks/results/reliability/requests.json \
+		$(BIN)/python -m pytest tests/api/test_contract.py
 
 bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM-256M shape)
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_step

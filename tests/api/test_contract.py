@@ -5,15 +5,18 @@ forbids. Ids of rows that are there are put into most of them, so that they reac
 "not found". `make fuzz` makes many more of them, with another seed each time.
 """
 
+import json
 import os
 import random
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pytest
 import schemathesis
 from fastapi import FastAPI
@@ -38,6 +41,8 @@ NUM_EXAMPLES: Final = int(os.environ.get("FUZZ_EXAMPLES", "15"))
 """Of each operation, in each mode."""
 OTHER_TEAM: Final = "beta"
 """May be given any bounds: nobody asks in its name."""
+OUT: Final = os.environ.get("FUZZ_OUT")
+"""Where figures go."""
 SEED: Final = int(os.environ.get("FUZZ_SEED", "5"))
 CHECKS: Final = [
     schemathesis.checks.not_a_server_error,
@@ -67,6 +72,9 @@ class Caller:
     def __init__(self, app: FastAPI, session: asgi.ASGIClient, world: World) -> None:
         self.app, self.session, self.world = app, session, world
         self.statuses: dict[str, set[int]] = {}
+        self.rejection_seconds: list[float] = []
+        self.num_requests = 0
+        self._resident_bytes = psutil.Process().memory_info().rss
 
     def send(self, case: schemathesis.Case, chance: random.Random) -> None:
         name = case.operation.label
@@ -75,7 +83,11 @@ class Caller:
             case.headers["Accept"] = chance.choice(["text/event-stream", "text/csv", "text/html"])
         if case.query.get("wait") is not None:
             case.query["wait"] = 0  # nothing will happen in that time
+        started = time.perf_counter()
         answer = case.call(session=self.session, app=self.app, headers=self.world.team.headers)
+        self.num_requests += 1
+        if answer.status_code >= 400:
+            self.rejection_seconds.append(time.perf_counter() - started)
         self.statuses.setdefault(name, set()).add(answer.status_code)
         left_out = [checks.negative_data_rejection] if body_is_ours else []
         if answer.headers.get("content-type", [""])[0].startswith("text/event-stream"):
@@ -84,6 +96,19 @@ class Caller:
             left_out.append(checks.response_schema_conformance)
             assert answer.text.count("data: ") >= 1
         case.validate_response(answer, checks=CHECKS, excluded_checks=left_out)
+
+    def figures(self) -> dict[str, Any]:
+        """What came of all requests; the client's own share of the time and memory is in it."""
+        milliseconds = sorted(1000 * each for each in self.rejection_seconds)
+        grown = psutil.Process().memory_info().rss - self._resident_bytes
+        return {
+            "requests": self.num_requests,
+            "rejections": len(milliseconds),
+            "rejection_p50_ms": round(milliseconds[len(milliseconds) // 2], 1),
+            "rejection_p99_ms": round(milliseconds[len(milliseconds) * 99 // 100], 1),
+            "resident_growth_mib": round(grown / 1024**2),
+            "server_errors": sum(max(each) >= 500 for each in self.statuses.values()),
+        }
 
     def _name_rows(self, case: schemathesis.Case, chance: random.Random) -> bool:
         """Put rows that are there in place of most of what was made up."""
@@ -206,7 +231,10 @@ def caller(
         new_team(client, OTHER_TEAM)
         world = World(team, app.state.services, folder)
         with asgi.get_client(app) as session:
-            yield Caller(app, session, world)
+            made = Caller(app, session, world)
+            yield made
+    if OUT:
+        Path(OUT).write_text(json.dumps({"seed": SEED, **made.figures()}, indent=1) + "\n")
 
 
 def can_be_wrong(name: str) -> bool:

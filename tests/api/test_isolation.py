@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -328,6 +329,71 @@ def without_ids(text: str, *sent: str) -> str:
     for each in sent:
         text = text.replace(each, "")
     return re.sub(r"req_[0-9a-f]{24}", "", text)
+
+
+def elsewhere() -> list[str]:
+    """Names that lead out of a folder, in the spellings that have worked somewhere."""
+    up = [
+        "../",
+        "..\\",
+        "%2e%2e%2f",
+        "%252e%252e%252f",
+        "..%c0%af",
+        "....//",
+        "..;/",
+        "\uff0e\uff0e/",
+    ]
+    ends = ["etc/passwd", "grit.db", "objects/x", "key"]
+    found = [step * depth + end for step in up for depth in (1, 3, 9) for end in ends]
+    found += [
+        f"{head}/{end}" for head in ("", "/", "//x", "file://", "C:", "~", ".") for end in ends
+    ]
+    found += [f"{kind}_{'0' * 26}{tail}" for kind in ("ds", "job", "adp") for tail in TAILS]
+    return found
+
+
+TAILS = [
+    "",
+    "/..",
+    "/../../grit.db",
+    ".jsonl",
+    "\x00",
+    "%00",
+    "\n",
+    "' OR '1'='1",
+    "*",
+    "?x",
+    "#",
+    " ",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("operation", "place"),
+    sorted({(operation, place) for operation, place, _ in naming_cases()}),
+    ids=lambda text: text,
+)
+def test_no_name_leads_elsewhere(join: Callable[..., Team], operation: str, place: str) -> None:
+    namer = join("namer", *Scope)
+    for name in elsewhere()[len(operation + place) % 4 :: 4]:
+        answer = ask(namer, operation, place, name)
+        assert answer.status_code in {200, 400, 404, 422}, (name, answer.text)
+        assert answer.status_code != 200 or (place.startswith("?") and "root:" not in answer.text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "path", "name"), cases())
+def test_no_id_in_a_path_leads_elsewhere(
+    join: Callable[..., Team], method: str, path: str, name: str
+) -> None:
+    namer = join("namer", *Scope)
+    plain = path.replace(":path}", "}")
+    for text in elsewhere()[len(method + path) % 4 :: 4]:
+        answer = namer.request(
+            method, plain.replace(f"{{{name}}}", quote(text, safe="")), json=BODIES.get(path)
+        )
+        assert answer.status_code in {400, 404, 405, 422}, (text, answer.text)
 
 
 def test_an_idempotency_key_of_another_team_reveals_nothing(
