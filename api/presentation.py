@@ -1,7 +1,7 @@
 """Rows as answers: what a caller sees of what is stored."""
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from api.schemas.adapters import AdapterRead
 from api.schemas.datasets import DatasetRead
@@ -18,6 +18,7 @@ from api.schemas.jobs import (
 )
 from api.schemas.keys import KeyRead
 from api.schemas.models import ModelRead
+from store.job_rows import JobRow
 from store.models import (
     Adapter,
     ApiKey,
@@ -30,11 +31,16 @@ from store.models import (
     JobStatus,
 )
 
+_PARTS: Final = ("attempts", "events", "metrics", "layers", "checkpoints")
 
-def present_job(job: Job, *, position: int | None = None, reason: str | None = None) -> JobRead:
+
+def present_job(
+    job: Job | JobRow, *, position: int | None = None, reason: str | None = None
+) -> JobRead:
     """Return a job as it stands; `position` and `reason` say why it waits."""
     path = f"/jobs/{job.id}"
-    links = {name: f"{path}/{name}" for name in ("events", "metrics", "layers", "checkpoints")}
+    num_layers, trainable_parameters = _size_of(job)
+    links = {name: f"{path}/{name}" for name in _PARTS}
     return JobRead(
         id=job.id,
         kind=JobKind(job.kind),
@@ -65,8 +71,8 @@ def present_job(job: Job, *, position: int | None = None, reason: str | None = N
         queue=JobQueue(name=job.queue, position=position, reason=reason),
         plan=JobPlan(
             plan_hash=job.plan_hash,
-            layers=len(job.plan.get("layers", ())),
-            trainable_parameters=job.plan.get("trainable_parameters", 0),
+            layers=num_layers,
+            trainable_parameters=trainable_parameters,
         ),
         result=_result(job.result),
         error=None if job.error is None else JobError.model_validate(_known(JobError, job.error)),
@@ -74,10 +80,18 @@ def present_job(job: Job, *, position: int | None = None, reason: str | None = N
     )
 
 
-def _compression(job: Job) -> CompressionRead | None:
+def _size_of(job: Job | JobRow) -> tuple[int, int]:
+    """Return the layers of a job's plan and what is trained of them; 0 without a plan."""
+    if isinstance(job, JobRow):
+        return job.num_layers or 0, job.trainable_parameters or 0
+    return len(job.plan.get("layers", ())), job.plan.get("trainable_parameters", 0)
+
+
+def _compression(job: Job | JobRow) -> CompressionRead | None:
     if job.kind != JobKind.COMPRESSION:
         return None
-    return CompressionRead.model_validate(_known(CompressionRead, job.request))
+    request = job.compression if isinstance(job, JobRow) else job.request
+    return CompressionRead.model_validate(_known(CompressionRead, request or {}))
 
 
 def _progress(stored: dict[str, Any] | None) -> JobProgress | None:

@@ -16,6 +16,7 @@ from api.documents import problems
 from api.presentation import finite, present_attempt
 from api.routing import service_router
 from api.schemas.jobs import (
+    AttemptList,
     CheckpointList,
     CheckpointRead,
     LayerRead,
@@ -169,6 +170,16 @@ def read_checkpoints(job_id: str, caller: CallerDep, services: ServicesDep) -> C
         for row in rows
     ]
     return CheckpointList(job=job_id, data=data)
+
+
+@router.get("/jobs/{job_id}/attempts", responses=problems("not_found"))
+@requires(Scope.READ)
+def read_attempts(job_id: str, caller: CallerDep, services: ServicesDep) -> AttemptList:
+    """Return every execution of the job: where it began, how far it came, and why it ended."""
+    with transaction(services.engine, read_only=True) as session:
+        jobs.get_job(session, job_id, team=caller.team)
+        executed = jobs.list_attempts(session, job_id)
+    return AttemptList(job=job_id, data=[present_attempt(attempt) for attempt in executed])
 
 
 @router.get("/jobs/{job_id}/manifest", responses=problems("not_found"))

@@ -336,11 +336,20 @@ class AttemptRead(Answer):
     number: int
     worker: str
     outcome: str
+    """`running`, `succeeded`, `failed`, `lost`, `handed_back`, `paused` or `cancelled`."""
     failure: dict[str, Any] | None
+    """Why it failed or was lost: `code`, `category`, `message`, `hint`, `retryable`."""
     resumed_from_step: int | None
     last_step: int | None
     started_at: datetime
     ended_at: datetime | None
+
+
+class AttemptList(Answer):
+    """The executions of a job, the first one first."""
+
+    job: str
+    data: list[AttemptRead]
 
 
 class ManifestRead(Answer):

@@ -9,9 +9,11 @@ from sqlalchemy import text
 
 from api.services import Services
 from store import attempts, events, jobs
+from store.attempts import Failure
 from store.database import transaction
 from store.models import Team as TeamRow
 from tests.api.conftest import MODEL, Team, job_body
+from tests.builders import end_wait
 
 
 @pytest.fixture
@@ -358,3 +360,23 @@ def test_the_quota_of_open_jobs_is_told(team: Team, services: Services) -> None:
     assert int(answer.headers["Retry-After"]) > 0
     with transaction(services.engine) as session:
         assert len(jobs.list_jobs(session, team=team.name).rows) == 1
+
+
+def test_every_execution_tells_why_it_ended(team: Team, services: Services) -> None:
+    job_id = team.job()["id"]
+    assert team.get(f"/jobs/{job_id}/attempts").json() == {"job": job_id, "data": []}
+    for number, (code, retryable) in enumerate((("killed", True), ("diverged", False)), start=1):
+        claimed = claim(services)
+        failure = Failure(code=code, message=f"It ended {number}.", retryable=retryable)
+        with transaction(services.engine) as session:
+            attempts.fail(session, job_id=job_id, attempt=number, failure=failure)
+        assert claimed.attempt == number
+        if retryable:
+            end_wait(services.engine, job_id)
+
+    data = team.get(f"/jobs/{job_id}/attempts").json()["data"]
+    told = [(each["number"], each["outcome"], each["failure"]["code"]) for each in data]
+    assert told == [(1, "failed", "killed"), (2, "failed", "diverged")]
+    assert [each["failure"]["message"] for each in data] == ["It ended 1.", "It ended 2."]
+    assert all(each["started_at"] and each["ended_at"] for each in data)
+    assert team.get(f"/jobs/{job_id}").json()["links"]["attempts"] == f"/jobs/{job_id}/attempts"
