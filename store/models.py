@@ -301,7 +301,7 @@ class IdempotencyKey(Base):
     job_id: Mapped[str] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), index=True
     )
-    created_at: Mapped[datetime] = mapped_column(default=database_now())
+    created_at: Mapped[datetime] = mapped_column(default=database_now(), index=True)
 
 
 class Attempt(Base):

@@ -55,6 +55,9 @@ def upgrade() -> None:
     for name in RATES:
         op.add_column("teams", sa.Column(name, sa.BigInteger(), nullable=True))
     op.add_column("api_keys", sa.Column("replaced_by", sa.String(length=32), nullable=True))
+    op.create_index(
+        op.f("ix_idempotency_keys_created_at"), "idempotency_keys", ["created_at"], unique=False
+    )
     op.create_table(
         "audit",
         sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -96,6 +99,7 @@ def downgrade() -> None:
     op.drop_table("audit_chain")
     if op.get_bind().dialect.name != "sqlite":
         op.execute("DROP FUNCTION audit_refuse()")
+    op.drop_index(op.f("ix_idempotency_keys_created_at"), table_name="idempotency_keys")
     op.drop_column("api_keys", "replaced_by")
     for name in reversed(RATES):
         op.drop_column("teams", name)

@@ -11,12 +11,12 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from store import events, jobs, migrate
+from store import audit, events, jobs, migrate
 from store.__main__ import main
 from store.adapters import create_adapter
 from store.database import create_engine_from, transaction
 from store.keys import authenticate
-from store.models import Adapter, AdapterOrigin, Base, Job, JobKind
+from store.models import Adapter, AdapterOrigin, ApiKey, Base, Job, JobKind, Team
 from store.settings import Settings
 from tests.builders import MODEL, TEAM, new_job, prepare, running_job
 
@@ -180,6 +180,38 @@ def test_a_step_back_keeps_jobs_and_adapters_and_forgets_compressions(empty: Eng
     migrate.upgrade(empty)
     with transaction(empty) as session:
         assert session.get_one(Job, trained.id).retention_dataset_id is None
+    empty.dispose()
+
+
+def test_teams_and_keys_of_the_second_revision_live_on_and_go_back(empty: Engine) -> None:
+    migrate.upgrade(empty, "0002")
+    old_team = "INSERT INTO teams (name, created_at) VALUES (:name, '2026-11-23 01:00')"
+    with empty.begin() as connection:
+        connection.execute(text(old_team), {"name": "ml"})
+        connection.execute(
+            text(
+                "INSERT INTO api_keys (id, team, name, prefix, secret_sha256, scopes, created_at)"
+                " VALUES ('key_1', 'ml', 'ci', 'p', 's', '[\"read\"]', '2026-11-23 01:00')"
+            )
+        )
+    migrate.upgrade(empty)
+    with empty.begin() as connection:  # an older process, still running, names none of the columns
+        connection.execute(text(old_team), {"name": "other"})
+    with transaction(empty) as session:
+        team = session.get_one(Team, "ml")
+        assert (team.requests_per_minute, team.submissions_per_minute) == (None, None)
+        assert session.get_one(ApiKey, "key_1").replaced_by is None
+        audit.append(session, [audit.Entry(action="x", status=200)])
+        team.requests_per_minute = 3
+    migrate.downgrade(empty, "0002")
+    with empty.connect() as connection:
+        names = connection.execute(text("SELECT name FROM teams ORDER BY name")).scalars().all()
+        assert names == ["ml", "other"]
+        assert connection.execute(text("SELECT id FROM api_keys")).scalars().all() == ["key_1"]
+        assert "audit" not in inspect(connection).get_table_names()
+    migrate.upgrade(empty)
+    with transaction(empty) as session:
+        assert audit.verify(session).num_rows == 0
     empty.dispose()
 
 
