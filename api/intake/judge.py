@@ -1,10 +1,11 @@
 """The process that judges one upload: `python -m api.intake.judge`, started for it and then gone.
 
 It limits itself first (address space, processor time, size of a file, open files, no core dump),
-reads one `Order` as a JSON line from its standard input, judges what strangers made, and writes one
-JSON verdict to a file. It holds no keys and opens neither the database nor the object store, it is
-light to start (no web framework, no torch), and it does not outlive the service: the kernel kills
-it with its parent (Linux), and its limits end it everywhere.
+reads one order as a JSON line from its standard input, judges what strangers made, and writes one
+JSON verdict to a file. It holds no keys and opens neither the database nor the object store. It
+gives up the network where the system lets it. It is light to start (no web framework, no torch),
+and does not outlive the service: the kernel kills it with its parent (Linux), and its limits end it
+everywhere.
 """
 
 import argparse
@@ -34,6 +35,8 @@ EXIT_NO_SPACE: Final = 28
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_NEW_USERS: Final = 0x10000000
+_NEW_NETWORK: Final = 0x40000000
 _OPEN_FILES: Final = 64
 _CODES: Final = {
     AdapterInvalid: "adapter_invalid",
@@ -67,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m api.intake.judge", description=__doc__)
     parser.add_argument("--parent-pid", type=int, required=True)
+    leave_network()  # first, since a change of rights would undo what follows
     die_with_parent(parser.parse_args(arguments).parent_pid)
     line = sys.stdin.buffer.readline()
     if not line:
@@ -137,6 +141,15 @@ def limit_self(limits: Limits) -> None:
     for kind, bound in bounds.items():
         with contextlib.suppress(ValueError, OSError):  # macOS keeps no bound of address space
             resource.setrlimit(kind, bound)
+
+
+def leave_network() -> bool:
+    """Go where there is no network, and tell whether the system lets this process (Linux)."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Root may do it as it is; others in a namespace of users as well, where the system has those.
+    return any(libc.unshare(flags) == 0 for flags in (_NEW_NETWORK, _NEW_NETWORK | _NEW_USERS))
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -96,6 +96,7 @@ def test_a_judge_knows_no_secret_and_has_its_limits(
     def look(judge: psutil.Process) -> None:
         for name in ("environ", "limits", "status"):
             seen[name] = Path(f"/proc/{judge.pid}/{name}").read_text()
+        seen["network"] = str(Path(f"/proc/{judge.pid}/ns/net").readlink())
         judge.kill()
 
     with meanwhile(look):
@@ -108,6 +109,14 @@ def test_a_judge_knows_no_secret_and_has_its_limits(
     assert int(bounds["Max cpu time"][0]) < 120
     assert int(bounds["Max open files"][0]) == 64
     assert "NoNewPrivs:\t1" in seen["status"]
+    if may_leave_network():
+        assert seen["network"] != str(Path("/proc/self/ns/net").readlink())
+
+
+def may_leave_network() -> bool:
+    """Whether this machine lets a process of ours give up its network."""
+    tell = "import sys; from api.intake.judge import leave_network; sys.exit(not leave_network())"
+    return subprocess.run([sys.executable, "-c", tell], check=False).returncode == 0
 
 
 class meanwhile:  # noqa: N801 - read as a statement
