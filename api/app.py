@@ -14,6 +14,7 @@ from api.auth import Doorkeeper
 from api.documents import document
 from api.embedded import write_key
 from api.envelope import Envelope
+from api.job_reads import JobReads
 from api.logs import configure_logs
 from api.measures import Measures
 from api.openai import chat as openai_chat
@@ -94,6 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.doorkeeper = Doorkeeper(services, limiter)
     app.state.measures = measures
     app.state.trail = trail
+    app.state.job_reads = JobReads(services)
     for module in ROUTES:
         app.include_router(module.router)
     errors.install(app, forms=ERROR_FORMS)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Final
 
 from anyio import to_thread
@@ -16,6 +17,7 @@ from api.schemas.jobs import JobRead
 from api.services import Services
 from store import jobs, replays, workers
 from store.database import run_in_transaction, transaction
+from store.job_rows import JobRow
 from store.jobs import NewJob
 from store.keys import Caller
 from store.models import Job, JobStatus
@@ -59,6 +61,8 @@ def once(route: str, *, key: str | None, content: Any) -> Once:
             code="idempotency_key_invalid", detail=detail, parameter="header.idempotency-key"
         )
         raise Problem("idempotency_key_invalid", detail, errors=[item])
+    if key is None:
+        return Once(route=route, key=None, digest="")
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return Once(route=route, key=key, digest=hashlib.sha256(text.encode()).hexdigest())
 
@@ -85,7 +89,7 @@ async def create_once(
             return _told(response, known, replayed=True)
     spec = await resolve()
 
-    def create(session: Session) -> tuple[JobRead, bool]:
+    def insert(session: Session) -> tuple[JobRead, bool]:
         job, replayed = jobs.create_job(
             session,
             team=caller.team,
@@ -98,24 +102,44 @@ async def create_once(
         )
         return standing(session, services, job), replayed
 
-    job, replayed = await to_thread.run_sync(run_in_transaction, services.engine, create)
-    if job.status == JobStatus.QUEUED and not replayed:
-        # After the commit, in a thread, and it never fails: the row is the queue.
-        await to_thread.run_sync(services.doorbell.ring, job.queue.name)
+    def create() -> tuple[JobRead, bool]:
+        job, replayed = run_in_transaction(services.engine, insert)
+        if job.status == JobStatus.QUEUED and not replayed:
+            # After the commit, and it never fails: the row is the queue.
+            services.doorbell.ring(job.queue.name)
+        return job, replayed
+
+    job, replayed = await to_thread.run_sync(create)
     return _told(response, job, replayed=replayed)
 
 
 def standing(session: Session, services: Services, job: Job) -> JobRead:
     """Return a job with its place in the queue, and why it waits longer than that."""
-    if job.status != JobStatus.QUEUED:
-        return present_job(job)
-    live = workers.live_queues(session, seen_within_seconds=services.settings.worker_seen_seconds)
-    reason = None
-    if job.queue not in live:
-        reason = f"No live worker serves the queue {job.queue!r}; the job starts when one does."
-    elif job.not_before is not None and job.attempt > 0:
-        reason = f"Waits until {job.not_before.isoformat()} after an attempt that failed."
-    return present_job(job, position=jobs.queue_position(session, job), reason=reason)
+    return standing_of(session, services)(job)
+
+
+def standing_of(session: Session, services: Services) -> Callable[[Job | JobRow], JobRead]:
+    """Return `standing` for several jobs, for which the workers are looked at once."""
+
+    @cache
+    def live() -> set[str]:
+        seconds = services.settings.worker_seen_seconds
+        return workers.live_queues(session, seen_within_seconds=seconds)
+
+    def show(job: Job | JobRow) -> JobRead:
+        if job.status != JobStatus.QUEUED:
+            return present_job(job)
+        position = jobs.queue_position(session, job)
+        reason = None
+        if job.queue not in live():
+            reason = f"No live worker serves the queue {job.queue!r}; the job starts when one does."
+        elif job.not_before is not None and job.attempt > 0:
+            reason = f"Waits until {job.not_before.isoformat()} after an attempt that failed."
+        elif position is None:
+            reason = f"More than {jobs.MAX_POSITION} jobs come first."
+        return present_job(job, position=position, reason=reason)
+
+    return show
 
 
 def _told(response: Response, job: JobRead, *, replayed: bool) -> JobRead:

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from anyio import CancelScope, CapacityLimiter, sleep, to_thread
+from anyio import CancelScope, CapacityLimiter, sleep
 from anyio.lowlevel import RunVar
 from fastapi import Response
 
@@ -93,7 +93,10 @@ async def _next(items: AsyncGenerator[Item]) -> Item:
 
 
 async def wait_for_change(
-    read: Callable[[], tuple[bytes, str, bool]], *, wait_seconds: float, known: str | None
+    read: Callable[[], Awaitable[tuple[bytes, str, bool]]],
+    *,
+    wait_seconds: float,
+    known: str | None,
 ) -> Response:
     """Answer with what `read` returns, now or as soon as it changes.
 
@@ -102,7 +105,7 @@ async def wait_for_change(
         wait_seconds: How long to wait; 0 answers at once.
         known: The caller's `If-None-Match`.
     """
-    data, etag, final = await to_thread.run_sync(read)
+    data, etag, final = await read()
     if wait_seconds > 0 and not final and known in {None, etag}:
         with PLACES.one():
             data, etag = await _changed(read, etag, data, time.monotonic() + wait_seconds)
@@ -113,12 +116,12 @@ async def wait_for_change(
 
 
 async def _changed(
-    read: Callable[[], tuple[bytes, str, bool]], etag: str, data: bytes, deadline: float
+    read: Callable[[], Awaitable[tuple[bytes, str, bool]]], etag: str, data: bytes, deadline: float
 ) -> tuple[bytes, str]:
     first = etag
     while etag == first and time.monotonic() < deadline:
         await sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-        data, etag, _ = await to_thread.run_sync(read, limiter=poll_limiter())
+        data, etag, _ = await read()
     return data, etag
 
 

@@ -64,13 +64,13 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
     Raises:
         StorageUnavailable: If the database does not answer, is locked or has no free connection.
         StorageFull: If its disk is full.
-    """  # noqa: DOC501 - both come from `_translated`
+    """  # noqa: DOC501 - both come from `translated`
     bound = engine.execution_options(**_options(engine, read_only=read_only))
     try:
         with Session(bound, expire_on_commit=False) as session, session.begin():
             yield session
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        raise _translated(error) from error
+        raise translated(error) from error
 
 
 def run_in_transaction(
@@ -114,8 +114,8 @@ def _options(engine: Engine, *, read_only: bool) -> dict[str, Any]:
     return {"postgresql_readonly": True} if read_only else {}
 
 
-def _translated(error: Exception) -> StorageUnavailable | StorageFull:
-    """Say what a driver's error means for a caller; never with its SQL or its parameters."""
+def translated(error: Exception) -> StorageUnavailable | StorageFull:
+    """Return what a driver's error means for a caller; never with its SQL or its parameters."""
     if not isinstance(error, DBAPIError):
         return StorageUnavailable("All database connections are busy.", passing=False)
     words = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no answer"

@@ -1,15 +1,18 @@
 """Jobs as their team sees them: create, read, list, and ask for a move."""
 
+import functools
+import operator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, null, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, null, select
 from sqlalchemy.orm import Session
 
 from store.dialects import insert_unless_there
 from store.errors import IdempotencyConflict, IllegalTransition, NotFound, QuotaExceeded
 from store.ids import new_id
+from store.job_rows import JobRow
 from store.lifecycle import ENDED, OPEN, TRANSITIONS, record_creation, transition
 from store.models import (
     Adapter,
@@ -24,6 +27,9 @@ from store.models import (
 )
 from store.pages import Page, read_page
 from store.quotas import hold_team, refuse_bytes
+
+MAX_POSITION: Final = 1000
+"""A job that more others come before is not told its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,17 +262,28 @@ def delete_job(session: Session, job_id: str, *, team: str) -> str:
     return f"jobs/{job_id}/"
 
 
-def queue_position(session: Session, job: Job) -> int | None:
-    """Return how many claims come before this queued job, plus one; none when it is not queued."""
+def queue_position(session: Session, job: Job | JobRow) -> int | None:
+    """Return how many claims come before this queued job, plus one.
+
+    None when it is not queued, or more than `MAX_POSITION` come first: counting further would cost
+    more the longer the queue is, at every look.
+    """
     if job.status != JobStatus.QUEUED:
         return None
+    queued = and_(Job.queue == job.queue, Job.status == JobStatus.QUEUED)
     same_age = and_(Job.created_at == job.created_at, Job.id < job.id)
-    older = or_(Job.created_at < job.created_at, same_age)
-    ahead = or_(Job.priority > job.priority, and_(Job.priority == job.priority, older))
-    waiting = select(func.count()).where(
-        Job.queue == job.queue, Job.status == JobStatus.QUEUED, ahead
+    # Each is one range of the queue's index, of which no more is read than is counted.
+    ranges = (
+        Job.priority > job.priority,
+        and_(Job.priority == job.priority, Job.created_at < job.created_at),
+        and_(Job.priority == job.priority, same_age),
     )
-    return session.scalars(waiting).one() + 1
+    firsts = (
+        select(Job.id).where(queued, ahead).limit(MAX_POSITION + 1).subquery() for ahead in ranges
+    )
+    counts = (select(func.count()).select_from(first).scalar_subquery() for first in firsts)
+    place = session.scalars(select(functools.reduce(operator.add, counts))).one()
+    return place + 1 if place <= MAX_POSITION else None
 
 
 def list_attempts(session: Session, job_id: str) -> list[Attempt]:

@@ -1,8 +1,8 @@
 """Jobs: plan, create, look, list, move, delete."""
 
-import hashlib
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import Header, Query, Request, Response
@@ -13,6 +13,7 @@ from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once, s
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import Item, Problem
+from api.job_reads import JobReads
 from api.pagination import Cursor, Limit
 from api.presentation import present_job
 from api.routing import service_router
@@ -68,7 +69,7 @@ async def create_job(
     caller: CallerDep,
     services: ServicesDep,
     idempotency_key: IdempotencyKey = None,
-) -> JobRead:
+) -> Response:
     """Create a job; it is queued at once unless `auto_start` is false."""
 
     async def resolve() -> NewJob:
@@ -76,10 +77,19 @@ async def create_job(
         return found.new_job(max_attempts=services.settings.max_attempts)
 
     mark = once("POST /jobs", key=idempotency_key, content=await request.json())
-    return await create_once(services, caller, response, mark, resolve)
+    job = await create_once(services, caller, response, mark, resolve)
+    # As it is: FastAPI would validate our own answer once more.
+    return Response(
+        job.model_dump_json(),
+        status_code=201,
+        headers=dict(response.headers),
+        media_type="application/json",
+    )
 
 
-@router.get("/jobs", responses=problems("cursor_invalid", "request_invalid"))
+@router.get(
+    "/jobs", response_model=JobPage, responses=problems("cursor_invalid", "request_invalid")
+)
 @requires(Scope.READ)
 def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     request: Request,
@@ -92,7 +102,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     created_before: Moment | None = None,
     limit: Limit = 50,
     cursor: Cursor = None,
-) -> JobPage:
+) -> Response:
     """List your team's jobs, newest first; also by `metadata[key]=value`."""
     filters = JobFilters(
         statuses=tuple(status),
@@ -106,7 +116,8 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
         page = jobs.list_jobs(
             session, team=caller.team, filters=filters, cursor=cursor, limit=limit
         )
-        return JobPage(data=[present_job(job) for job in page.rows], next=page.next)
+        shown = JobPage(data=[present_job(job) for job in page.rows], next=page.next)
+    return Response(shown.model_dump_json(), media_type="application/json")
 
 
 @router.get(
@@ -119,25 +130,18 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
 )
 @requires(Scope.READ)
 async def read_job(
+    request: Request,
     job_id: str,
     caller: CallerDep,
-    services: ServicesDep,
     wait: Annotated[
         int, Query(ge=0, le=60, description="Seconds to wait for a change (long-poll).")
     ] = 0,
     if_none_match: Annotated[str | None, Header(description="An `ETag` that you know.")] = None,
 ) -> Response:
     """Return a job with its live progress; with `wait`, as soon as something changes."""
-
-    def read() -> tuple[bytes, str, bool]:
-        with transaction(services.engine, read_only=True) as session:
-            job = jobs.get_job(session, job_id, team=caller.team)
-            shown = standing(session, services, job)
-        data = shown.model_dump_json().encode()
-        etag = f'"{hashlib.sha256(data).hexdigest()[:24]}"'
-        return data, etag, shown.finished_at is not None
-
-    return await wait_for_change(read, wait_seconds=wait, known=if_none_match)
+    reads: JobReads = request.app.state.job_reads
+    look = partial(reads.read, job_id, team=caller.team)
+    return await wait_for_change(look, wait_seconds=wait, known=if_none_match)
 
 
 @router.delete(
