@@ -1,4 +1,4 @@
-"""Operator commands: `python -m store migrate`, `keys ...`, `teams ...` and `audit ...`."""
+"""Operator commands: `python -m store migrate|keys|teams|audit|collect`."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Engine
 
 from store import migrate
-from store.commands import audit, keys, teams
+from store.commands import audit, collection, keys, teams
 from store.database import create_engine_from
 from store.errors import StoreError
 from store.settings import Settings
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("migrate", help="bring the tables to this version").set_defaults(
         run=_migrate
     )
-    for noun in (keys, teams, audit):
+    for noun in (keys, teams, audit, collection):
         noun.add_to(commands)
     return parser
 

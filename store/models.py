@@ -457,3 +457,15 @@ class AuditChain(Base):
     anchor_sequence: Mapped[int]
     anchor_sha256: Mapped[str] = mapped_column(String(64))
     pruned_at: Mapped[datetime | None]
+
+
+class Collection(Base):
+    """The last collection of what nobody needs; its token is also in the object store."""
+
+    __tablename__ = "collections"
+    __table_args__ = (CheckConstraint("id = 1", name="alone"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(String(32))
+    started_at: Mapped[datetime] = mapped_column(default=database_now())
+    finished_at: Mapped[datetime | None]

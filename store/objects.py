@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 8 * 1024**2
 _PARALLEL_PARTS: Final = 3
 _KEY: Final = re.compile(r"[A-Za-z0-9._=+@-]+(/[A-Za-z0-9._=+@-]+)*")
+_TORN: Final = re.compile(r"#\d+$")
+"""What a name ends with while its file is being written; never one of ours (`_KEY`)."""
 _FULL: Final = ("no space left", "disk quota", "file too large", "disk full")
 
 
@@ -46,6 +48,7 @@ class StoredObject:
 
     key: str
     size_bytes: int
+    modified_at: datetime
 
 
 class Objects:
@@ -193,7 +196,7 @@ class Objects:
         with _spoken(prefix):
             for batch in obstore.list(self._store, prefix=below):
                 for found in batch:
-                    yield StoredObject(found["path"], found["size"])
+                    yield StoredObject(found["path"], found["size"], found["last_modified"])
 
     def delete(self, key: str) -> None:
         """Delete an object; none there is fine.
@@ -221,6 +224,22 @@ class Objects:
         if self._folder is not None:
             _remove_empty_folders(self._folder / prefix.rstrip("/"), below=self._folder)
         return len(keys)
+
+    def delete_torn(self, *, before: datetime) -> int:
+        """Delete what interrupted writes left in a local folder, and return how many files.
+
+        On S3 that is the bucket's own rule for incomplete uploads.
+        """
+        if self._folder is None:
+            return 0
+        torn = [
+            path
+            for path in self._folder.rglob("*#*")
+            if _TORN.search(path.name) and path.is_file() and _modified(path) < before.timestamp()
+        ]
+        for path in torn:
+            path.unlink(missing_ok=True)
+        return len(torn)
 
     def put_folder(self, prefix: str, folder: Path) -> Manifest:
         """Store a folder's files, then its manifest, which makes it exist.
@@ -380,6 +399,13 @@ def _spoken(key: str) -> Iterator[None]:
         if any(mark in str(error).lower() for mark in _FULL):
             raise StorageFull(f"The object store has no space left for {key!r}: {words}") from error
         raise StorageUnavailable(f"The object store failed on {key!r}: {words}") from error
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # it was completed, or given up, meanwhile
+        return float("inf")
 
 
 def _remove_empty_folders(folder: Path, *, below: Path) -> None:

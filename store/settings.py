@@ -110,6 +110,16 @@ class Settings(BaseSettings):
     worker_seen_seconds: PositiveSeconds = 30.0
     """A worker silent for longer does not count as live."""
 
+    # --- collection
+    collect_seconds: PositiveSeconds = 3600.0
+    """How often one of the workers deletes what nobody needs any more."""
+    collect_after_seconds: PositiveSeconds = 86_400.0
+    """Objects that no row refers to are kept for so long, and all after a restore of the rows."""
+    keep_checkpoints_seconds: PositiveSeconds = 604_800.0
+    """How long an ended job keeps its checkpoints; without them a retry begins at step 0."""
+    keep_idempotency_keys_seconds: PositiveSeconds = 259_200.0
+    """How long the answer to an idempotency key is remembered."""
+
     # --- admission
     max_body_bytes: PositiveInt = 32 * 1024**2
     """Largest JSON body."""

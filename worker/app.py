@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from celery import Celery, bootsteps, signals
 
+from store.collection import collect_if_due
 from store.database import create_engine_from
 from store.ids import new_id
 from store.objects import Objects
@@ -49,6 +50,7 @@ class WorkerProcess:
         """
         queue = one_queue(queues)
         self._engine = create_engine_from(settings)
+        objects = Objects(settings)
         worker_id = new_id("wrk")
         self._presence = Presence(
             self._engine,
@@ -69,10 +71,15 @@ class WorkerProcess:
                 lambda: reconcile(self._engine, self._doorbell, settings),
                 interval_seconds=settings.reaper_seconds,
             ),
+            Periodic(
+                "collect",
+                lambda: collect_if_due(self._engine, objects, settings),
+                interval_seconds=settings.collect_seconds,
+            ),
         ]
         if queue in TRAINING_QUEUES:
             self.training = TrainingWorker(
-                settings, self._engine, Objects(settings), worker_id=worker_id, queue=queue
+                settings, self._engine, objects, worker_id=worker_id, queue=queue
             )
 
     def start(self) -> None:

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import structlog
 
 from grit_core.events import event_from_json
+from store.redaction import password_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 LOG_NAME = "attempt.log"
 _SECRET_PREFIXES = ("GRIT_", "AWS_", "CELERY_", "PG")
+_SECRET_WORDS = {"SECRET", "PASSWORD", "PASSWD", "TOKEN", "CREDENTIALS", "KEY", "DSN"}
+_NEEDED = {"HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
+"""What it takes to fetch a base model from the hub."""
 _log = structlog.get_logger(__name__)
 
 
@@ -172,8 +176,17 @@ def _environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()  # noqa: TID251 - passed on to a child, not read as configuration
-        if not name.startswith(_SECRET_PREFIXES)
+        if name.upper() in _NEEDED or not _is_secret(name, value)
     }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    words = set(name.upper().split("_"))
+    return (
+        name.startswith(_SECRET_PREFIXES)
+        or not _SECRET_WORDS.isdisjoint(words)
+        or password_of(value) is not None
+    )
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:

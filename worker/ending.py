@@ -16,6 +16,7 @@ from store.database import run_in_transaction
 from store.errors import IllegalTransition, StorageUnavailable, StoreError
 from store.ids import new_id
 from store.models import JobKind
+from store.orphans import log_key
 from worker import failures
 from worker.child import LOG_NAME
 
@@ -135,7 +136,7 @@ class Ending:
         self._store_log()
 
     def _store_log(self) -> None:
-        key = f"jobs/{self._job_id}/a{self._attempt}/log.txt"
+        key = log_key(self._job_id, self._attempt)
         try:
             self._bench.objects.put_file(key, self._child.folder / LOG_NAME)
         except (StoreError, OSError) as error:
