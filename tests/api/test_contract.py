@@ -224,6 +224,10 @@ def caller(
             "queue_prefix": "contract:",
             "inventory_wait_seconds": 0.05,
             "max_open_jobs": 10**6,
+            "rate_requests_per_minute": 0,
+            "rate_submissions_per_minute": 0,
+            "rate_team_requests_per_minute": 0,
+            "rate_team_submissions_per_minute": 0,
         }
     )
     with opened(wired) as app, TestClient(app) as client, answering(wired, app):
