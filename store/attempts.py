@@ -7,7 +7,6 @@ from sqlalchemy import (
     Update,
     and_,
     delete,
-    func,
     null,
     or_,
     select,
@@ -20,6 +19,7 @@ from store.database_time import database_now, database_time_in
 from store.dialects import upsert
 from store.errors import LeaseLost
 from store.ids import new_id
+from store.jobs import IS_QUEUED
 from store.lifecycle import ACTIVE, transition
 from store.models import (
     Adapter,
@@ -408,18 +408,22 @@ def queues_to_ring(session: Session, *, again_after_seconds: float) -> list[str]
     others are due at the next call.
     """
     due = and_(
-        Job.status == JobStatus.QUEUED,
+        IS_QUEUED,
         or_(Job.not_before.is_(None), Job.not_before <= database_now()),
         or_(
             Job.last_rung_at.is_(None),
             Job.last_rung_at <= database_time_in(-again_after_seconds),
         ),
     )
-    place = func.row_number().over(
-        partition_by=Job.queue, order_by=(Job.priority.desc(), Job.created_at, Job.id)
-    )
-    placed = select(Job.id, place.label("place")).where(due).subquery()
-    first = session.scalars(select(placed.c.id).where(placed.c.place <= _BELLS_AT_ONCE)).all()
+    # In the index's own order, so that a long queue is not read to its end. Which rows ring does
+    # not matter: who hears a bell claims the job whose turn it is.
+    in_turn = select(Job.id).where(due)
+    in_turn = in_turn.order_by(Job.priority.desc(), Job.created_at.desc(), Job.id.desc())
+    first = [
+        job_id
+        for queue in session.scalars(select(Job.queue).where(IS_QUEUED).distinct())
+        for job_id in session.scalars(in_turn.where(Job.queue == queue).limit(_BELLS_AT_ONCE))
+    ]
     # Another process may ring for the same rows just now; whoever locks a row rings for it.
     held = select(Job.id).where(Job.id.in_(first), due).with_for_update(skip_locked=True)
     queues = session.scalars(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, null, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, literal_column, null, select
 from sqlalchemy.orm import Session
 
 from store.dialects import insert_unless_there
@@ -28,6 +28,8 @@ from store.models import (
 from store.pages import Page, read_page
 from store.quotas import hold_team, refuse_bytes
 
+IS_QUEUED: Final = Job.status == literal_column(f"'{JobStatus.QUEUED.value}'")
+"""Written out, so that the database sees that `ix_jobs_queued` holds all that is asked for."""
 MAX_POSITION: Final = 1000
 """A job that more others come before is not told its place."""
 
@@ -270,7 +272,7 @@ def queue_position(session: Session, job: Job | JobRow) -> int | None:
     """
     if job.status != JobStatus.QUEUED:
         return None
-    queued = and_(Job.queue == job.queue, Job.status == JobStatus.QUEUED)
+    queued = and_(Job.queue == job.queue, IS_QUEUED)
     same_age = and_(Job.created_at == job.created_at, Job.id < job.id)
     # Each is one range of the queue's index, of which no more is read than is counted.
     ranges = (

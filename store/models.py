@@ -17,6 +17,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -222,7 +223,17 @@ class Job(Base):
         one_of("kind", JobKind),
         CheckConstraint("attempt >= 0 AND charged_attempts >= 0", name="attempts"),
         Index(None, "team", "id"),
-        Index(None, "queue", "status", "priority", "created_at"),
+        # What waits: as long as the queue and not as the table.
+        Index(
+            "ix_jobs_queued",
+            "queue",
+            "priority",
+            "created_at",
+            "id",
+            postgresql_where=text("status = 'queued'"),
+            sqlite_where=text("status = 'queued'"),
+        ),
+        Index(None, "status", "team", "id", postgresql_include=["queue"]),
         Index(None, "status", "lease_expires_at"),
     )
 
