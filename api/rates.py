@@ -120,6 +120,10 @@ class Limiter:
         if not buckets:
             return
         turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        if self._is_alone and turn.locked():
+            # Somebody asks whether the broker is back; nobody else waits for that.
+            self._settle(self._take_own(buckets), caller, kind)
+            return
         async with turn:
             # Whoever was first may have taken enough for all who waited.
             if self._take(caller, kind):
@@ -130,12 +134,19 @@ class Limiter:
             refusal = pool.refusal
             if refusal and refusal.bucket in buckets and now < pool.refused_until:
                 raise RateLimited(refusal, caller, kind, wait_seconds=pool.refused_until - now)
-            grant = await self._ask(buckets)
-            now = time.monotonic()
-            if grant.tokens < 1:
-                pool.refusal, pool.refused_until = grant, now + grant.wait_seconds
-                raise RateLimited(grant, caller, kind, wait_seconds=grant.wait_seconds)
-            pool.tokens, pool.valid_until = grant.tokens - 1, now + _LEASE_SECONDS
+            self._settle(await self._ask(buckets), caller, kind)
+
+    def _settle(self, grant: Grant, caller: Caller, kind: Kind) -> None:
+        """Keep what was given, less the token of this request.
+
+        Raises:
+            RateLimited: If it was nothing.
+        """
+        pool, now = self._pool(caller.key_id, kind), time.monotonic()
+        if grant.tokens < 1:
+            pool.refusal, pool.refused_until = grant, now + grant.wait_seconds
+            raise RateLimited(grant, caller, kind, wait_seconds=grant.wait_seconds)
+        pool.tokens, pool.valid_until = grant.tokens - 1, now + _LEASE_SECONDS
 
     async def _ask(self, buckets: list[Bucket]) -> Grant:
         if time.monotonic() < self._alone_until:

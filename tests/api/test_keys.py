@@ -134,6 +134,30 @@ def test_a_revoked_key_is_refused_within_five_seconds_in_every_process(
     assert refused_after(there) < 5
 
 
+@pytest.mark.slow
+def test_keys_that_are_rotated_again_and_again_shut_nobody_out(
+    admin: Team, other_process: TestClient
+) -> None:
+    key, _ = make(admin, scopes=["read", "write"])
+    everywhere = (admin.client, other_process)
+    replaced: list[str] = []
+    for number in range(6):
+        overlap = 3600 if number % 2 else 0
+        body = {"overlap_seconds": overlap}
+        new = admin.post(f"/keys/{key['id']}/rotate", json=body).json()
+        for client in everywhere:
+            # The new one at once, and the old one as long as it was promised.
+            assert Team(client, "beta", new["key"]).get("/jobs").status_code == 200
+            if overlap:
+                assert Team(client, "beta", key["key"]).get("/jobs").status_code == 200
+        if not overlap:
+            replaced.append(key["key"])
+        key = new
+    time.sleep(3.1)
+    for client in everywhere:
+        assert {Team(client, "beta", old).get("/jobs").status_code for old in replaced} == {401}
+
+
 def test_a_caller_cannot_revoke_or_rotate_without_the_scope(admin: Team) -> None:
     key, holder = make(admin, scopes=["read", "write", "infer"])
     for answer in (
