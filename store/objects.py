@@ -355,8 +355,9 @@ def _s3_store(settings: Settings, *, bucket: str, prefix: str) -> S3Store:
         client_options={
             "allow_http": endpoint is not None and endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
-            "read_timeout": timedelta(seconds=30),
-            "timeout": timedelta(seconds=120),
+            "read_timeout": timedelta(seconds=settings.objects_silence_seconds),
+            # A part has 8 MiB: four times the silence is a slow line, and not a dead one.
+            "timeout": timedelta(seconds=4 * settings.objects_silence_seconds),
         },
         retry_config={
             "max_retries": 8,

@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     """Secret of the access key."""
     objects_retry_seconds: PositiveSeconds = 60.0
     """How long a request to S3 is tried again, with growing waits, before it counts as failed."""
+    objects_silence_seconds: PositiveSeconds = 30.0
+    """How long S3 may send nothing before the connection is given up and the request made again."""
     broker_url: SecretUrl = "redis://127.0.0.1:6379/0"
     """Redis or Valkey: the doorbell and the inference mailbox."""
     broker_password: SecretStr | None = None

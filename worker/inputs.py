@@ -200,13 +200,18 @@ def _fetch_whole(bench: Workbench, checkpoint: Checkpoint, target: Path) -> None
     """Download a checkpoint and read every byte of it; a damaged one raises.
 
     Damage on the way is repaired by a second download, and the checkpoint is not forgotten for it.
+
+    Raises:
+        ObjectCorrupt: It is not what was stored.
     """
     try:
-        bench.objects.get_folder(checkpoint.prefix, target)
+        manifest = bench.objects.get_folder(checkpoint.prefix, target)
     except ObjectCorrupt as error:
         _log.warning("checkpoint_differs", step=checkpoint.step, error=str(error))
         shutil.rmtree(target, ignore_errors=True)
-        bench.objects.get_folder(checkpoint.prefix, target)
+        manifest = bench.objects.get_folder(checkpoint.prefix, target)
+    if checkpoint.manifest_sha256 not in {None, manifest.sha256}:
+        raise ObjectCorrupt(checkpoint.prefix, "it is another folder than was stored")
     verify(target / f"step-{checkpoint.step}")
 
 
