@@ -32,6 +32,7 @@ from api.routes import (
     datasets,
     infer,
     job_events,
+    job_logs,
     job_results,
     jobs,
     keys,
@@ -45,6 +46,7 @@ from store.settings import Settings
 ROUTES = (
     jobs,
     job_events,
+    job_logs,
     job_results,
     datasets,
     models,

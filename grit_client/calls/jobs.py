@@ -209,6 +209,21 @@ class JobCalls(Calls):
         """`GET /jobs/{id}/checkpoints`."""
         return self._about(job, "checkpoints")
 
+    def logs(self, job: str, *, attempt: int | None = None, tail_bytes: int | None = None) -> str:
+        """`GET /jobs/{id}/logs`: the end of what an attempt's training process wrote.
+
+        Args:
+            job: The job's id.
+            attempt: Its number; by default the newest, whose log is empty while it runs.
+            tail_bytes: At most so much of the end.
+        """
+        params = {
+            name: value
+            for name, value in (("attempt", attempt), ("tail_bytes", tail_bytes))
+            if value is not None
+        }
+        return self._connection.request("GET", path_of("jobs", job, "logs"), params=params).text
+
     def manifest(self, job: str) -> dict[str, Any]:
         """`GET /jobs/{id}/manifest`: everything that reproduces the job."""
         return self._about(job, "manifest")

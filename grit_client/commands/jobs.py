@@ -1,4 +1,4 @@
-"""`grit plan, submit, watch, jobs, job, cancel, pause, resume, retry, start`."""
+"""`grit plan, submit, watch, jobs, job, logs, cancel, pause, resume, retry, start`."""
 
 from itertools import islice
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from grit_client.commands.session import Session, with_session
+from grit_client.terminal_text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,7 +35,7 @@ JobId = Annotated[str, typer.Argument(help="A job's id.", show_default=False)]
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (plan, submit, watch, jobs, job):
+    for command in (plan, submit, watch, jobs, job, logs):
         app.command(rich_help_panel="Jobs")(command)
     for verb, text in (
         ("cancel", "Stop a job for good."),
@@ -129,6 +130,26 @@ def job(session: Session, job: JobId) -> None:
     with session.client() as client:
         answer = client.get_job(job)
     session.emit(answer, lambda: render_job(answer))
+
+
+@with_session
+def logs(
+    session: Session,
+    job: JobId,
+    attempt: Annotated[
+        int | None, typer.Option(help="Its number; by default the newest.", min=1)
+    ] = None,
+    tail_bytes: Annotated[
+        int | None, typer.Option(help="At most so much of the end.", min=1)
+    ] = None,
+) -> None:
+    """Show what the training process of an attempt wrote; it is stored when the attempt ends."""
+    with session.client() as client:
+        text = client.logs(job, attempt=attempt, tail_bytes=tail_bytes)
+    if session.as_json:
+        session.emit({"job": job, "text": text})
+    else:
+        typer.echo(printable(text), nl=False)  # lines as they are, however long
 
 
 def _move(verb: str) -> Any:

@@ -161,7 +161,11 @@ def test_a_list_holds_the_teams_own_rows(
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "text/csv", "*/*"])
 @pytest.mark.parametrize(
-    "path", ["/jobs/{}/events", "/jobs/{}/metrics", "/jobs/{}?wait=1", "/jobs/{}/manifest"]
+    "path",
+    [
+        *("/jobs/{}/events", "/jobs/{}/metrics", "/jobs/{}?wait=1", "/jobs/{}/manifest"),
+        *("/jobs/{}/logs", "/jobs/{}/logs?attempt=1&tail_bytes=10"),
+    ],
 )
 def test_no_form_of_an_answer_shows_another_teams_job(
     join: Callable[..., Team], owned: dict[str, str], path: str, accept: str

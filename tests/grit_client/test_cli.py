@@ -13,6 +13,7 @@ from store import attempts, lifecycle
 from store.database import transaction
 from store.keys import Scope
 from store.models import JobStatus
+from store.orphans import log_key
 from tests.api.conftest import MODEL, png, rows
 from tests.grit_client.conftest import GRIT, Ran, Service, interruptible
 
@@ -236,6 +237,20 @@ def test_a_text_of_the_service_cannot_drive_the_terminal(grit: Grit, service: Se
     spec = service.spec_file()
     grit("submit", spec, "--dataset", service.rows_file(), "--name", "[red]bold[/] name")
     assert "[red]bold[/] name" in grit("jobs").out
+
+
+def test_a_log_is_shown_and_cannot_drive_the_terminal(grit: Grit, service: Service) -> None:
+    grit("submit", service.spec_file(), "--dataset", service.rows_file())
+    with transaction(service.services.engine) as session:
+        claim = attempts.claim_next(session, queue="cpu", worker_id="wrk_1", lease_seconds=60)
+    assert claim is not None
+    job = claim.job.id
+    assert grit("logs", job).out.strip() == ""
+    long = "word" * 75
+    service.services.objects.put_bytes(log_key(job, 1), f"a\x1b[31m [red]\n{long}\n".encode())
+    assert grit("logs", job).out == f"a\\x1b[31m [red]\n{long}\n"
+    assert grit("logs", job, "--attempt", "1", "--tail-bytes", "302").out == f"{long}\n"
+    assert grit("logs", job, "--attempt", "2").code == 5
 
 
 def test_every_list_is_json_and_a_table(service: Service) -> None:
