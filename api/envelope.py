@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,13 +22,15 @@ log = structlog.get_logger("api.access")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _MAX_HEADERS: Final = 64
 _MAX_HEADER_BYTES: Final = 16 * 1024
-_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+"""Of every answer that does not say otherwise."""
 
 
 class Envelope:
@@ -89,12 +91,16 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self.request_id
-            self.location = headers.get("location")
-            for name, value in _HEADERS.items():
-                headers.setdefault(name, value)
-            headers.setdefault("Cache-Control", "no-store")
+            own = (b"x-request-id", self.request_id.encode("ascii"))
+            headers = [pair for pair in message["headers"] if pair[0].lower() != own[0]]
+            present = {name.lower(): value for name, value in headers}
+            location = present.get(b"location")
+            self.location = None if location is None else location.decode("latin-1")
+            message["headers"] = [
+                *headers,
+                own,
+                *(pair for pair in _HEADERS if pair[0] not in present),
+            ]
         await self._send(message)
 
     def _request_id(self) -> str:

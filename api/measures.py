@@ -15,6 +15,7 @@ class Measures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter(
             "grit_http_requests",
             "Answered requests",
@@ -42,9 +43,18 @@ class Measures:
 
     def observe(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
-        shown = method if method in _METHODS else "other"
-        self._requests.labels(shown, route, str(status)).inc()
-        self._seconds.labels(shown, route).observe(seconds)
+        key = (method, route, status)
+        found = self._children.get(key)
+        if found is None:
+            shown = method if method in _METHODS else "other"
+            found = (
+                self._requests.labels(shown, route, str(status)),
+                self._seconds.labels(shown, route),
+            )
+            if method in _METHODS:  # others are the caller's words, and may be without number
+                self._children[key] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def render(
         self,
