@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -315,10 +316,6 @@ def _server(
 ) -> Iterator[Callable[[], None]]:
     """Run a server until the block ends, and hand out a check that it still lives."""
 
-    def end_with_us() -> None:
-        if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, int(stop))
-
     log = folder / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -329,7 +326,7 @@ def _server(
             stderr=subprocess.STDOUT,
             user=user,
             env={"PATH": os.environ["PATH"], "LC_ALL": "C", "HOME": str(folder)},
-            preexec_fn=end_with_us,  # noqa: PLW1509 - before any thread of a test
+            preexec_fn=partial(end_with_parent, stop),  # noqa: PLW1509 - before any thread of a test
         )
 
     def alive() -> None:
@@ -346,6 +343,12 @@ def _server(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel end this new process with the thread that started it (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def _wait(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.services import end_with_parent
+
 
 class Server:
     """PostgreSQL, Valkey or the object store: it vanishes and comes back with its data."""
@@ -76,6 +78,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - it allocates nothing
             )
         self.frozen = False
 
