@@ -27,6 +27,10 @@ from store import errors as stored
 log = structlog.get_logger(__name__)
 
 
+MAX_ITEMS: Final = 100
+"""Faults of one request that an answer tells."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of problem: its code, status and title, and when to come again."""
@@ -304,7 +308,12 @@ def install(app: FastAPI, *, forms: Mapping[str, Render]) -> None:
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
-        problem = InvalidRequest([_item_of_validation(each) for each in errors])
+        # A body of many small faults would become an answer of many times its size.
+        told = [_item_of_validation(each) for each in errors[:MAX_ITEMS]]
+        problem: Problem = InvalidRequest(told)
+        if len(errors) > MAX_ITEMS:
+            detail = f"The request has {len(errors)} faults; the first {MAX_ITEMS} are told."
+            problem = Problem("request_invalid", detail, errors=told)
         return answer(request, problem)
 
     async def http(request: Request, error: Exception) -> JSONResponse:

@@ -1,12 +1,15 @@
 """Read a JSON body as strictly as the data model after it: size, media type, encoding, syntax."""
 
 from email.message import Message
-from typing import Any
+from typing import Any, Final
 
 from fastapi import Request
 
 from api.errors import KINDS, InvalidRequest, Item, Problem
 from grit_core.json_text import InvalidJson, decode
+
+MAX_VALUES: Final = 20_000
+"""Values of one body; each may be a fault that takes longer to tell than it took to send."""
 
 
 class ReadRequest(Request):
@@ -39,7 +42,7 @@ async def read_json(request: Request, *, max_bytes: int) -> ReadRequest:
         raise Problem("body_missing", "The body is empty; send a JSON object.")
     _require_json(request)
     try:
-        value = decode(data)
+        value = decode(data, max_values=MAX_VALUES)
     except InvalidJson as error:
         item = Item(code=error.code, detail=error.detail, pointer=error.pointer)
         if error.code in KINDS:

@@ -7,10 +7,12 @@ nesting.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NoReturn
 
 MAX_DEPTH: Final = 32
+MAX_VALUES: Final = 1_000_000
+"""Numbers, texts, lists and objects in one value: nothing that is read here has more."""
 MAX_INTEGER: Final = 2**63 - 1
 _MAX_DIGITS: Final = 4300
 _TOO_DEEP: Final = "The value is nested deeper than {} levels."
@@ -27,12 +29,13 @@ class InvalidJson(ValueError):
         self.pointer = pointer
 
 
-def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
+def decode(data: bytes, *, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES) -> Any:
     """Decode one JSON value from UTF-8 bytes.
 
     Raises:
         InvalidJson: With code `encoding_invalid`, `json_invalid`, `json_duplicate_key`,
-            `number_not_finite`, `json_too_deep` or `out_of_range` (an integer beyond 64 bits).
+            `number_not_finite`, `json_too_deep`, `too_many_values` or `out_of_range` (an integer
+            beyond 64 bits).
     """
     text = _text_of(data)
     try:
@@ -50,7 +53,7 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
         ) from None
     except RecursionError:
         raise InvalidJson("json_too_deep", _TOO_DEEP.format(max_depth)) from None
-    _check(value, max_depth=max_depth)
+    _check(value, max_depth=max_depth, max_values=max_values)
     return value
 
 
@@ -93,11 +96,19 @@ def _text_of(data: bytes) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = _first_repeated(key for key, _ in pairs)
         shown = twice[:80].encode("ascii", "backslashreplace").decode()
         raise InvalidJson("json_duplicate_key", f"The key {shown!r} appears twice in one object.")
     return value
+
+
+def _first_repeated(keys: Iterable[str]) -> str:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    return ""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -119,10 +130,11 @@ def _int(text: str) -> int:
     return int(text)
 
 
-def _check(value: Any, *, max_depth: int) -> None:
+def _check(value: Any, *, max_depth: int, max_values: int) -> None:
     # Depth, surrogates, integers that no database column holds.
     # An explicit stack, since the depth is what we do not trust.
     stack: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
+    num_values = 1
     while stack:
         item, path = stack.pop()
         if isinstance(item, str):
@@ -130,6 +142,10 @@ def _check(value: Any, *, max_depth: int) -> None:
         elif isinstance(item, (dict, list)):
             if len(path) >= max_depth:
                 raise InvalidJson("json_too_deep", _TOO_DEEP.format(max_depth))
+            num_values += len(item)
+            if num_values > max_values:
+                detail = f"The value holds more than {max_values} values; send fewer."
+                raise InvalidJson("too_many_values", detail)
             stack.extend(_children(item, path))
         elif isinstance(item, int) and abs(item) > MAX_INTEGER:
             raise InvalidJson(

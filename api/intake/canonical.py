@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,10 @@ from api.intake.sources import Row, open_source
 from grit_core.records import ChatRecord, InvalidRecord, RowFault
 
 MAX_REPORTED: Final = 10_000
+MAX_COLUMNS: Final = 200
+"""Names of columns that nobody reads, of which a dataset tells."""
+MAX_SHOWN: Final = 500
+"""Characters of a place, and of the words, that a report keeps of each fault."""
 
 
 @dataclass
@@ -83,11 +87,11 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
                 intake.num_rows += 1
                 intake.num_images += len(record.images)
                 intake.size_bytes += len(data)
-                ignored.update(record.ignored_columns)
+                ignored.update(name[:MAX_SHOWN] for name in record.ignored_columns)
         intake.sha256 = digest.hexdigest()
         intake.details = {"format": source.format, "complete_report": intake.complete}
         if ignored:
-            intake.details["ignored_columns"] = sorted(map(printable, ignored))
+            intake.details["ignored_columns"] = sorted(map(printable, ignored))[:MAX_COLUMNS]
         intake.details.update(source.details())
     if intake.num_rows == 0 and intake.num_bad_rows == 0:
         raise Refused("empty_dataset", "The file has no rows; a dataset has at least one.")
@@ -100,8 +104,19 @@ def _judged(row: Row, judge: ImageJudge, intake: Intake) -> ChatRecord | None:
         return row if isinstance(row, ChatRecord) else None
     intake.num_bad_rows += 1
     intake.num_faults += len(faults)
-    intake.faults.extend(faults[: max(0, MAX_REPORTED - len(intake.faults))])
+    kept = faults[: max(0, MAX_REPORTED - len(intake.faults))]
+    intake.faults.extend(map(_short, kept))
     return None
+
+
+def _short(fault: RowFault) -> RowFault:
+    """Return a fault whose place and words a report can hold: a stranger's keys are in them."""
+    pointer, detail = fault.pointer, fault.detail
+    if len(pointer) > MAX_SHOWN:
+        pointer = f"{pointer[: MAX_SHOWN - 3]}..."
+    if len(detail) > MAX_SHOWN:
+        detail = f"{detail[: MAX_SHOWN - 3]}..."
+    return replace(fault, pointer=pointer, detail=detail)
 
 
 def _image_faults(record: ChatRecord, judge: ImageJudge) -> tuple[RowFault, ...]:

@@ -1,5 +1,6 @@
 """Requests of the bad-input matrix (B65, B68, B69) that are odd in their query or their headers."""
 
+import json
 import re
 import socket
 import threading
@@ -37,6 +38,19 @@ def test_a_list_is_paged_within_its_bounds(
 ) -> None:
     answer = team.get(f"{path}?{query}")
     check(answer, 422, code or answer.json()["code"])
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/infer", "/v1/chat/completions"])
+def test_a_body_of_very_many_faults_is_refused_at_once_and_in_few_words(
+    team: Team, path: str
+) -> None:
+    """Each fault is told in a hundred times the bytes that it takes to make one."""
+    answer = team.send(path, json.dumps({f"k{number}": 1 for number in range(10_000)}).encode())
+    assert answer.status_code in {400, 422}
+    assert len(answer.content) < 20_000
+    answer = team.send(path, json.dumps({"x": [1] * 40_000}).encode())
+    assert answer.status_code in {400, 422}
+    assert "too_many_values" in answer.text
 
 
 def test_a_range_is_not_followed(team: Team, dataset: str) -> None:

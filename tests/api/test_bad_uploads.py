@@ -161,6 +161,18 @@ def test_b48_more_lines_than_a_dataset_may_have_are_refused(tmp_path: Path) -> N
         take_in(tmp_path / "upload", tmp_path / "rows", scratch=tmp_path)
 
 
+def test_b48_what_a_report_keeps_of_a_stranger_is_short(tmp_path: Path) -> None:
+    """A key of a megabyte would else be in the report of every row, and in the database."""
+    long = "k" * 1_000_000
+    turn = {"role": "user", "content": "x", long: 1}
+    good = {**row(), **{f"{long}{number}": 1 for number in range(5)}}
+    (tmp_path / "upload").write_bytes(jsonl({"messages": [turn]}, good))
+    taken = take_in(tmp_path / "upload", tmp_path / "rows", scratch=tmp_path)
+    assert taken.num_bad_rows == 1
+    assert len(str(taken.report())) < 5000
+    assert len(str(taken.details)) < 5000
+
+
 # --- images
 
 
