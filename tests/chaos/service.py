@@ -27,8 +27,14 @@ from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
 
 LIGHT_QUEUE = "cuda"
 """The queue of the light workers: no machine of these tests has another use for it."""
-_GENEROUS = {"max_open_jobs": "1000000", "max_infra_failures": "1000", "max_attempts": "1000"}
-"""Kills are not the jobs' fault here, and no job is to run out of attempts."""
+_GENEROUS = {
+    "max_open_jobs": "1000000",
+    "max_infra_failures": "1000",
+    "max_attempts": "1000",
+    "rate_submissions_per_minute": "0",
+    "rate_team_submissions_per_minute": "0",
+}
+"""Kills are not the jobs' fault here, no job is to run out of attempts, and no caller of rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
