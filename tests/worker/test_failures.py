@@ -14,6 +14,7 @@ from grit_core.errors import (
     PlanMismatch,
     TrainingDiverged,
 )
+from store.errors import StorageFull, StorageUnavailable
 from worker import failures
 
 
@@ -58,6 +59,15 @@ def test_each_error_has_its_code_and_says_whether_to_retry(
     assert (failure.code, failure.retryable) == (code, retryable)
     assert failure.message
     assert "Traceback" not in failure.message
+
+
+def test_a_full_store_and_a_full_disk_are_both_named_as_such() -> None:
+    for error in (StorageFull("No space for 'x'."), OSError(errno.EFBIG, "File too large", "/x")):
+        failure = failures.storage_failed("adapter", error)
+        assert (failure.code, failure.retryable) == ("storage_full", True)
+        assert "Free space" in failure.hint
+    failure = failures.storage_failed("adapter", StorageUnavailable("It is away."))
+    assert (failure.code, failure.retryable) == ("storage_failed", True)
 
 
 def test_a_killed_process_names_its_signal_and_its_last_step() -> None:

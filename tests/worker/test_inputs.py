@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from grit_core.checkpoints import save_checkpoint
 from grit_core.compression_job import compression_job_from_json
 from grit_core.config.model_configs import (
     LayerSelectionStrategy,
@@ -16,9 +17,10 @@ from grit_core.config.model_configs import (
     config_to_dict,
 )
 from grit_core.config.training import TrainingConfig
+from grit_core.errors import InvalidDataset
 from grit_core.plan import plan_adaptation, resolve_training
 from grit_core.training_job import job_from_json
-from store import adapters, datasets, jobs
+from store import adapters, attempts, datasets, jobs
 from store.attempts import Claim
 from store.database import transaction
 from store.errors import ObjectCorrupt, ObjectMissing
@@ -28,6 +30,7 @@ from store.objects import Objects
 from store.settings import Settings
 from tests.api.conftest import tiny_inventory
 from tests.builders import MODEL, TEAM, claim, new_job, prepare
+from tests.grit_core.test_checkpoints import checkpoint_at
 from worker.inputs import fetch_inputs
 from worker.scratch import DatasetCache, Scratch
 from worker.workbench import Workbench
@@ -177,3 +180,83 @@ def test_an_adapter_whose_files_are_gone_or_damaged_is_told(
     bench.objects.delete_prefix("adapters/source/")
     with pytest.raises(ObjectMissing):
         fetch_inputs(bench, held, work_dir=tmp_path / "gone")
+
+
+def resumed_from(bench: Workbench, held: Claim, folder: Path) -> tuple[str | None, list[str]]:
+    inputs = fetch_inputs(bench, held, work_dir=folder)
+    found = inputs.order["resume_from"]
+    return found and Path(found).name, [warning.message for warning in inputs.warnings]
+
+
+@pytest.fixture
+def checkpointed(bench: Workbench, uploaded: Callable[[str], str], tmp_path: Path) -> Claim:
+    """A job whose first attempt stored the checkpoints of steps 2 and 4, claimed again."""
+    first = claimed(bench, uploaded("rows"))
+    for step in (2, 4):
+        folder = tmp_path / f"own-{step}"
+        save_checkpoint(folder, checkpoint_at(step))
+        prefix = f"jobs/{first.job.id}/a1/step-{step}"
+        manifest = bench.objects.put_folder(prefix, folder)
+        with transaction(bench.engine) as session:
+            attempts.save_checkpoint_pointer(
+                session,
+                job_id=first.job.id,
+                attempt=1,
+                step=step,
+                prefix=prefix,
+                manifest_sha256=manifest.sha256,
+                size_bytes=manifest.size_bytes,
+            )
+    with transaction(bench.engine) as session:
+        attempts.hand_back(session, job_id=first.job.id, attempt=1, reason="for the test")
+    return claim(bench.engine)
+
+
+def test_the_newest_whole_checkpoint_is_handed_over(
+    bench: Workbench, checkpointed: Claim, tmp_path: Path
+) -> None:
+    assert resumed_from(bench, checkpointed, tmp_path / "work") == ("step-4", [])
+
+
+def test_a_checkpoint_that_was_damaged_before_it_was_stored_is_passed_over(
+    bench: Workbench, checkpointed: Claim, tmp_path: Path
+) -> None:
+    """The store's hashes are those of the damaged bytes; only the checkpoint's own tell."""
+    prefix = f"jobs/{checkpointed.job.id}/a1/step-4"
+    file = tmp_path / "own-4" / "step-4" / "state.json"
+    file.write_bytes(file.read_bytes().replace(b"0.30000", b"0.40000"))
+    bench.objects.delete_prefix(f"{prefix}/")
+    manifest = bench.objects.put_folder(prefix, tmp_path / "own-4")
+    with transaction(bench.engine) as session:
+        row = attempts.list_checkpoints(session, checkpointed.job.id)[-1]
+        row.manifest_sha256 = manifest.sha256
+    found, warnings = resumed_from(bench, checkpointed, tmp_path / "work")
+    assert found == "step-2"
+    assert len(warnings) == 1
+    assert "state.json is torn or was altered" in warnings[0]
+    assert list(bench.objects.list(prefix)) == []
+
+
+def test_another_folder_under_the_name_of_a_checkpoint_is_passed_over(
+    bench: Workbench, checkpointed: Claim, tmp_path: Path
+) -> None:
+    """An older attempt's upload of the same step, for one: whole, and not what the row says."""
+    prefix = f"jobs/{checkpointed.job.id}/a1/step-4"
+    bench.objects.delete_prefix(f"{prefix}/")
+    other = tmp_path / "other"
+    save_checkpoint(other, dataclasses.replace(checkpoint_at(4), values={"progress": {}}))
+    bench.objects.put_folder(prefix, other)
+    found, warnings = resumed_from(bench, checkpointed, tmp_path / "work")
+    assert found == "step-2"
+    assert "another folder than was stored" in warnings[0]
+
+
+def test_rows_that_differ_from_the_validated_ones_are_named_and_no_system_error(
+    bench: Workbench, uploaded: Callable[[str], str], tmp_path: Path
+) -> None:
+    dataset = uploaded("rows")
+    held = claimed(bench, dataset)
+    (key,) = [stored.key for stored in bench.objects.list("datasets/")]
+    bench.objects.put_bytes(key, b"r0ws")
+    with pytest.raises(InvalidDataset, match=f"{dataset} are not those that were validated"):
+        fetch_inputs(bench, held, work_dir=tmp_path / "work")
