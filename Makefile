@@ -10,7 +10,7 @@ SEED ?= 1
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz bench-training bench-quality bench-service bench-serving soak clean
+.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz bench-training bench-quality bench-service bench-load bench-serving soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ bench-quality: setup ## Compare step rules and peers at their best rates (an hou
 
 bench-service: setup ## Measure start, job reads and the way to a first step
 	$(BIN)/python -m benchmarks.service
+
+bench-load: setup ## Measure the front door with a million jobs in PostgreSQL (half an hour; needs wrk)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.load
 
 # Measured with the two cores of one machine: threads that wait must sleep.
 SERVING := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.serving
