@@ -105,6 +105,7 @@ class _Lost(Exception):
 class _Handler(BaseHTTPRequestHandler):
     owner: FaultyS3
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def handle_one_request(self) -> None:
         """Serve one request, or cut the connection."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from store.errors import ObjectCorrupt, ObjectMissing, StorageUnavailable
-from store.manifests import MANIFEST_NAME, Manifest
+from store.manifests import MANIFEST_NAME, Manifest, file_sha256
 from store.objects import Objects
 from store.settings import Settings
 from tests.faulty_s3 import Fault, FaultyS3, faulty_s3
@@ -165,3 +165,34 @@ def test_a_store_that_falls_silent_is_given_up_in_time(
     objects.put_bytes("x", b"y")
     assert objects.get_bytes("x") == b"y"
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_no_wrong_byte_is_loaded_in_a_thousand_reads_of_which_half_are_altered(
+    proxy: FaultyS3, connect: Callable[..., Objects], folder: Path, tmp_path: Path
+) -> None:
+    objects = connect()
+    source = folder / "step-4" / "state.json"
+    objects.put_file("state", source)
+    chance = random.Random(22)  # noqa: S311 - draws that a seed repeats
+    good = 0
+    for _ in range(1000):
+        place = chance.randrange(SIZES["state.json"])
+        fault = chance.choice((
+            Fault(),
+            Fault(),
+            Fault(flip_bit_at=place),
+            Fault(shorten_answer_to=place),
+        ))
+        proxy.fail(fault, method="GET")
+        target = tmp_path / "read"
+        try:
+            objects.get_to_file("state", target, sha256=file_sha256(source))
+        except (ObjectCorrupt, StorageUnavailable):
+            assert fault != Fault()
+            assert not target.exists()
+        else:
+            assert target.read_bytes() == source.read_bytes()
+            target.unlink()
+            good += 1
+    assert 400 < good < 600
