@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, bootsteps, signals
+from kombu.transport import TRANSPORT_ALIASES
 
 from store.collection import collect_if_due
 from store.database import create_engine_from
@@ -148,7 +149,12 @@ class ProcessStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships
 def create(settings: Settings) -> Celery:
     """Return the app with its tasks and with what runs beside them."""
     celery = create_celery(settings)
-    celery.conf.update(include=["worker.tasks", "worker.inference"])
+    celery.conf.update(
+        include=["worker.tasks", "worker.inference"],
+        worker_consumer="worker.messages:GuardedConsumer",
+    )
+    for scheme in ("redis", "rediss"):  # the transport of a URL has no setting
+        TRANSPORT_ALIASES[scheme] = "worker.messages:GuardedTransport"
     celery.steps["worker"].add(ProcessStep)
     return celery
 
