@@ -1,12 +1,17 @@
 """Prometheus measures of the API process, and of the queues by a look at the rows."""
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
+_ENDED_SECONDS: Final = 60.0
+Jobs = Mapping[tuple[str, str], int]
+"""Numbers by queue and status."""
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
@@ -15,6 +20,7 @@ class Measures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._ended: tuple[float, Jobs] = (-math.inf, {})
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter(
             "grit_http_requests",
@@ -56,10 +62,21 @@ class Measures:
         found[0].inc()
         found[1].observe(seconds)
 
+    def ended_jobs(self, count: Callable[[], dict[tuple[str, str], int]]) -> Jobs:
+        """Return the number of ended jobs, counted at most once a minute.
+
+        There may be millions of them, and anybody may ask for the measures.
+        """
+        at, known = self._ended
+        if time.monotonic() - at > _ENDED_SECONDS:
+            known = count()
+            self._ended = time.monotonic(), known
+        return known
+
     def render(
         self,
         *,
-        jobs: Mapping[tuple[str, str], int],
+        jobs: Jobs,
         workers: Mapping[str, int],
         waiting: Mapping[str, int],
     ) -> bytes:

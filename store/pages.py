@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -25,15 +26,17 @@ class Page(Generic[Row]):
 
 def read_page(
     session: Session,
-    statement: Select[Row],
+    statement: Select[Any],
     *,
     key: InstrumentedAttribute[str],
     cursor: str | None,
     limit: int,
+    make: Callable[[Any], Row] | None = None,
 ) -> Page[Row]:
     """Return the rows of a statement that are older than the cursor, by an id that sorts by time.
 
-    A page is cut at an id and not at an offset, so rows that arrive meanwhile shift nothing.
+    A page is cut at an id and not at an offset, so rows that arrive meanwhile shift nothing. `make`
+    makes a row of the selected columns; without it the first one is the row.
 
     Raises:
         InvalidCursor: If we did not write the cursor.
@@ -43,7 +46,8 @@ def read_page(
         raise ValueError(f"limit is {limit}; it must be at least 1")
     if cursor is not None:
         statement = statement.where(key < decode_cursor(cursor))
-    rows: list[Any] = list(session.scalars(statement.order_by(key.desc()).limit(limit + 1)))
+    found = session.execute(statement.order_by(key.desc()).limit(limit + 1))
+    rows: list[Any] = [make(row) for row in found] if make else list(found.scalars())
     more = len(rows) > limit
     rows = rows[:limit]
     return Page(rows, encode_cursor(getattr(rows[-1], key.key)) if more else None)

@@ -34,6 +34,7 @@ from api.submission import consider
 from store import attempts, events, jobs
 from store.database import run_in_transaction, transaction
 from store.errors import NotFound
+from store.job_rows import JobRow
 from store.jobs import JobFilters, NewJob
 from store.keys import Scope
 from store.models import Job, JobKind, JobStatus
@@ -91,7 +92,7 @@ def list_tunings(
     filters = JobFilters(metadata=_metadata(request))
     cursor = cursor_after(after, kind="job")
     limit = min(limit, MAX_ROWS)
-    found: list[Job] = []
+    found: list[JobRow] = []
     with transaction(services.engine, read_only=True) as session:
         # Compressions are jobs too, and none of OpenAI's: pages are read until one is full.
         while len(found) <= limit:

@@ -3,6 +3,7 @@
 import platform
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import structlog
@@ -12,13 +13,14 @@ from sqlalchemy import text
 from api.auth import allow_anyone
 from api.dependencies import ServicesDep
 from api.documents import problems
-from api.measures import MEDIA_TYPE
+from api.measures import MEDIA_TYPE, Measures
 from api.routing import service_router
 from api.schemas.catalog import Health, Readiness, Version
 from api.services import Services
 from store import jobs, workers
 from store.database import ping, transaction
 from store.errors import StoreError
+from store.lifecycle import ENDED, OPEN
 from store.queue import INFERENCE_QUEUES
 
 router = service_router("service")
@@ -81,13 +83,20 @@ def _find_workers(services: Services) -> str:
 )
 @allow_anyone
 def read_measures(request: Request, services: ServicesDep) -> Response:
-    """Return the process's counters, and the jobs and workers as they stand."""
+    """Return the process's counters, and the jobs and workers as they stand.
+
+    Jobs that have ended are counted once a minute.
+    """
+    measures: Measures = request.app.state.measures
     with transaction(services.engine, read_only=True) as session:
-        counts = jobs.count_by_status(session)
+        counts = {
+            **measures.ended_jobs(partial(jobs.count_by_status, session, ENDED)),
+            **jobs.count_by_status(session, OPEN),
+        }
         live = workers.live_workers(
             session, seen_within_seconds=services.settings.worker_seen_seconds
         )
-    data = request.app.state.measures.render(
+    data = measures.render(
         jobs=counts,
         workers=Counter(worker.device for worker in live),
         waiting=_count_waiting(services),
