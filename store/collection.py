@@ -97,8 +97,11 @@ class Hold:
 
 
 def collect_if_due(engine: Engine, objects: Objects, settings: Settings) -> Report | None:
-    """Run once in `collect_seconds` over all processes; none if it is not due."""
-    return _collect(engine, objects, settings, after_seconds=settings.collect_seconds)
+    """Run once in `collect_seconds` over all processes, and log it; none if it is not due."""
+    report = _collect(engine, objects, settings, after_seconds=settings.collect_seconds)
+    if report is not None:
+        _tell(report)
+    return report
 
 
 def collect(engine: Engine, objects: Objects, settings: Settings) -> Report | None:
@@ -144,7 +147,6 @@ def _collect(
             report.add(group, flagged=flagged)
     report.num_torn = objects.delete_torn(before=_cutoff(now, settings))
     run_in_transaction(engine, lambda session: _end(session, token=token))
-    _tell(report)
     return report
 
 

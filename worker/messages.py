@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from celery.worker.consumer import Consumer
 from kombu.transport import redis
-from redis.exceptions import RedisError
+from redis.exceptions import DataError, RedisError
 
 from store.queue import CLAIM_TASK, INFER_TASK, REGISTER_MODELS_TASK
 
@@ -42,11 +42,14 @@ class GuardedChannel(redis.Channel):  # type: ignore[misc] # kombu ships no type
         """
         try:
             return super()._brpop_read(**options)
-        except (Empty, RedisError, OSError):
-            raise
-        except Exception as error:
-            _log.warning("message_unreadable", error=f"{type(error).__name__}: {error}"[:200])
-            raise Empty from error
+        except (Empty, RedisError, OSError) as error:
+            if not isinstance(error, DataError):  # which is raised before anything is sent
+                raise
+            cause: Exception = error
+        except Exception as error:  # noqa: BLE001 - each is the message's fault
+            cause = error
+        _log.warning("message_unreadable", error=f"{type(cause).__name__}: {cause}"[:200])
+        raise Empty from cause
 
 
 class GuardedTransport(redis.Transport):  # type: ignore[misc] # kombu ships no types

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import Engine, select, update
 
 from store import attempts, base_models, collection, datasets, jobs
@@ -242,10 +243,14 @@ def test_of_many_processes_one_collects_in_each_interval(
     with ThreadPoolExecutor(6) as pool:
         reports = [each.result() for each in [pool.submit(run) for _ in range(6)]]
     assert len([each for each in reports if each is not None]) == 1
-    assert collect_if_due(engine, store, settings) is None
+    with structlog.testing.capture_logs() as lines:
+        assert collect_if_due(engine, store, settings) is None
+    assert lines == []
     with transaction(engine) as session:
         session.execute(update(Collection).values(started_at=database_time_in(-HOUR_SECONDS - 1)))
-    assert collect_if_due(engine, store, settings) is not None
+    with structlog.testing.capture_logs() as lines:
+        assert collect_if_due(engine, store, settings) is not None
+    assert [(line["event"], line["num_groups"]) for line in lines] == [("collected", 0)]
     with transaction(engine) as session:
         session.execute(update(Collection).values(finished_at=None))
     assert collect(engine, store, settings) is None
