@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=200, help="0 leaves this part out")
     parser.add_argument("--submissions", type=int, default=10_000, help="0 leaves this part out")
-    parser.add_argument("--pause-seconds", type=float, default=0.4, help="of each of six callers")
+    parser.add_argument("--pause-seconds", type=float, default=0.2, help="of each of six callers")
+    parser.add_argument("--calm-seconds", type=float, default=3.0, help="at most between faults")
     options = parser.parse_args()
     good = True
     if options.kills:
@@ -45,6 +46,7 @@ def main() -> int:
                 seed=options.seed,
                 trained_share=0.01,
                 pause_seconds=options.pause_seconds,
+                calm_seconds=options.calm_seconds,
             ).to_json(),
         )
     return 0 if good else 1

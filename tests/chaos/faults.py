@@ -100,11 +100,25 @@ class Monkey:
     """Injects faults until told to stop. It acts in the caller's thread, which owns the servers."""
 
     def __init__(
-        self, service: Service, *, seed: int, weights: Mapping[Fault, int] = FAULTS
+        self,
+        service: Service,
+        *,
+        seed: int,
+        weights: Mapping[Fault, int] = FAULTS,
+        calm_seconds: float = 1.0,
     ) -> None:
+        """Prepare.
+
+        Args:
+            service: What is harmed.
+            seed: Decides the faults and the time between them.
+            weights: What may happen, and how often.
+            calm_seconds: Longest time between a recovery and the next fault, drawn evenly.
+        """
         self._service = service
         self._chance = random.Random(seed)
         self._weights = dict(weights)
+        self._calm_seconds = calm_seconds
         self._thaw_at: dict[Process, float] = {}
         self.injected: Counter[str] = Counter()
 
@@ -116,7 +130,7 @@ class Monkey:
         if fault in {restart_broker, empty_broker, restart_database, restart_objects}:
             time.sleep(self._chance.uniform(*_SERVERS_DOWN))
         self._revive()
-        time.sleep(self._chance.uniform(0.0, 1.0))
+        time.sleep(self._chance.uniform(0.0, self._calm_seconds))
 
     def _revive(self) -> None:
         """Start what is down; what is frozen stays so for two leases."""

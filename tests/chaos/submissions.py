@@ -55,6 +55,7 @@ def run_submissions(
     sleepy: float = 0.01,
     lease_seconds: float = 3.0,
     faults: Mapping[Fault, int] = FAULTS,
+    calm_seconds: float = 1.0,
     unfenced: bool = False,
 ) -> Outcome:
     """Submit jobs while faults are injected, wait until all have ended, and look at everything.
@@ -68,6 +69,7 @@ def run_submissions(
         sleepy: Share of executions that outlive their lease.
         lease_seconds: After which a silent worker loses its job.
         faults: What may happen, with weights.
+        calm_seconds: Longest time between a recovery and the next fault.
         unfenced: Take the fence away: the run must then find violations.
     """
     began = time.monotonic()
@@ -83,7 +85,7 @@ def run_submissions(
             trained_share=trained_share,
             pause=pause_seconds,
         )
-        monkey = Monkey(service, seed=seed, weights=faults)
+        monkey = Monkey(service, seed=seed, weights=faults, calm_seconds=calm_seconds)
         while callers.busy:
             monkey.act()
         service.revive()
