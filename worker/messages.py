@@ -75,6 +75,11 @@ class GuardedConsumer(Consumer):  # type: ignore[misc] # celery ships no types
 
         return received
 
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Drop a message whose body cannot be decoded; Celery would first try to show it."""
+        _log.warning("message_unreadable", error=f"{type(exc).__name__}: {exc}"[:200])
+        message.ack_log_error(_AckLogger(), self.connection_errors)
+
 
 def fault_of(message: Any) -> str | None:
     """Return what a message has that ours have not; none for one of ours."""
