@@ -127,7 +127,7 @@ class JobQueue(Answer):
 
     name: str
     position: int | None
-    """1 is next; none when the job does not wait."""
+    """1 is next; none when the job does not wait, or more than 1,000 others come first."""
     reason: str | None
     """Why it waits longer than its position says, such as no live worker."""
 

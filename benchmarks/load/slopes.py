@@ -40,6 +40,8 @@ def requests_of(database: Filled) -> dict[str, list[str]]:
         "list, model": f"?model={MODELS[1]}",
         "list, device": "?device=cuda",
         "list, created_after": "?created_after=2026-01-01T00:00:00Z",
+        "list, created_before all but the oldest": "?created_before=2026-01-01T00:00:00Z",
+        "list, metadata that two jobs have": "?metadata[sweep]=s-5",
         "list, metadata that half a page has": "?metadata[seed]=3",
         "list, from the middle": f"?cursor={deep}",
         "list, the last page": f"?cursor={oldest}",

@@ -23,6 +23,7 @@ import numpy as np
 matrix = np.ones((1024, 1024), dtype=np.float32)
 while True:
     matrix = matrix @ matrix * 1e-3
+    matrix /= matrix.max()
 """
 NICENESS: Final = 10
 
@@ -58,7 +59,7 @@ async def paced(
 ) -> np.ndarray:
     """Ask at a steady rate whatever comes back; the seconds from when each was due."""
     found: list[float] = []
-    limits = httpx.Limits(max_connections=64)
+    limits = httpx.Limits(max_connections=64, keepalive_expiry=1.0)  # below the server's
     async with httpx.AsyncClient(base_url=server.url, timeout=30, limits=limits) as client:
         start = time.perf_counter() + 0.2
 
