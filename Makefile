@@ -72,6 +72,7 @@ chaos: setup ## Kill everything at seeded moments: 200 trainings, 10,000 submiss
 
 fuzz: setup ## Try 10,000 of each thing that strangers send, and 300 requests of each kind (ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.rejections
 	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=300 FUZZ_SEED=$(SEED) FUZZ_OUT=benchmarks/results/reliability/requests.json \
 		$(BIN)/python -m pytest tests/api/test_contract.py
 

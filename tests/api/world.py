@@ -32,14 +32,18 @@ class World:
         refused = team.upload(b'{"messages": []}\n')
         self.datasets = [self.dataset, str(refused.json()["dataset"])]
         self.adapter = self.new_adapter()
-        self.ended_jobs = [self._succeeded(), self._failed(), self._moved("cancel")]
+        self.ended_jobs = self._ended()
+        """Nobody moves or deletes these."""
         self.jobs = [
-            *self.ended_jobs,
+            *self._ended(),
             self._running(),
             self.new_job(),
             self.new_job(auto_start=False),
             self._moved("pause"),
         ]
+
+    def _ended(self) -> list[str]:
+        return [self._succeeded(), self._failed(), self._moved("cancel")]
 
     def new_job(self, **fields: Any) -> str:
         return str(self.team.job(dataset=self.dataset, **fields)["id"])
