@@ -34,15 +34,18 @@ Result = Mapping[str, Any]
 
 def ratio_bars(axes: Axes, result: Result) -> None:
     """Ratios to the hand-written peers, with their intervals and what they are held to."""
-    for place, (name, title) in enumerate(TITLES.items()):
+    for place, name in enumerate(TITLES):
         found = result[name]["ratio"]
         middle = found["median_ratio"]
         error = [[middle - found["low"]], [found["high"] - middle]]
         axes.barh(place, middle, xerr=error, color=COLOURS[place], height=0.55, capsize=3)
         for bound, style in zip(BOUNDS[name], ("-", ":"), strict=True):
             axes.plot([bound, bound], [place - 0.4, place + 0.4], style, color="black", lw=1.2)
-        axes.text(0.01, place, f"{title}  {middle:.2f}", va="center", color="white", weight="bold")
-    axes.set(yticks=[], xlabel="answers a second / hand-written (line: must, dots: goal)")
+    labels = [
+        f"{title}\n{result[name]['ratio']['median_ratio']:.2f}" for name, title in TITLES.items()
+    ]
+    axes.set_yticks(range(len(TITLES)), labels)
+    axes.set(xlabel="answers a second / hand-written (line: must, dots: goal)")
     axes.set_xlim(left=0)
 
 
@@ -56,7 +59,13 @@ def slope_lines(axes: Axes, result: Result) -> None:
             sizes, [1e3 * each for each in seconds.values()], "o-", color=colour, ms=4, label=title
         )
     axes.set(xscale="log", yscale="log", xlabel="jobs in the table", ylabel="ms, median")
-    axes.legend(frameon=False, fontsize=7, title="slope in brackets", title_fontsize=7)
+    axes.legend(
+        frameon=False,
+        fontsize=7,
+        title="slope in brackets",
+        title_fontsize=7,
+        bbox_to_anchor=(1.0, 1.0),
+    )
 
 
 PLOTS: Final = {"ratios": ratio_bars, "slopes": slope_lines}
