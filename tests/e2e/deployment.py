@@ -135,7 +135,12 @@ class Deployment:
             "GRIT_DATABASE_URL": settings.database_url,
             "GRIT_OBJECTS_URL": settings.objects_url,
         }
-        self.environment = {**os.environ, **environment, **urls, "OMP_NUM_THREADS": "1"}
+        self.environment: dict[str, str] = {
+            **os.environ,
+            **environment,
+            **urls,
+            "OMP_NUM_THREADS": "1",
+        }
         self.engine = create_engine_from(settings)
         self.objects = Objects(settings)
         self.doorbell = Doorbell(settings)
