@@ -190,6 +190,9 @@ def _keep_a_write_ahead_log(cursor: Any) -> None:
 
     SQLite does not wait when several processes open a new database at once and all want to: those
     that lose are told that it is locked, and come again.
+
+    Raises:
+        sqlite3.OperationalError: It stays locked, or cannot be written at all.
     """
     deadline = time.monotonic() + _LONGEST_RETRYING_SECONDS
     while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
