@@ -28,6 +28,7 @@ from store.models import Job
 from store.objects import Objects
 from store.queue import Doorbell
 from store.settings import Settings
+from worker.periodic import Periodic
 from worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -51,14 +52,26 @@ class LightWorker:
         self.random = random.Random(options.seed)
         self.worker_id = new_id("wrk")
         self.stopping = False
-        self._reconciled_at = 0.0
-        self._beaten_at = 0.0
+        # Beside its jobs, as the real worker has it: a job that is slept through stops neither.
+        self._periodic = [
+            Periodic(
+                "presence",
+                lambda: run_in_transaction(self.engine, self._be_seen),
+                interval_seconds=settings.worker_seen_seconds / 3,
+            ),
+            Periodic(
+                "reconcile",
+                lambda: reconcile(self.engine, self.doorbell, settings),
+                interval_seconds=settings.reaper_seconds,
+            ),
+        ]
 
     def run(self) -> None:
         """Work until `stopping`; an outage is waited out."""
+        for periodic in self._periodic:
+            periodic.start()
         while not self.stopping:
             try:
-                self._keep_up()
                 claim = run_in_transaction(self.engine, self._claim)
             except StoreError:
                 time.sleep(_IDLE_SECONDS)
@@ -69,7 +82,9 @@ class LightWorker:
                 self._execute(claim)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Stop what runs beside, and close the connections."""
+        for periodic in self._periodic:
+            periodic.stop()
         self.doorbell.close()
         self.engine.dispose()
 
@@ -80,16 +95,6 @@ class LightWorker:
             worker_id=self.worker_id,
             lease_seconds=self.settings.lease_seconds,
         )
-
-    def _keep_up(self) -> None:
-        """Be seen, and take expired leases back, as every worker does."""
-        now = time.monotonic()
-        if now - self._beaten_at > self.settings.worker_seen_seconds / 3:
-            run_in_transaction(self.engine, self._be_seen)
-            self._beaten_at = now
-        if now - self._reconciled_at > self.settings.reaper_seconds:
-            reconcile(self.engine, self.doorbell, self.settings)
-            self._reconciled_at = now
 
     def _be_seen(self, session: Session) -> None:
         try:
@@ -212,6 +217,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     worker.run()
+    worker.close()
 
 
 if __name__ == "__main__":

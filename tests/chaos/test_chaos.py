@@ -34,7 +34,7 @@ def test_submissions_under_kills_of_everything_are_neither_lost_nor_doubled(tmp_
 def test_without_the_fence_the_same_examination_finds_zombies(tmp_path: Path) -> None:
     outcome = run_submissions(
         tmp_path,
-        count=12,
+        count=20,
         seed=12,
         trained_share=0,
         sleepy=0.6,
