@@ -76,7 +76,7 @@ def test_nothing_that_a_row_refers_to_is_collected_while_attempts_are_killed(
         worker.wait_warm()
         collecting = Collecting(deployment)
         collecting.start()
-        job = deployment.submit(max_steps=120, checkpoint_every_steps=5, max_attempts=20)
+        job = deployment.submit(max_steps=1500, checkpoint_every_steps=25, max_attempts=20)
         for _ in range(KILLS):
             seen = len(deployment.checkpoint_steps(job)) and max(deployment.checkpoint_steps(job))
             deadline = time.monotonic() + 60
