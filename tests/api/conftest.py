@@ -163,6 +163,8 @@ def opened(settings: Settings) -> Iterator[FastAPI]:
             session, hostname="here", process_id=1, queues=["cpu"], device="cpu"
         )
     yield made
+    # A test that never started the app has nobody who closes it.
+    made.state.trail.close()
     engine.dispose()
 
 

@@ -18,8 +18,7 @@ def api_database_url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(name))
 
 
-def test_requests_of_one_moment_get_each_its_own_job(app: FastAPI) -> None:
-    client = TestClient(app)
+def test_requests_of_one_moment_get_each_its_own_job(app: FastAPI, client: TestClient) -> None:
     team, other = new_team(client, "one"), new_team(client, "other")
     dataset = team.dataset()
     ids = [team.job(dataset=dataset)["id"] for _ in range(3)]
@@ -39,8 +38,7 @@ def test_requests_of_one_moment_get_each_its_own_job(app: FastAPI) -> None:
             assert json.loads(seen.data)["id"] == ids[place % 6 % 5]  # type: ignore[attr-defined]
 
 
-def test_a_job_reads_as_it_was_created(app: FastAPI) -> None:
-    client = TestClient(app)
+def test_a_job_reads_as_it_was_created(client: TestClient) -> None:
     team = new_team(client, "one")
     made = team.job(metadata={"b": "1", "a": "2"}, name="mine")
 

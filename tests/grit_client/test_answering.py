@@ -37,7 +37,8 @@ class Answering:
 def service(server: Server, inference: Callable[[], str]) -> Iterator[Answering]:
     key = server.key("default", Scope.READ, Scope.WRITE, Scope.INFER)
     environment = {"GRIT_URL": server.url, "GRIT_API_KEY": key}
-    return Answering(model=inference(), environment=environment, client=GritClient(server.url, key))
+    with GritClient(server.url, key) as client:
+        yield Answering(model=inference(), environment=environment, client=client)
 
 
 def chat(service: Answering, folder: Path, *lines: str, options: tuple[str, ...] = ()) -> Ran:
