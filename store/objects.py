@@ -232,14 +232,14 @@ class Objects:
         """
         if self._folder is None:
             return 0
-        torn = [
-            path
-            for path in self._folder.rglob("*#*")
-            if _TORN.search(path.name) and path.is_file() and _modified(path) < before.timestamp()
-        ]
-        for path in torn:
-            path.unlink(missing_ok=True)
-        return len(torn)
+        num_torn = 0
+        # Not `rglob`, which breaks at a folder that somebody deletes meanwhile.
+        for folder, _, names in os.walk(self._folder):
+            for path in (Path(folder) / name for name in names if _TORN.search(name)):
+                if _modified(path) < before.timestamp():
+                    path.unlink(missing_ok=True)
+                    num_torn += 1
+        return num_torn
 
     def put_folder(self, prefix: str, folder: Path) -> Manifest:
         """Store a folder's files, then its manifest, which makes it exist.
