@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from starlette.routing import Match
+from starlette.types import Scope
 
 from api.auth import PUBLIC, Doorkeeper, access_of
 from api.errors import Problem
@@ -48,6 +50,25 @@ def _refuse_odd_names(request: Request) -> None:
             raise Problem("not_found", "There is nothing of this name.")
 
 
-def service_router(*tags: str) -> APIRouter:
-    """Return a router whose routes are all `ServiceRoute`s."""
-    return APIRouter(route_class=ServiceRoute, tags=list(tags))
+class ServiceRouter(APIRouter):
+    """A router of `ServiceRoute`s that passes over a path which begins as none of them does.
+
+    FastAPI asks router after router, and every route in each; for a route in the middle of sixty
+    that was two fifths of a request's time.
+    """
+
+    def __init__(self, *tags: str) -> None:
+        super().__init__(route_class=ServiceRoute, tags=list(tags))
+        self._beginnings: tuple[str, ...] = ()
+
+    def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """Add a route; see FastAPI."""
+        super().add_api_route(path, endpoint, **options)
+        self._beginnings = (*self._beginnings, path.partition("{")[0])
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Tell whether a route of this router would answer."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not path.startswith(self._beginnings):
+            return Match.NONE, {}
+        return super().matches(scope)

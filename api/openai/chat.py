@@ -23,14 +23,14 @@ from api.openai.schemas.chat import (
     ChatUsage,
 )
 from api.openai.translation import in_words_of
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.infer import InferRequest
 from api.services import Services
 from store.database import transaction
 from store.keys import Scope
 from store.models import Adapter
 
-router = service_router("openai")
+router = ServiceRouter("openai")
 
 _ROLES: Final = {"developer": "system"}
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {

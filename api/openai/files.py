@@ -20,14 +20,14 @@ from api.openai.pages import MAX_ROWS, After, Rows, cursor_after
 from api.openai.schemas.files import OpenAIFile, OpenAIFileList
 from api.openai.schemas.models import OpenAIDeleted
 from api.routes.datasets import delete_dataset
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.datasets import OnBadRows
 from store import datasets
 from store.database import transaction
 from store.keys import Scope
 from store.models import Dataset, DatasetStatus
 
-router = service_router("openai")
+router = ServiceRouter("openai")
 
 PURPOSE: Final = "fine-tune"
 _MAX_NAME: Final = 200

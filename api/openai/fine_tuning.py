@@ -28,7 +28,7 @@ from api.openai.schemas.fine_tuning import (
 )
 from api.openai.translation import in_words_of
 from api.presentation import present_job
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.services import Services
 from api.submission import consider
 from store import attempts, events, jobs
@@ -39,7 +39,7 @@ from store.jobs import JobFilters, NewJob
 from store.keys import Scope
 from store.models import Job, JobKind, JobStatus
 
-router = service_router("openai")
+router = ServiceRouter("openai")
 
 _ROUTE: Final = "POST /v1/fine_tuning/jobs"
 _PATH: Final = "/v1/fine_tuning/jobs/{fine_tuning_job_id}"

@@ -11,7 +11,7 @@ from api.documents import problems
 from api.errors import Item, Problem
 from api.openai.schemas.models import ModelFacts, OpenAIDeleted, OpenAIModel, OpenAIModelList
 from api.routes.adapters import delete_adapter
-from api.routing import service_router
+from api.routing import ServiceRouter
 from store import adapters, base_models
 from store.database import transaction
 from store.errors import NotFound
@@ -19,7 +19,7 @@ from store.ids import is_id
 from store.keys import Scope
 from store.models import Adapter, BaseModelRow, ModelStatus
 
-router = service_router("openai")
+router = ServiceRouter("openai")
 
 _OWNER: Final = "grit"
 _BATCH: Final = 200

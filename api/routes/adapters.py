@@ -20,7 +20,7 @@ from api.intake.quota import refuse_declared
 from api.intake.upload import receive_form
 from api.pagination import Cursor, Limit
 from api.presentation import present_adapter
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.adapters import AdapterCompress, AdapterPage, AdapterRead
 from api.schemas.jobs import JobRead
 from grit_core.inventory import ModelInventory
@@ -29,7 +29,7 @@ from store.database import run_in_transaction, transaction
 from store.jobs import NewJob
 from store.keys import Scope
 
-router = service_router("adapters")
+router = ServiceRouter("adapters")
 
 _COMPRESS: Final = "POST /adapters/{adapter_id}/compress"
 

@@ -9,7 +9,7 @@ from api.dependencies import ServicesDep
 from api.documents import problems
 from api.errors import Item, Problem
 from api.pagination import Cursor, Limit
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.audit import AuditPage, AuditRead
 from api.schemas.fields import Moment
 from store import audit
@@ -17,7 +17,7 @@ from store.database import transaction
 from store.keys import Scope
 from store.models import AuditRow
 
-router = service_router("audit")
+router = ServiceRouter("audit")
 
 
 @router.get("/audit", responses=problems("cursor_invalid", "request_invalid"))

@@ -9,7 +9,7 @@ from api.auth import requires
 from api.dependencies import ServicesDep
 from api.documents import problems
 from api.errors import Problem
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.catalog import DeviceList, DeviceRead, PresetList, PresetRead, StrategyRead
 from api.schemas.jobs import JobCreate
 from api.submission import training_devices
@@ -22,7 +22,7 @@ from store.keys import Scope
 from store.models import Worker
 from store.queue import TRAINING_QUEUES, inference_queue
 
-router = service_router("catalog")
+router = ServiceRouter("catalog")
 
 
 @router.get("/presets")

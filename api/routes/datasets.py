@@ -13,14 +13,14 @@ from api.intake.quota import refuse_declared
 from api.intake.upload import receive, store_upload
 from api.pagination import Cursor, Limit
 from api.presentation import present_dataset
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.datasets import DatasetPage, DatasetRead, OnBadRows, ReportRead
 from store import datasets
 from store.database import run_in_transaction, transaction
 from store.keys import Scope
 from store.models import Dataset, DatasetStatus
 
-router = service_router("datasets")
+router = ServiceRouter("datasets")
 
 _UPLOAD: Final[dict[str, Any]] = {
     "requestBody": {

@@ -15,12 +15,12 @@ from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import problem_document, problem_of, request_id_of
 from api.inference import answer_of, ask, prepare, stream
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.infer import InferAnswer, InferDelta, InferRequest
 from api.waiting import kept_alive
 from store.keys import Scope
 
-router = service_router("inference")
+router = ServiceRouter("inference")
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS: Final = 10.0

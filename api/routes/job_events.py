@@ -13,7 +13,7 @@ from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Item
 from api.presentation import present_event
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.jobs import EventPage, EventRead
 from api.services import Services
 from api.waiting import PLACES, POLL_SECONDS, poll_limiter
@@ -23,7 +23,7 @@ from store.keys import Scope
 from store.lifecycle import ENDED
 from store.models import JobStatus
 
-router = service_router("jobs")
+router = ServiceRouter("jobs")
 
 HEARTBEAT_SECONDS: Final = 15.0
 _BATCH: Final = 200

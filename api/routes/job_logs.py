@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
-from api.routing import service_router
+from api.routing import ServiceRouter
 from store import jobs
 from store.database import transaction
 from store.errors import NotFound, ObjectMissing
@@ -17,7 +17,7 @@ from store.models import AttemptOutcome
 from store.objects import Objects
 from store.orphans import log_key
 
-router = service_router("jobs")
+router = ServiceRouter("jobs")
 
 DEFAULT_BYTES: Final = 64 * 1024
 MAX_BYTES: Final = 4 * 1024**2

@@ -14,7 +14,7 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.presentation import finite, present_attempt
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.jobs import (
     AttemptList,
     CheckpointList,
@@ -29,7 +29,7 @@ from store.database import transaction
 from store.keys import Scope
 from store.models import Dataset, Job, JobKind, LayerStatistics, Metric
 
-router = service_router("jobs")
+router = ServiceRouter("jobs")
 
 _COLUMNS: Final = (
     "step",

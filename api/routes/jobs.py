@@ -16,7 +16,7 @@ from api.errors import Item, Problem
 from api.job_reads import JobReads
 from api.pagination import Cursor, Limit
 from api.presentation import present_job
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.fields import Moment
 from api.schemas.jobs import JobCreate, JobPage, JobRead, PlanRead
 from api.submission import consider
@@ -27,7 +27,7 @@ from store.jobs import JobFilters, NewJob
 from store.keys import Scope
 from store.models import Job, JobStatus
 
-router = service_router("jobs")
+router = ServiceRouter("jobs")
 
 Move = Callable[..., Job]
 _CONSIDERED: Final = ("dataset_not_ready", "model_not_ready", "request_invalid")

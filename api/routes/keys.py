@@ -9,13 +9,13 @@ from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Item
 from api.presentation import present_key
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.keys import KeyCreate, KeyCreated, KeyList, KeyRotate
 from store import keys
 from store.database import run_in_transaction, transaction
 from store.keys import Scope
 
-router = service_router("keys")
+router = ServiceRouter("keys")
 
 
 @router.post("/keys", status_code=201, responses=problems("request_invalid"))

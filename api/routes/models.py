@@ -9,7 +9,7 @@ from api.dependencies import ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Problem
 from api.presentation import present_model
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.models import ModelCreate, ModelLayers, ModelList, ModelRead
 from api.submission import refuse_source
 from store import base_models
@@ -17,7 +17,7 @@ from store.database import run_in_transaction, transaction
 from store.keys import Scope
 from store.models import ModelStatus
 
-router = service_router("models")
+router = ServiceRouter("models")
 
 
 @router.get("/models")

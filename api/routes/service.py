@@ -14,7 +14,7 @@ from api.auth import allow_anyone
 from api.dependencies import ServicesDep
 from api.documents import problems
 from api.measures import MEDIA_TYPE, Measures
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.catalog import Health, Readiness, Version
 from api.services import Services
 from store import jobs, workers
@@ -23,7 +23,7 @@ from store.errors import StoreError
 from store.lifecycle import ENDED, OPEN
 from store.queue import INFERENCE_QUEUES
 
-router = service_router("service")
+router = ServiceRouter("service")
 log = structlog.get_logger(__name__)
 
 

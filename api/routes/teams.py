@@ -5,7 +5,7 @@ from dataclasses import asdict
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
-from api.routing import service_router
+from api.routing import ServiceRouter
 from api.schemas.teams import TeamLimits, TeamList, TeamRead, TeamUpdate, TeamUsage
 from api.services import Services
 from store import quotas, teams
@@ -14,7 +14,7 @@ from store.keys import Scope
 from store.models import Team
 from store.quotas import Usage
 
-router = service_router("teams")
+router = ServiceRouter("teams")
 
 
 @router.get("/team")

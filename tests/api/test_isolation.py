@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from api.app import ROUTES
 from api.auth import PUBLIC, access_of
 from api.openapi import snapshot
-from api.routing import ServiceRoute, service_router
+from api.routing import ServiceRoute, ServiceRouter
 from api.services import Services
 from store import adapters
 from store.database import transaction
@@ -446,7 +446,7 @@ def test_every_route_is_ours_and_has_a_rule() -> None:
 
 
 def test_a_new_route_without_a_rule_is_refused_at_its_making() -> None:
-    router = service_router("test")
+    router = ServiceRouter("test")
     with pytest.raises(LookupError, match="no access rule"):
 
         @router.get("/forgotten")
