@@ -1,31 +1,68 @@
 """Bring the tables to the version of the code. Safe to run twice, and in several processes."""
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from store.database import translated
+from store.errors import StorageUnavailable
+
+log = structlog.get_logger(__name__)
 
 MIGRATIONS_FOLDER: Final = Path(__file__).resolve().parents[1] / "migrations"
 _LOCK: Final = 0x67726974
 """Key of PostgreSQL's advisory lock: "grit"."""
+_PATIENCE_SECONDS: Final = 60.0
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Migrate up to a revision; another process that migrates is waited for."""
-    with migrating(engine) as connection:
-        command.upgrade(alembic_config(connection), revision)
+    """Migrate up to a revision; another process that migrates is waited for.
+
+    Raises:
+        StorageUnavailable: If the database does not answer, or tables stay in use for a minute.
+        StorageFull: If its disk is full.
+    """
+    _until_done(engine, lambda connection: command.upgrade(alembic_config(connection), revision))
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Migrate down to a revision; `base` removes every table."""
-    with migrating(engine) as connection:
-        command.downgrade(alembic_config(connection), revision)
+    """Migrate down to a revision; `base` removes every table.
+
+    Raises:
+        StorageUnavailable: As `upgrade`.
+    """
+    _until_done(engine, lambda connection: command.downgrade(alembic_config(connection), revision))
+
+
+def _until_done(engine: Engine, work: Callable[[Connection], None]) -> None:
+    """Do a migration, again and again while jobs and requests hold what it needs."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            with migrating(engine) as connection:
+                work(connection)
+        except (OperationalError, InterfaceError) as error:
+            found = translated(error)
+            # With a state the database answers: a deadlock, or a lock that it gave us not in time.
+            answers = getattr(error.orig, "sqlstate", None) is not None
+            passing = answers and isinstance(found, StorageUnavailable) and found.passing
+            if not passing or time.monotonic() > deadline:
+                raise found from error
+            log.warning("migration_waits", reason=str(found))
+            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        else:
+            return
 
 
 @contextmanager
@@ -38,9 +75,16 @@ def migrating(engine: Engine) -> Iterator[Connection]:
 
 
 def current_revision(engine: Engine) -> str | None:
-    """Return the revision of the database's tables; none for an empty database."""
-    with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    """Return the revision of the database's tables; none for an empty database.
+
+    Raises:
+        StorageUnavailable: If the database does not answer.
+    """  # noqa: DOC501 - comes from `translated`
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except (OperationalError, InterfaceError) as error:
+        raise translated(error) from error
 
 
 def head_revision() -> str | None:

@@ -9,16 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import psutil
 import pytest
 from sqlalchemy import Engine
+from starlette.testclient import TestClient
 
-from store import attempts, jobs, keys
+from store import attempts, jobs, keys, migrate
 from store.attempts import NewAdapter
 from store.database import create_engine_from, run_in_transaction, transaction
 from store.errors import IllegalTransition, StorageUnavailable
@@ -29,6 +30,7 @@ from store.models import JobStatus
 from store.objects import Objects
 from store.settings import Settings
 from store.workers import live_workers
+from tests.api.conftest import app_settings, job_body, new_team, opened
 from tests.builders import TEAM, new_job, prepare
 from tests.chaos.invariants import violations
 from tests.chaos.light_worker import LightWorker
@@ -39,6 +41,14 @@ from tests.services import Postgres, free_port, running_postgres, server_folder
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
 
 Result = TypeVar("Result")
+
+_IMPATIENT = {
+    "lease_seconds": 1.0,
+    "heartbeat_seconds": 0.3,
+    "reaper_seconds": 0.3,
+    "backoff_first_seconds": 0.01,
+    "backoff_cap_seconds": 0.02,
+}
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -329,12 +339,7 @@ def test_orders_at_any_moment_leave_every_job_with_one_end(
         database_url=postgres_url,
         broker_url=valkey,
         queue_prefix="orders:",
-        lease_seconds=1.0,
-        heartbeat_seconds=0.3,
-        reaper_seconds=0.3,
-        backoff_first_seconds=0.01,
-        backoff_cap_seconds=0.02,
-    )
+    ).model_copy(update=_IMPATIENT)
     engine = create_engine_from(settings)
     with transaction(engine) as session:
         dataset = prepare(session)
@@ -370,6 +375,90 @@ def test_orders_at_any_moment_leave_every_job_with_one_end(
 
     assert found == []
     assert given == 150
+
+
+# --- the tables
+
+
+def test_a_migration_under_load_breaks_no_request_and_no_job(
+    postgres_url: str, tmp_path: Path, valkey: str
+) -> None:
+    """The last revision is taken back and made again, while jobs are submitted and executed."""
+    settings = app_settings(tmp_path / "home", postgres_url).model_copy(
+        update={"broker_url": valkey, "queue_prefix": "moving:"} | _IMPATIENT
+    )
+    accepted: dict[str, str] = {}
+    seconds: list[float] = []
+
+    def ask(method: str, path: str, **options: Any) -> Any:
+        began = time.monotonic()
+        answer = team.request(method, path, **options)
+        seconds.append(time.monotonic() - began)
+        assert answer.status_code < 300, answer.text
+        return answer.json()
+
+    with opened(settings) as app, TestClient(app) as client:
+        team = new_team(client, "one")
+        dataset = team.dataset()
+        with _working(settings, tmp_path), _moving(settings) as moves:
+            for number in range(60):
+                made = ask("POST", "/jobs", json=job_body(dataset, name=str(number)))
+                accepted[str(number)] = made["id"]
+                ask("GET", f"/jobs/{made['id']}")
+            deadline = time.monotonic() + 60
+            while ask("GET", "/jobs?status=queued&status=running")["data"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        engine = app.state.services.engine
+        found = violations(engine, Objects(settings), accepted=accepted)
+        with transaction(engine, read_only=True) as session:
+            ends = {jobs.get_job(session, each, team="one").status for each in accepted.values()}
+
+    assert (found, ends) == ([], {JobStatus.SUCCEEDED})
+    assert len(moves) > 5
+    assert max(seconds) < 10  # a lock that is not given within two seconds is asked for again
+
+
+@contextmanager
+def _working(settings: Settings, folder: Path) -> Iterator[None]:
+    """Have three light workers execute what waits."""
+    workers = [_light_worker(settings, folder, number) for number in range(3)]
+    threads = [threading.Thread(target=worker.run) for worker in workers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.stopping = True
+        for thread in threads:
+            thread.join()
+        for worker in workers:
+            worker.close()
+
+
+@contextmanager
+def _moving(settings: Settings) -> Iterator[list[float]]:
+    """Take the last revision back and make it again, and again; note how long each took."""
+    over = threading.Event()
+    moves: list[float] = []
+
+    def move() -> None:
+        engine = create_engine_from(settings)
+        while not over.wait(0.1):
+            began = time.monotonic()
+            migrate.downgrade(engine, "-1")
+            migrate.upgrade(engine)
+            moves.append(time.monotonic() - began)
+        engine.dispose()
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    try:
+        yield moves
+    finally:
+        over.set()
+        thread.join()
 
 
 def _light_worker(settings: Settings, folder: Path, number: int) -> LightWorker:

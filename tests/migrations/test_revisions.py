@@ -87,6 +87,31 @@ def test_processes_that_migrate_at_once_wait_for_each_other(empty_url: str) -> N
     assert errors == []
 
 
+def test_a_table_that_stays_in_use_ends_a_migration_in_words_and_changes_nothing(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRIT_DATABASE_URL", postgres_url)
+    monkeypatch.setattr(migrate, "_PATIENCE_SECONDS", 1.0)
+    engine = create_engine_from(Settings())
+    migrate.downgrade(engine, "-1")
+    before = migrate.current_revision(engine)
+    with engine.connect() as reader:
+        reader.execute(text("SELECT count(*) FROM jobs"))
+        assert main(["migrate"]) == 1
+        assert "lock timeout" in capsys.readouterr().err
+        assert migrate.current_revision(engine) == before
+    assert main(["migrate"]) == 0
+    engine.dispose()
+
+
+def test_a_database_that_is_not_there_is_one_line_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRIT_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+    assert main(["migrate"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_an_operator_migrates_and_makes_a_key(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
