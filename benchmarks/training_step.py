@@ -27,7 +27,9 @@ from benchmarks.measure import interleave, paired_ratio, write_result
 from benchmarks.smolvlm_shape import write_model, write_rows
 from grit_core.config import ModalityConfig, ModelGRITConfig
 from grit_core.config.training import TrainingConfig
-from grit_core.data import ChatEncoder, EncodedRows, collate
+from grit_core.data.collate import collate
+from grit_core.data.encoder import ChatEncoder
+from grit_core.data.rows import EncodedRows
 from grit_core.events import StepCompleted
 from grit_core.models.inventory import build_inventory
 from grit_core.models.pretrained import load_base_model, load_processor

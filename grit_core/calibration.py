@@ -31,7 +31,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from grit_core.curvature.capture import CurvatureCapture, LayerSums
-from grit_core.data import IGNORED, Batch, StepRows
+from grit_core.data.collate import Batch
+from grit_core.data.encoder import IGNORED
+from grit_core.data.rows import StepRows
 from grit_core.errors import Interrupted
 from grit_core.loss import label_loss_sum, predictions, to_device
 from grit_core.models.pretrained import DTYPES

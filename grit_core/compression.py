@@ -28,7 +28,8 @@ from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows
 from grit_core.compaction import Compaction, compact
 from grit_core.compression_job import CompressionJob, validate
 from grit_core.config.model_configs import config_to_dict
-from grit_core.data import ChatEncoder, EncodedRows
+from grit_core.data.encoder import ChatEncoder
+from grit_core.data.rows import EncodedRows
 from grit_core.errors import Fault, Interrupted, InvalidConfig, InvalidDataset
 from grit_core.events import (
     AdapterSaved,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from grit_core.data import EncodedRows
+from grit_core.data.rows import EncodedRows
 from grit_core.errors import InvalidDataset
 from grit_core.events import RetentionEvaluated, TrainingEvent, Warned
 from grit_core.loss import label_loss_sum, to_device

@@ -18,7 +18,7 @@ from typing import Final
 import torch
 
 from grit_core.adapter_folder import read_adapter_folder
-from grit_core.data import decode_image
+from grit_core.data.image_decoding import decode_image
 from grit_core.errors import Fault, Interrupted, InvalidConfig
 from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest

@@ -8,7 +8,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from grit_core.data import IGNORED, Batch
+from grit_core.data.collate import Batch
+from grit_core.data.encoder import IGNORED
 
 
 def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from grit_core.data import StepRows
+from grit_core.data.rows import StepRows
 from grit_core.plan import AdaptationPlan
 
 _MARKS: Final = ("out of memory", "can't allocate memory", "not enough memory")

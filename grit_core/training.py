@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from grit_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from grit_core.data import StepRows
+from grit_core.data.rows import StepRows
 from grit_core.errors import TrainingDiverged
 from grit_core.evaluation import evaluate, retention_before
 from grit_core.events import (

@@ -21,7 +21,7 @@ from grit_core.artifacts import (
 from grit_core.calibration import BATCH_ROWS, Calibration, ChosenRows
 from grit_core.compaction import Compaction, compact
 from grit_core.config.model_configs import config_to_dict
-from grit_core.data import collate
+from grit_core.data.collate import collate
 from grit_core.errors import Interrupted
 from grit_core.evaluation import evaluate, retention_after
 from grit_core.events import (

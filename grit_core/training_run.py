@@ -14,7 +14,9 @@ from torch import nn
 from grit_core.checkpoints import Checkpoint, flatten_state, join_state
 from grit_core.config.training import total_steps
 from grit_core.curvature.initialization import GradientInitialization
-from grit_core.data import IGNORED, ChatEncoder, EncodedRows, StepRows, StepStream
+from grit_core.data.encoder import IGNORED, ChatEncoder
+from grit_core.data.rows import EncodedRows, StepRows
+from grit_core.data.stream import StepStream
 from grit_core.durable_files import canonical_json
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
 from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent, Warned

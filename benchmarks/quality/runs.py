@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from benchmarks.quality.methods import METHODS, WARMUP, Arm
 from benchmarks.quality.subject import Subject, num_label_tokens
 from grit_core.config.training import TrainingConfig
-from grit_core.data import Batch
+from grit_core.data.collate import Batch
 from grit_core.loss import label_loss_sum
 from grit_core.optimizer import GRITOptimizer
 from grit_core.schedule import learning_rate

@@ -24,7 +24,9 @@ from benchmarks.quality.subject import num_label_tokens
 from benchmarks.smolvlm_shape import write_model, write_rows
 from benchmarks.training_step import configuration
 from grit_core.curvature.capture import LayerSums
-from grit_core.data import Batch, ChatEncoder, EncodedRows, collate
+from grit_core.data.collate import Batch, collate
+from grit_core.data.encoder import ChatEncoder
+from grit_core.data.rows import EncodedRows
 from grit_core.loss import label_loss_sum
 from grit_core.models.inventory import inventory_of
 from grit_core.models.pretrained import load_base_model, load_processor

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from grit_core.config import ModelGRITConfig
-from grit_core.data import IGNORED, Batch, EncodedRow, collate
+from grit_core.data.collate import Batch, collate
+from grit_core.data.encoder import IGNORED, EncodedRow
 from grit_core.loss import label_loss_sum
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.serving.prompts import Prompt
-from grit_core.data import ChatEncoder
+from grit_core.data.encoder import ChatEncoder
 from grit_core.generation import AdapterSource
 from grit_core.models.pretrained import (
     known_warnings_ignored,

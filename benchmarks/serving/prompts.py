@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from grit_core.data import decode_image
+from grit_core.data.image_decoding import decode_image
 from grit_core.records import ChatRecord, parse_prompt
 
 NUM_WORDS: Final = 6

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from grit_core.chat import PLAIN_TEMPLATE
+from grit_core.data.chat_template import PLAIN_TEMPLATE
 from grit_core.errors import ModelUnavailable
 
 DTYPES: Final = {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
-from grit_core.data import ChatEncoder
+from grit_core.data.encoder import ChatEncoder
 from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.serving.adapter_weights import AdapterWeights

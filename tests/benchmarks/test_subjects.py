@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.quality import pilot
 from benchmarks.quality.subjects import answers, digits, text
 from examples.digits_images import load_split
-from grit_core.data import IGNORED
+from grit_core.data.encoder import IGNORED
 from grit_core.models.inventory import inventory_of
 from grit_core.plan import plan_adaptation
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from peft import PeftModel
 
 from grit_core.calibration import Calibration, ChosenRows
-from grit_core.data import ChatEncoder, EncodedRows
+from grit_core.data.encoder import ChatEncoder
+from grit_core.data.rows import EncodedRows
 from grit_core.models.pretrained import known_warnings_ignored, load_base_model, load_processor
 from grit_core.row_file import RowFile
 from grit_core.training_job import TrainingJob

@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from grit_core.artifacts import Probe, probe, verify_adapter
 from grit_core.checkpoints import latest_checkpoint, load_checkpoint
-from grit_core.data import ChatEncoder, collate
+from grit_core.data.collate import collate
+from grit_core.data.encoder import ChatEncoder
 from grit_core.errors import AdapterInvalid
 from grit_core.events import AdapterSaved
 from grit_core.models.pretrained import load_processor

@@ -5,7 +5,8 @@ import torch
 from peft import PeftModel
 
 from grit_core.calibration import Calibration, fisher_draw
-from grit_core.data import IGNORED, Batch
+from grit_core.data.collate import Batch
+from grit_core.data.encoder import IGNORED
 from grit_core.errors import Interrupted
 from grit_core.models.vlm_adapter import lora_layers
 from grit_core.training import train

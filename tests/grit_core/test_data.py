@@ -11,7 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grit_core.data import IGNORED, ChatEncoder, EncodedRow, EncodedRows, StepStream, collate
+from grit_core.data.collate import collate
+from grit_core.data.encoder import IGNORED, ChatEncoder, EncodedRow
+from grit_core.data.rows import EncodedRows
+from grit_core.data.stream import StepStream
 from grit_core.errors import InvalidDataset
 from grit_core.models.pretrained import load_processor
 from grit_core.records import ChatRecord, no_images, parse_record

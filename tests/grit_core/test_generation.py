@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from grit_core.artifacts import write_adapter
-from grit_core.data import decode_image
+from grit_core.data.image_decoding import decode_image
 from grit_core.errors import AdapterInvalid, Interrupted, InvalidConfig
 from grit_core.generation import AdapterSource, GenerationEngine, GenerationRequest
 from grit_core.models.pretrained import load_base_model, load_processor

@@ -11,7 +11,9 @@ from peft import PeftModel
 from torch import nn
 
 from grit_core.__main__ import main
-from grit_core.data import IGNORED, ChatEncoder, EncodedRows, collate
+from grit_core.data.collate import collate
+from grit_core.data.encoder import IGNORED, ChatEncoder
+from grit_core.data.rows import EncodedRows
 from grit_core.errors import CheckpointCorrupt, InvalidDataset
 from grit_core.events import (
     AdapterSaved,

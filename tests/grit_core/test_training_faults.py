@@ -10,7 +10,7 @@ import torch
 
 from grit_core.checkpoint_files import step_folders
 from grit_core.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from grit_core.data import StepRows
+from grit_core.data.rows import StepRows
 from grit_core.errors import CheckpointCorrupt, TrainingDiverged
 from grit_core.events import CheckpointSaved, StepCompleted, TrainingEvent, Warned
 from grit_core.training import train

@@ -11,7 +11,7 @@ from torch import nn
 
 from examples.digits_images import Picture, encode_png
 from grit_core.config import ModalityConfig, ModelGRITConfig
-from grit_core.data import ChatEncoder, EncodedRow
+from grit_core.data.encoder import ChatEncoder, EncodedRow
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.records import parse_record
 

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.quality.subject import Subject
 from grit_core.config import ModalityConfig, ModelGRITConfig
-from grit_core.data import EncodedRow
+from grit_core.data.encoder import EncodedRow
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 CACHE: Final = Path(__file__).parent / ".cache"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grit_core.chat import PLAIN_TEMPLATE
+from grit_core.data.chat_template import PLAIN_TEMPLATE
 from grit_core.errors import ModelUnavailable
 from grit_core.models.pretrained import (
     auto_class_of,

@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from grit_core.adapter_folder import read_adapter_folder
-from grit_core.data import ChatEncoder, decode_image
+from grit_core.data.encoder import ChatEncoder
+from grit_core.data.image_decoding import decode_image
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.records import parse_prompt
 from grit_core.serving.adapter_weights import load_adapter_weights

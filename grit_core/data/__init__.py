@@ -1,0 +1,1 @@
+"""From dataset rows to padded batches: templates, labels, images, collation."""
