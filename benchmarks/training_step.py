@@ -130,7 +130,7 @@ class Theirs:
         )
         encoded = EncodedRows(RowFile(rows), ChatEncoder(load_processor(model)), max_length=2048)
         pad = encoded.encoder.pad_token_id
-        data = [encoded.row(index) for index in range(len(encoded.file))]
+        data = [each for index in range(len(encoded.file)) for each in encoded.row(index)]
 
         def as_arguments(batch: list[Any]) -> dict[str, Any]:
             collated = collate(batch, pad_token_id=pad)

@@ -152,7 +152,7 @@ def _evaluated(run: TrainingRun, compaction: Compaction) -> Compacted:
 def _probe(run: TrainingRun) -> Probe:
     """The trained model's logits on the first training row that is not left out."""
     rows = (run.train_rows.row(index) for index in run.sampler.rows)
-    first = next(row for row in rows if row is not None)
+    first = next(sequences[0] for sequences in rows if sequences)
     batch = collate([first], pad_token_id=run.train_rows.encoder.pad_token_id)
     return probe(run.model, to_device(batch, run.device).inputs)
 

@@ -57,8 +57,8 @@ class ChatEncoder:
             self._tokenizer.convert_tokens_to_ids(image_tokens), dtype=torch.long
         )
 
-    def encode(self, record: ChatRecord) -> EncodedRow:
-        """Encode one row with its labels.
+    def encode(self, record: ChatRecord) -> tuple[EncodedRow, ...]:
+        """Encode one row with its labels: as one sequence, or as several that share no text.
 
         Raises:
             InvalidDataset: The row cannot be written with this model's template, an image cannot be
@@ -74,7 +74,7 @@ class ChatEncoder:
             labels[start:end] = input_ids[start:end]
         if not (labels != IGNORED).any():
             raise InvalidDataset("no token of the row is the assistant's")
-        return EncodedRow(input_ids=input_ids, labels=labels, features=features)
+        return (EncodedRow(input_ids=input_ids, labels=labels, features=features),)
 
     def encode_prompt(
         self, messages: Sequence[Message], images: Sequence[Image.Image]

@@ -60,10 +60,10 @@ class EncodedRows:
         self._max_length = max_length
         self._on_long_rows = on_long_rows
         self._free_bytes = cache_bytes
-        self._kept: dict[int, EncodedRow] = {}
+        self._kept: dict[int, tuple[EncodedRow, ...]] = {}
 
-    def row(self, index: int) -> EncodedRow | None:
-        """Return one row; `None` when it is too long and such rows are left out.
+    def row(self, index: int) -> tuple[EncodedRow, ...]:
+        """Return the sequences of one row; none when one is too long and such rows are left out.
 
         Raises:
             InvalidDataset: The row cannot be used; the message names the file and the line.
@@ -73,17 +73,18 @@ class EncodedRows:
         place = f"{self.file.path.name}, line {self.file.places[index].line}"
         record = self.file.record(index)
         try:
-            row = self.encoder.encode(record)
+            sequences = self.encoder.encode(record)
         except InvalidDataset as error:
             raise InvalidDataset(f"{place}: {error}.") from error
-        if len(row.input_ids) > self._max_length:
+        if any(len(each.input_ids) > self._max_length for each in sequences):
             if self._on_long_rows == "skip":
-                return None
-            row = self._shortened(row, place=place)
-        if row.num_bytes <= self._free_bytes:
-            self._kept[index] = row
-            self._free_bytes -= row.num_bytes
-        return row
+                return ()
+            sequences = tuple(self._shortened(each, place=place) for each in sequences)
+        num_bytes = sum(each.num_bytes for each in sequences)
+        if num_bytes <= self._free_bytes:
+            self._kept[index] = sequences
+            self._free_bytes -= num_bytes
+        return sequences
 
     def _lines(self, indices: Iterable[int]) -> tuple[int, ...]:
         return tuple(self.file.places[index].line for index in indices)
@@ -95,6 +96,8 @@ class EncodedRows:
             InvalidDataset: The job does not allow it, or what is left cannot be trained on.
         """
         length = self._max_length
+        if len(row.input_ids) <= length:
+            return row
         too_long = (
             f"{place}: the row has {len(row.input_ids)} tokens and training.max_length is {length}"
         )
@@ -123,7 +126,7 @@ class EncodedRows:
     def step_rows(self, indices: Sequence[int], *, batch_size: int) -> StepRows:
         """Encode and pad the given rows as micro-batches of at most `batch_size` rows."""
         rows = {index: self.row(index) for index in indices}
-        kept = [row for row in rows.values() if row is not None]
+        kept = [sequence for sequences in rows.values() for sequence in sequences]
         batches = [
             collate(kept[start : start + batch_size], pad_token_id=self.encoder.pad_token_id)
             for start in range(0, len(kept), batch_size)
@@ -133,6 +136,8 @@ class EncodedRows:
             # The first token of a row has no position before it to be predicted from.
             num_label_tokens=sum(int((row.labels[1:] != IGNORED).sum()) for row in kept),
             num_tokens=sum(len(row.input_ids) for row in kept),
-            skipped_lines=self._lines(index for index, row in rows.items() if row is None),
-            cut_lines=self._lines(i for i, row in rows.items() if row and row.num_cut_tokens),
+            skipped_lines=self._lines(index for index, row in rows.items() if not row),
+            cut_lines=self._lines(
+                i for i, row in rows.items() if any(each.num_cut_tokens for each in row)
+            ),
         )

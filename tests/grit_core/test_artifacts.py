@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingJob, Adap
 
 def probe_inputs(job: TrainingJob) -> dict[str, torch.Tensor]:
     encoder = ChatEncoder(load_processor(job.model))
-    row = encoder.encode(RowFile(job.dataset).record(1))
+    (row,) = encoder.encode(RowFile(job.dataset).record(1))
     return collate([row], pad_token_id=encoder.pad_token_id).inputs
 
 

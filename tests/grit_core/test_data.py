@@ -81,7 +81,7 @@ def label_text(row: EncodedRow) -> str:
 
 
 def test_labels_cover_the_answer_and_its_end_of_turn_alone() -> None:
-    row = ENCODER.encode(
+    (row,) = ENCODER.encode(
         record_of(("user", [image_part(), text_part("Which digit?")]), ("assistant", "7"))
     )
     assert label_text(row) == " 7<end_of_utterance>"
@@ -103,7 +103,7 @@ def test_labels_of_any_chat_are_those_of_a_chat_put_together_by_hand(
         turns += [("user", question), ("assistant", answer)]
     if ends_with_a_question:
         turns.append(("user", "And now?"))
-    row = ENCODER.encode(record_of(*turns))
+    (row,) = ENCODER.encode(record_of(*turns))
     ids, labels = by_hand(*turns)
     assert row.input_ids.tolist() == ids
     assert row.labels.tolist() == labels
@@ -115,7 +115,7 @@ def test_image_tokens_never_carry_a_label() -> None:
         ("assistant", "one"),
         ("user", [image_part(2)]),
     ]
-    row = ENCODER.encode(record_of(*turns, ("assistant", "two")))
+    (row,) = ENCODER.encode(record_of(*turns, ("assistant", "two")))
     image_ids = torch.tensor(ids_of("".join(set(IMAGE))))
     assert torch.isin(row.input_ids, image_ids).sum() == 3 * len(IMAGE)
     assert not torch.isin(row.labels, image_ids).any()
@@ -124,7 +124,7 @@ def test_image_tokens_never_carry_a_label() -> None:
 def test_a_prompt_is_the_beginning_of_the_trained_chat() -> None:
     turns = [("user", [image_part(), text_part("Which digit?")]), ("assistant", "7")]
     record = record_of(*turns)
-    row = ENCODER.encode(record)
+    (row,) = ENCODER.encode(record)
     image = Image.open(io.BytesIO(record.images[0])).convert("RGB")
     prompt = ENCODER.encode_prompt(record.messages[:1], [image])
     length = prompt["input_ids"].shape[1]
@@ -168,7 +168,7 @@ LLAMA2_TEMPLATE = """\
 def test_labels_follow_whatever_template_a_model_has(template: str, expected: list[str]) -> None:
     tokenizer = byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = template
-    row = ChatEncoder(tokenizer).encode(
+    (row,) = ChatEncoder(tokenizer).encode(
         record_of(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two"))
     )
     runs: list[list[int]] = []
@@ -183,7 +183,7 @@ def test_labels_follow_whatever_template_a_model_has(template: str, expected: li
 @pytest.mark.parametrize("chat_template", [True, False])
 def test_a_text_only_model_needs_only_its_tokenizer(tmp_path: Path, chat_template: bool) -> None:
     processor = load_processor(tiny_causal_folder(tmp_path, chat_template=chat_template))
-    row = ChatEncoder(processor).encode(record_of(("user", "hello"), ("assistant", "one")))
+    (row,) = ChatEncoder(processor).encode(record_of(("user", "hello"), ("assistant", "one")))
     labels = processor.decode(row.labels[row.labels != IGNORED])
     assert labels.strip() == "one<|im_end|>"
     assert row.features.keys() <= {"token_type_ids"}
@@ -205,7 +205,7 @@ def test_a_control_token_written_as_text_is_refused(role: str, token: str) -> No
 
 def test_padding_has_neither_attention_nor_labels() -> None:
     rows = [
-        ENCODER.encode(record_of(("user", [image_part()]), ("assistant", answer)))
+        ENCODER.encode(record_of(("user", [image_part()]), ("assistant", answer)))[0]
         for answer in ("1", "a longer answer")
     ]
     batch = collate(rows, pad_token_id=ENCODER.pad_token_id)
@@ -225,7 +225,7 @@ def test_rows_joined_one_by_one_equal_the_processors_own_batch() -> None:
     ]
     records = [record_of(*chat) for chat in chats]
     joined = collate(
-        [ENCODER.encode(record) for record in records], pad_token_id=ENCODER.pad_token_id
+        [ENCODER.encode(record)[0] for record in records], pad_token_id=ENCODER.pad_token_id
     )
     whole = PROCESSOR(
         text=[ENCODER.renderer.conversation(record.messages).text for record in records],
@@ -293,8 +293,7 @@ def test_images_beside_the_file_are_read(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "one.png")
     user = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "one.png"}}]}
     row = {"messages": [user, {"role": "assistant", "content": "1"}]}
-    encoded = rows_of(write_jsonl(tmp_path / "rows.jsonl", [row])).row(0)
-    assert encoded is not None
+    (encoded,) = rows_of(write_jsonl(tmp_path / "rows.jsonl", [row])).row(0)
     assert encoded.features["pixel_values"].shape == (1, 1, 3, 16, 16)
 
 
@@ -309,9 +308,7 @@ def test_an_empty_or_missing_dataset_is_refused(tmp_path: Path) -> None:
 def test_rows_beyond_the_cache_are_read_again_with_the_same_result(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", tiny_chat_rows(3))
     none_kept = EncodedRows(RowFile(path), ENCODER, max_length=1000, cache_bytes=0)
-    first, second = none_kept.row(1), none_kept.row(1)
-    assert first is not None
-    assert second is not None
+    (first,), (second,) = none_kept.row(1), none_kept.row(1)
     assert first is not second
     assert torch.equal(first.features["pixel_values"], second.features["pixel_values"])
     kept = rows_of(path)
@@ -368,4 +365,4 @@ def test_the_evaluation_split_is_disjoint_and_complete(
 def test_a_folder_loads_the_processor_that_the_tests_use(tmp_path: Path) -> None:
     loaded = ChatEncoder(load_processor(tiny_vlm_folder(tmp_path)))
     record = record_of(("user", [image_part(), text_part("?")]), ("assistant", "1"))
-    assert torch.equal(loaded.encode(record).input_ids, ENCODER.encode(record).input_ids)
+    assert torch.equal(loaded.encode(record)[0].input_ids, ENCODER.encode(record)[0].input_ids)

@@ -51,8 +51,7 @@ def own_loss(model: nn.Module, job: TrainingJob, file: Path) -> float:
     rows = EncodedRows(RowFile(file), encoder, max_length=LENGTH)
     total, count = 0.0, 0
     for index in range(len(rows.file)):
-        row = rows.row(index)
-        assert row is not None
+        (row,) = rows.row(index)
         batch = collate([row], pad_token_id=encoder.pad_token_id)
         tokens = int((row.labels[1:] != IGNORED).sum())
         with torch.no_grad():

@@ -62,8 +62,9 @@ def configuration() -> ModelGRITConfig:
 def encoded(records: Sequence[dict[str, Any]]) -> list[EncodedRow]:
     """Encode chats as training does."""
     return [
-        encoder().encode(parse_record(record, line=line, resolve_image=_no_file))
+        sequence
         for line, record in enumerate(records, start=1)
+        for sequence in encoder().encode(parse_record(record, line=line, resolve_image=_no_file))
     ]
 
 
