@@ -1,7 +1,6 @@
 """Compares the labels of a chat with its messages, knowing nothing of how they were found."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from grit_core.data.encoder import IGNORED, ChatEncoder, EncodedRow
 from grit_core.errors import InvalidDataset
 from grit_core.records import no_images, parse_record
 
-_MAX_HEADER_CHARACTERS = 40
+_MAX_HEADER_CHARACTERS = 80
 """What a template may put between the prompt and the answer, such as a channel's name."""
 
 
@@ -39,10 +38,16 @@ def check_chat(tokenizer: Any, chat: list[dict[str, str]]) -> Finding:
             return Finding("no end of turn", repr(text))
         if ending:
             return Finding("text after the end of turn", repr(ending))
-        texts.append(text)
-    wanted = [message["content"] for message in chat if message["role"] == "assistant"]
-    if Counter(map(_squeezed, texts)) != Counter(map(_squeezed, wanted)):
-        return Finding("other text", f"{texts} for {wanted}")
+        texts.append(_squeezed(text))
+    answers = [_squeezed(each["content"]) for each in chat if each["role"] == "assistant"]
+    for (row, start, _), text in zip(ranges, texts, strict=True):
+        before = _squeezed(tokenizer.decode(row.input_ids[:start]))
+        found = next((each for each in answers if _completes(before, text, each)), None)
+        if found is None:
+            return Finding("other text", f"{text!r} for {answers}")
+        answers.remove(found)
+    if answers:
+        return Finding("no label", repr(answers))
     return _compare_prompts(encoder, record.messages, ranges)
 
 
@@ -90,6 +95,12 @@ def _parted(tokenizer: Any, ids: list[int]) -> tuple[str, str, str | None]:
         return tokenizer.decode(ids), "", None
     rest = [each for each in ids[cut:] if each not in special]
     return tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut]), tokenizer.decode(rest).strip()
+
+
+def _completes(before: str, text: str, answer: str) -> bool:
+    """Whether text is the answer, or what is left of it after the prompt's own beginning."""
+    missing = answer.removesuffix(text)
+    return answer.endswith(text) and bool(text) and before.endswith(missing)
 
 
 def _squeezed(text: str) -> str:
