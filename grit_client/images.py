@@ -1,18 +1,9 @@
 """Images on their way to the service: paths and bytes become `data:` URLs."""
 
-import base64
 from pathlib import Path
 
 from grit_client.errors import InvalidInput
-
-_SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
-    b"BM": "image/bmp",
-    b"II*\x00": "image/tiff",
-    b"MM\x00*": "image/tiff",
-}
+from grit_core import images
 
 
 def data_url(image: str | Path | bytes) -> str:
@@ -22,9 +13,9 @@ def data_url(image: str | Path | bytes) -> str:
         image: A file's path, its bytes, or a `data:` URL. The bytes decide the kind, not the name.
 
     Raises:
-        InvalidInput: If the file is not there or is no image.
+        InvalidInput: If the file is not there, or is no PNG, JPEG or WebP.
     """
-    if isinstance(image, str) and image.startswith("data:"):
+    if isinstance(image, str) and images.is_data_url(image):
         return image
     if isinstance(image, bytes):
         content, name = image, "the image"
@@ -34,16 +25,6 @@ def data_url(image: str | Path | bytes) -> str:
             content = Path(image).expanduser().read_bytes()
         except OSError as error:
             raise InvalidInput(f"The image {name!r} cannot be read: {error.strerror}.") from None
-    kind = _kind_of(content)
-    if kind is None:
-        raise InvalidInput(f"{name} is not an image: send PNG, JPEG, WebP, GIF, BMP or TIFF.")
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _kind_of(content: bytes) -> str | None:
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "image/webp"
-    for signature, kind in _SIGNATURES.items():
-        if content.startswith(signature):
-            return kind
-    return None
+    if images.media_type(content) is None:
+        raise InvalidInput(f"{name} cannot be sent. {images.describe_format(content)}")
+    return images.data_url(content)

@@ -1,11 +1,31 @@
-"""Encoded images as bytes and as `data:` URLs, told apart by their first bytes alone."""
+"""Encoded images as bytes and as `data:` URLs; the first bytes say what an image is."""
 
 import base64
 import binascii
+import re
 from typing import Final
+from urllib.parse import unquote
 
 MAX_IMAGE_BYTES: Final = 20 * 1024**2
-_MEDIA_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
+MAX_HEAD: Final = 1024
+"""Characters up to the comma of a `data:` URL: its media type and parameters."""
+_MARK: Final = re.compile(r";\s*base64\s*,", re.IGNORECASE)
+_SPACE: Final = re.compile(r"\s+")
+_URL_SAFE: Final = str.maketrans("-_", "+/")
+_OTHER_FORMATS: Final = (
+    (re.compile(rb"GIF8[79]a"), "GIF"),
+    (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "BMP"),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF"),
+    (re.compile(rb".{4}ftyp(?:avif|avis)", re.DOTALL), "AVIF"),
+    (re.compile(rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL), "HEIC"),
+    (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a", re.DOTALL), "JPEG XL"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"\0\0[\x01\x02]\0"), "ICO"),
+    (re.compile(rb"8BPS"), "PSD"),
+    (re.compile(rb"%PDF"), "PDF"),
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:svg|\?xml|!DOCTYPE svg)", re.IGNORECASE), "SVG"),
+)
+"""Formats that people have and that are not read, by their first bytes."""
 
 
 def media_type(image: bytes) -> str | None:
@@ -19,23 +39,48 @@ def media_type(image: bytes) -> str | None:
     return None
 
 
+def describe_format(image: bytes) -> str:
+    """Return a sentence for bytes that are no PNG, JPEG or WebP: what they are, and what to do."""
+    name = next((name for start, name in _OTHER_FORMATS if start.match(image)), None)
+    if name is None:
+        return "The image is not a PNG, JPEG or WebP by its first bytes."
+    article = "an" if name in {"AVIF", "ICO", "SVG"} else "a"
+    return (
+        f"The image is {article} {name} file by its first bytes; convert it to PNG, JPEG or WebP."
+    )
+
+
+def is_data_url(text: str) -> bool:
+    """Tell whether a text is a `data:` URL; schemes have no case (RFC 3986)."""
+    return text[:32].lstrip()[:5].lower() == "data:"
+
+
 def data_url(image: bytes) -> str:
     """Write encoded image bytes as a `data:` URL."""
     return f"data:{media_type(image)};base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def decode_data_url(url: str) -> bytes:
-    """Return the image bytes of a `data:` URL.
+    """Return the bytes of a base64 `data:` URL.
+
+    Tools write these in many ways: the scheme and `;base64` in any case, a media type that is
+    generic, wrong or absent, parameters, percent-encoding, line breaks, the URL-safe alphabet, no
+    padding. All are read. The media type decides nothing: the first bytes do (`media_type`).
 
     Raises:
-        ValueError: If the URL is not a base64 one of an image format that we read.
+        ValueError: If the URL is not a base64 one, or its base64 is broken.
     """
-    head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    mark = _MARK.search(url, 0, MAX_HEAD) if is_data_url(url) else None
+    if mark is None:
         raise ValueError("A data URL must read data:image/png;base64,...")
-    named = head.removeprefix("data:").removesuffix(";base64").lower()
-    if named not in _MEDIA_TYPES:
-        raise ValueError(f"The data URL is {named[:40]!r}; send one of {', '.join(_MEDIA_TYPES)}.")
+    body = url[mark.end() :]
+    try:
+        return base64.b64decode(body, validate=True)
+    except ValueError:
+        pass  # not in the canonical spelling, which is tried first because it is the fast one
+    body = _SPACE.sub("", unquote(body) if "%" in body else body).translate(_URL_SAFE)
+    body = body.rstrip("=")
+    body += "=" * (-len(body) % 4)
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):

@@ -10,7 +10,7 @@ from api.errors import InvalidRequest, Item
 from api.intake.images import Fault, fault_of, measure
 from api.intake.remote_images import ImageNotFetched, RemoteImages
 from api.schemas.infer import MAX_IMAGES, InferRequest
-from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
+from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, is_data_url
 
 MAX_REQUEST_PIXELS: Final = 50_000_000
 """Of all images together."""
@@ -20,7 +20,7 @@ def names_urls(body: InferRequest) -> bool:
     """Tell whether a request has an image that would have to be fetched."""
     parts = [part for message in body.messages or [] for part in message.content]
     urls = [part.image_url.url for part in parts if part.image_url is not None]
-    return any(not url.startswith("data:") for url in [*body.images, *urls])
+    return any(not is_data_url(url) for url in [*body.images, *urls])
 
 
 class Conversation:
@@ -106,9 +106,6 @@ class Conversation:
         if len(data) > MAX_IMAGE_BYTES:
             detail = f"The image has {len(data)} bytes; at most {MAX_IMAGE_BYTES}."
             return "image_too_large", detail
-        if media_type(data) is None:
-            detail = "The image is no PNG, JPEG or WebP by its first bytes."
-            return "image_format_not_allowed", detail
         pixels, found = measure(data)
         self._pixels += pixels
         if found is None and self._pixels <= MAX_REQUEST_PIXELS:
@@ -117,7 +114,7 @@ class Conversation:
 
     def _bytes_of(self, url: str, pointer: str) -> bytes | None:
         try:
-            if url.startswith("data:"):
+            if is_data_url(url):
                 return decode_data_url(url)
             if self._remote.allowed:
                 return self._remote.fetch(url)

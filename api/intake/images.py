@@ -4,10 +4,11 @@ import hashlib
 import io
 from typing import Final
 
+from grit_core.images import describe_format, media_type
+
 MAX_PIXELS: Final = 25_000_000
 MAX_SIDE: Final = 8192
 MAX_ASPECT: Final = 200
-_FORMATS: Final = ("PNG", "JPEG", "WEBP")
 
 Fault = tuple[str, str]
 """A code and its words."""
@@ -28,30 +29,45 @@ class ImageJudge:
 
 
 def fault_of(data: bytes) -> Fault | None:
-    """Return the code and the words of what is wrong with an image, if anything is."""
-    return _judged(data, decode=True)[1]
+    """Return the code and the words of what is wrong with an image, if anything is.
+
+    The pixels are read by the decoder that training and inference use: what passes here, they read.
+    """
+    # Pillow is loaded with the first upload and not with the service.
+    from grit_core.data.image_decoding import decode_image  # noqa: PLC0415 - see above
+
+    found = measure(data)[1]
+    if found is None:
+        try:
+            decode_image(data, index=0)
+        except Exception as error:  # noqa: BLE001 - decoders raise whatever broken bytes make them raise
+            kind = type(error.__cause__ or error).__name__
+            return "image_corrupt", f"The image cannot be decoded ({kind})."
+    return found
 
 
 def measure(data: bytes) -> tuple[int, Fault | None]:
-    """Read an image's header alone: count its pixels, or say what is wrong with it."""
-    return _judged(data, decode=False)
+    """Read an image's header alone: count its pixels, or say what is wrong with it.
 
-
-def _judged(data: bytes, *, decode: bool) -> tuple[int, Fault | None]:
-    # Pillow is loaded with the first upload and not with the service.
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - see above
-
+    The bounds are the same for an image that is stored sideways, so that the header's size serves.
+    """
+    if media_type(data) is None:
+        return 0, ("image_format_not_allowed", describe_format(data))
     size = _webp_size(data)  # Pillow would take memory for such an image's canvas to open it
     if size is not None and (found := _size_fault(*size, frames=1)) is not None:
         return 0, found
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - as in `fault_of`
+
+    from grit_core.data.image_decoding import FORMATS  # noqa: PLC0415 - as in `fault_of`
+
     # Warnings keep their filters: to change those for a while is not safe among threads.
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            found = _size_fault(width, height, frames=getattr(image, "n_frames", 1))
-            if found is None and decode:
-                image.load()
-            return width * height, found
+            # The further pictures of a JPEG are previews and depth maps, and are not shown.
+            moving = media_type(data) != "image/jpeg"
+            frames = getattr(image, "n_frames", 1) if moving else 1
+            return width * height, _size_fault(width, height, frames=frames)
     except UnidentifiedImageError:
         found = "image_format_not_allowed", "The image is not a readable PNG, JPEG or WebP."
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

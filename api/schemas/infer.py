@@ -1,17 +1,40 @@
 """Inference on the wire."""
 
+import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, WithJsonSchema, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictStr,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
-from api.schemas.fields import Answer, Body, Id, Line, ModelName, Text
+from api.schemas.fields import Answer, Body, Id, ModelName, Text
 
 MAX_TEXT = 200_000
 MAX_IMAGES = 8
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _printable(text: str) -> str:
+    """Return a URL as it is.
+
+    Raises:
+        ValueError: It has characters that are neither printable nor white space.
+    """
+    if _CONTROL.search(text):
+        raise ValueError("only printable characters are allowed in a URL")
+    return text
+
+
 Words = Annotated[Text, Field(max_length=MAX_TEXT)]
-ImageText = Annotated[Line, Field(min_length=1)]
+ImageText = Annotated[StrictStr, AfterValidator(_printable), Field(min_length=1)]
+"""A URL: printable, but for the line ends and tabs that tools write into base64."""
 
 
 class ImageUrl(Body):

@@ -397,7 +397,7 @@ INFER: list[Any] = [
     ({"images": ["file:///etc/passwd"]}, "image_url_not_allowed", "/images/0"),
     ({"images": ["data:image/png;base64,AAAA"]}, "image_format_not_allowed", "/images/0"),
     ({"images": ["data:image/png;base64,!"]}, "image_corrupt", "/images/0"),
-    ({"images": ["data:image/svg+xml;base64,AAAA"]}, "image_corrupt", "/images/0"),
+    ({"images": ["data:image/svg+xml;base64,AAAA"]}, "image_format_not_allowed", "/images/0"),
     ({"images": ["x"] * 9}, "out_of_range", "/images"),
     ({"messages": []}, "out_of_range", "/messages"),
     ({"stream": 1}, "type_invalid", "/stream"),

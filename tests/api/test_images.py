@@ -95,6 +95,15 @@ def test_what_is_too_thin_long_or_moving_or_of_another_kind_is_refused(
     assert found[0] == code
 
 
+def test_a_photo_with_a_preview_or_a_depth_map_is_one_picture() -> None:
+    preview = Image.new("RGB", (8, 8))
+    data = encoded("MPO", save_all=True, append_images=[preview, preview])
+    with Image.open(io.BytesIO(data)) as photo:
+        assert photo.n_frames == 3
+    assert measure(data) == (31 * 17, None)
+    assert fault_of(data) is None
+
+
 def test_the_header_alone_is_measured() -> None:
     cut = encoded("PNG", (500, 500))[:-30]
     assert measure(cut) == (250_000, None)
