@@ -14,7 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from grit_core.errors import InvalidDataset
-from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, media_type
+from grit_core.images import (
+    MAX_IMAGE_BYTES,
+    data_url,
+    decode_data_url,
+    describe_format,
+    is_data_url,
+    media_type,
+)
 from grit_core.json_text import InvalidJson, decode, has_lone_surrogate, pointer_of
 
 MAX_LINE_BYTES: Final = 64 * 1024**2
@@ -386,7 +393,7 @@ class _RowReader:
 
     def _named(self, url: str, path: _Path, image: int) -> bytes | None:
         """Return the bytes behind a data URL or a relative path."""
-        if url.startswith("data:"):
+        if is_data_url(url):
             try:
                 return decode_data_url(url)
             except ValueError as error:
@@ -436,8 +443,7 @@ class _RowReader:
             detail = f"The image has {len(found)} bytes; at most {MAX_IMAGE_BYTES} are read."
             self.fault(path, "image_too_large", detail, image=image)
         elif media_type(found) is None:
-            detail = "The image is not a PNG, JPEG or WebP by its first bytes."
-            self.fault(path, "image_format_not_allowed", detail, image=image)
+            self.fault(path, "image_format_not_allowed", describe_format(found), image=image)
         else:
             self.images.append(found)
             return ImagePart(len(self.images) - 1)
