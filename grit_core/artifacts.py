@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from grit_core.adapter_manifest import MANIFEST
 from grit_core.compaction import Compaction
 from grit_core.durable_files import canonical_json, replace_folder, sync_folder, write_durably
 from grit_core.errors import AdapterInvalid
@@ -31,7 +32,6 @@ from grit_core.models.vlm_adapter import ADAPTER, layer_pattern, spared_modules
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
-MANIFEST: Final = "grit.json"
 CARD: Final = "README.md"
 
 LOGIT_TOLERANCE: Final = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}

@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 
 from grit_core import compaction_report
+from grit_core.adapter_manifest import MANIFEST
 from grit_core.artifacts import (
-    MANIFEST,
     WEIGHTS,
     Probe,
     compressed_card,
@@ -278,7 +278,7 @@ def _parent_manifest(folder: Path) -> dict[str, Any]:
 
 def _manifest(job: CompressionJob, parent: Mapping[str, Any], rows: _Rows) -> dict[str, Any]:
     """How the adapter was trained, as far as that is known, and how it was cut."""
-    known = {name: parent[name] for name in ("dataset", "metrics") if name in parent}
+    known = {name: parent[name] for name in ("dataset", "end_of_turn", "metrics") if name in parent}
     plan = parent.get("plan") if job.plan is None else job.plan.to_json()
     config = parent.get("config") if job.config is None else config_to_dict(job.config)
     weights = (job.adapter / WEIGHTS).read_bytes()

@@ -59,6 +59,8 @@ class ModelInventory:
     """Of the weights, as `config.json` states it."""
     unsupported: Mapping[str, int] = field(default_factory=dict)
     """Layers that hold a weight matrix and cannot adapt, counted by class."""
+    chat_format: Mapping[str, Any] | None = None
+    """Of its template, as `grit_core.data.end_of_turn.describe_chat_format` finds it."""
 
     @cached_property
     def hash(self) -> str:

@@ -106,6 +106,7 @@ def _plan(
     layers, dropped, warnings = [], [], []
     general = family_warning(config, inventory)
     warnings += [] if general is None else [general]
+    warnings += _chat_format_warnings(inventory)
     for draft in drafts:
         warnings += draft.warnings
         if draft.selection is None:
@@ -137,6 +138,16 @@ def _plan(
             settings=settings,
         ),
     )
+
+
+def _chat_format_warnings(inventory: ModelInventory) -> list[str]:
+    """Name a chat template that ends turns otherwise than the model ends texts."""
+    chat = inventory.chat_format
+    if chat is None or chat["ends_with_eos"] or not chat["end_of_turn"]:
+        return []
+    eos = f" ({', '.join(chat['eos_tokens'])})" if chat["eos_tokens"] else ""
+    end = chat["end_of_turn"]
+    return [f"Turns end with {end}, which is not the model's EOS{eos}; answers stop at both."]
 
 
 def _planned(layer: LayerRecord, draft: ModalityDraft, config: ModelGRITConfig) -> PlannedLayer:

@@ -66,6 +66,8 @@ class Message:
 
     role: Role
     content: tuple[TextPart | ImagePart, ...]
+    weight: int = 1
+    """Of an answer: 1 to learn it, 0 to read it as context only."""
 
     @property
     def text(self) -> str:

@@ -180,6 +180,7 @@ def _manifest(run: TrainingRun) -> dict[str, Any]:
             "eval_fraction": job.eval_fraction,
             "num_eval_rows": len(run.eval_indices),
         },
+        "end_of_turn": run.train_rows.encoder.end_of_turn.to_json(),
         "device": job.device,
         "precision": job.precision,
         "num_threads": run.num_threads,

@@ -1,155 +1,163 @@
-"""Chats as token ids: the model's own template, and which tokens are the assistant's.
-
-For each assistant turn the template writes the chat before it with a generation prompt, and the
-chat up to it; what the whole chat has beyond the first, up to the second, is what the model must
-learn to write. That needs no template of ours and no `{% generation %}` marks.
-"""
+"""A model's own chat template: rendered as inference renders it, and what of it is control text."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from grit_core.data.bos import begin_with, find_bos
+from grit_core.data.content_format import MessageWriter, find_message_writer
 from grit_core.errors import InvalidDataset
-from grit_core.records import ImagePart, Message, Role, TextPart
+from grit_core.records import ImagePart, Message
 
-PLAIN_TEMPLATE: Final = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+_PLAIN: Final = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: CONTENT"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+_PARTS: Final = (
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% elif part['type'] == 'image' %}IMAGE{% endif %}{% endfor %}{% endif %}"
+)
+
+PLAIN_TEMPLATE: Final = _PLAIN.replace("CONTENT", "{{ message['content'] }}")
 """Used for tokenizers without a chat template: `User: ...`, `Assistant: ...<eos>`, a line each."""
 
 Span = tuple[int, int]
 """Start and end in characters of a rendered chat."""
 
+_MARK: Final = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
-@dataclass(frozen=True, slots=True)
-class RenderedChat:
-    """A chat as the template writes it, image placeholders not yet expanded."""
+_TEMPLATE_FAULTS: Final = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
+    RecursionError,
+)
+"""What a template raises by itself, or by a filter or method that it calls on a value."""
 
-    text: str
-    spans: tuple[Span, ...]
-    """The assistant's words with their end-of-turn token, one span for each assistant turn."""
 
-    image_counts: tuple[int, ...]
-    """How many images come before the end of each span."""
+def plain_template(processor: Any) -> str:
+    """Return the template for a processor (or tokenizer) without one of its own.
+
+    For a processor, parts are joined and its image token stands where an image does; one that
+    names no image token gets a template that refuses images.
+    """
+    if getattr(processor, "tokenizer", processor) is processor:
+        return PLAIN_TEMPLATE
+    image_token = getattr(processor, "image_token", None)
+    shown = (
+        f"{{{{ {str(image_token)!r} }}}}"
+        if image_token
+        else "{{ raise_exception('the model has no chat template and names no image token') }}"
+    )
+    return _PLAIN.replace("CONTENT", _PARTS.replace("IMAGE", shown))
 
 
 class ChatRenderer:
-    """Renders chats with the template of one processor (or of one tokenizer, for text alone)."""
+    """Renders chats with the template of one processor (or of one tokenizer, for text only)."""
 
     def __init__(self, processor: Any) -> None:
         """Take over a processor or tokenizer as `load_processor` returns it."""
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.reads_images = self.tokenizer is not processor
+        added = self.tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in self.tokenizer.all_special_tokens}
-        special |= {
-            str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special
-        }
+        special |= {str(token) for token in added if token.special}
+        image_token = getattr(processor, "image_token", None)
         for name in ("image_token", "video_token", "audio_token"):
             if isinstance(token := getattr(processor, name, None), str):
                 special.add(token)
-        self._special = re.compile("|".join(re.escape(token) for token in _longest_first(special)))
+        self.control = _any_of(special)
+        """Matches a token that a message may not hold."""
+        self.end_tokens = _any_of(special | {str(token) for token in added if str(token).strip()})
+        """Matches a token that may end a turn; some tokenizers do not call theirs special."""
+        self._bos = find_bos(self.tokenizer)
+        source = getattr(processor, "chat_template", None)
+        self._source = source.get("default") if isinstance(source, dict) else source
+        self.has_marks = bool(self._source and _MARK.search(self._source))
+        """Whether the template says itself what the assistant writes."""
+        self._image_token = image_token if isinstance(image_token, str) else None
+        self._writer: MessageWriter | None = None
 
-    def prompt(self, messages: Sequence[Message]) -> str:
-        """Render a chat that the assistant is to answer; raises `InvalidDataset` as below."""
-        self._check(messages)
-        return self._render(messages, add_generation_prompt=True)
+    def check(self, messages: Sequence[Message]) -> None:
+        """Refuse what no template can write.
 
-    def conversation(self, messages: Sequence[Message]) -> RenderedChat:
-        """Render a whole chat and find the assistant's words in it.
-
-        A chat that the template refuses, or whose text holds a control token, is an
-        `InvalidDataset`.
+        Raises:
+            InvalidDataset: A text holds a control token, or an image is shown to a text model.
         """
-        self._check(messages)
-        text = self._render(messages)
-        spans: list[Span] = []
-        counts: list[int] = []
-        for index, message in enumerate(messages):
-            if message.role is Role.ASSISTANT:
-                spans.append(self._span(messages, index, text))
-                counts.append(_count_images(messages[:index]))
-        if spans and messages[-1].role is Role.ASSISTANT:
-            text, spans[-1] = self._with_end_of_turn(text, spans[-1])
-        return RenderedChat(text, tuple(spans), tuple(counts))
-
-    def _span(self, messages: Sequence[Message], index: int, text: str) -> Span:
-        before = self._render(messages[:index], add_generation_prompt=True) if index else ""
-        start = _common_prefix(before, text)
-        last = index == len(messages) - 1
-        end = len(text) if last else _common_prefix(self._render(messages[: index + 1]), text)
-        if end <= start:
-            # A template that writes an earlier turn otherwise than the last (dropped thoughts):
-            # then the turn ends where the next prompt departs.
-            end = _common_prefix(self._render(messages[: index + 2]), text)
-        return start, self._end_of_turn(text, start, end)
-
-    def _end_of_turn(self, text: str, start: int, end: int) -> int:
-        """The end of the first special token after words, else of the last character not white."""
-        words_seen_at = start
-        for match in self._special.finditer(text, start, end):
-            if text[words_seen_at : match.start()].strip():
-                return match.end()
-            words_seen_at = match.end()
-        return start + len(text[start:end].rstrip())
-
-    def _with_end_of_turn(self, text: str, span: Span) -> tuple[str, Span]:
-        """Add the end-of-sequence token after a last turn whose template writes no end."""
-        start, end = span
-        tail = [match.end() for match in self._special.finditer(text, start, end)]
-        eos = self.tokenizer.eos_token
-        if eos is None or (tail and tail[-1] == end):
-            return text, span
-        return text[:end] + eos, (start, end + len(eos))
-
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        try:
-            rendered = self.processor.apply_chat_template(
-                [self._template_message(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except TemplateError as error:
-            raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error
-        return str(rendered)
-
-    def _template_message(self, message: Message) -> dict[str, Any]:
-        if not self.reads_images:
-            return {"role": message.role.value, "content": message.text}
-        parts = [
-            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
-            for part in message.content
-        ]
-        return {"role": message.role.value, "content": parts}
-
-    def _check(self, messages: Sequence[Message]) -> None:
         for message in messages:
             if not self.reads_images and any(isinstance(p, ImagePart) for p in message.content):
-                raise InvalidDataset("the model reads text alone, and the chat shows an image")
-            found = self._special.search(message.text)
+                raise InvalidDataset("the model reads text only, and the chat shows an image")
+            found = self.control.search(message.text)
             if found:
                 raise InvalidDataset(
                     f"the text of the {message.role} holds {found.group()!r}, which the model reads"
                     " as a control token and not as text; remove it or write it otherwise"
                 )
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return a chat that the assistant is to answer; raises `InvalidDataset` as below."""
+        self.check(messages)
+        return self.render(messages, add_generation_prompt=True)
 
-def _count_images(messages: Sequence[Message]) -> int:
-    return sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """Return the chat as the template writes it, BOS first where the tokenizer wants it.
+
+        A chat that the template refuses raises `InvalidDataset`.
+        """
+        written = [self.writer.write(message) for message in messages]
+        return self._render(written, add_generation_prompt)
+
+    def marks(self, messages: Sequence[Message], text: str) -> tuple[Span, ...]:
+        """Return what the template marks as the assistant's.
+
+        Args:
+            messages: The chat.
+            text: As `render` returned it, without a generation prompt.
+
+        Raises:
+            InvalidDataset: The template refuses the chat, or writes it otherwise than in `text`.
+        """
+        options = self.tokenizer.special_tokens_map
+        written = [self.writer.write(message) for message in messages]
+        try:
+            rendered, marks = render_jinja_template(
+                [written],
+                chat_template=self._source,
+                return_assistant_tokens_mask=True,
+                **options,
+            )
+        except _TEMPLATE_FAULTS as error:
+            raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error
+        whole = begin_with(self._bos, rendered[0])
+        if whole != text:
+            raise InvalidDataset("the model's chat template writes a chat in two ways")
+        shift = len(whole) - len(rendered[0])
+        return tuple((start + shift, end + shift) for start, end in marks[0])
+
+    @property
+    def writer(self) -> MessageWriter:
+        """How messages are handed to the template; found out once."""
+        if self._writer is None:
+            self._writer = find_message_writer(
+                self._render, image_token=self._image_token, reads_images=self.reads_images
+            )
+        return self._writer
+
+    def _render(self, written: list[dict[str, Any]], add_generation_prompt: bool) -> str:  # noqa: FBT001 - `Render`
+        try:
+            rendered = self.processor.apply_chat_template(
+                written, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except _TEMPLATE_FAULTS as error:
+            raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error
+        return begin_with(self._bos, str(rendered))
 
 
-def _common_prefix(first: str, second: str) -> int:
-    """How many characters the two texts share at their start."""
-    if second.startswith(first):
-        return len(first)
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _longest_first(tokens: set[str]) -> list[str]:
-    return sorted(tokens, key=lambda token: (-len(token), token))
+def _any_of(tokens: set[str]) -> re.Pattern[str]:
+    """Match one of the tokens, the longest first; none when there are none."""
+    longest_first = sorted(tokens - {""}, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

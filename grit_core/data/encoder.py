@@ -1,16 +1,21 @@
 """Chat rows as token ids, labels on the assistant's words, and image features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from grit_core.data.chat_template import ChatRenderer, RenderedChat
+from grit_core.data.answer_placement import AnswerPlacer
+from grit_core.data.chat_template import ChatRenderer
+from grit_core.data.conversation import Answer, RenderedChat, render_conversation
+from grit_core.data.end_of_turn import EndOfTurn, find_end_of_turn
 from grit_core.data.image_decoding import decode_image
 from grit_core.data.processor import ProcessorInputs
+from grit_core.data.token_ranges import TokenRanges
 from grit_core.errors import InvalidDataset
 from grit_core.records import ChatRecord, Message
 
@@ -47,14 +52,16 @@ class ChatEncoder:
     def __init__(self, processor: Any) -> None:
         """Take over a processor (or tokenizer) as `load_processor` returns it."""
         self.renderer = ChatRenderer(processor)
+        self.placer = AnswerPlacer(self.renderer)
         self.inputs = ProcessorInputs(processor)
-        self._tokenizer = self.renderer.tokenizer
-        pad = self._tokenizer.pad_token_id
-        self.pad_token_id: int = pad if pad is not None else self._tokenizer.eos_token_id or 0
+        self.tokenizer = self.renderer.tokenizer
+        self._ranges = TokenRanges(self.tokenizer, self.inputs)
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id: int = pad if pad is not None else self.tokenizer.eos_token_id or 0
         image_token = getattr(processor, "image_token", None)
         image_tokens = [image_token] if isinstance(image_token, str) else []
         self.image_token_ids = torch.tensor(
-            self._tokenizer.convert_tokens_to_ids(image_tokens), dtype=torch.long
+            self.tokenizer.convert_tokens_to_ids(image_tokens), dtype=torch.long
         )
 
     def encode(self, record: ChatRecord) -> tuple[EncodedRow, ...]:
@@ -64,17 +71,17 @@ class ChatEncoder:
             InvalidDataset: The row cannot be written with this model's template, an image cannot be
                 decoded, or no token is the assistant's.
         """
-        chat = self.renderer.conversation(record.messages)
-        images = [decode_image(image, index=index) for index, image in enumerate(record.images)]
-        features = self.inputs(chat.text, images)
-        input_ids = features.pop("input_ids")[0]
-        features.pop("attention_mask", None)
-        labels = torch.full_like(input_ids, IGNORED)
-        for start, end in self._label_ranges(chat, images, input_ids.tolist()):
-            labels[start:end] = input_ids[start:end]
-        if not (labels != IGNORED).any():
+        self.renderer.check(record.messages)
+        chats = list(render_conversation(self.placer, record.messages))
+        if not chats:
             raise InvalidDataset("no token of the row is the assistant's")
-        return (EncodedRow(input_ids=input_ids, labels=labels, features=features),)
+        images = [decode_image(image, index=index) for index, image in enumerate(record.images)]
+        rows = []
+        while chats:
+            row, unplaced = self._encode_chat(chats.pop(), images)
+            rows.append(row)
+            chats += [RenderedChat((answer,)) for answer in unplaced]
+        return tuple(reversed(rows))
 
     def encode_prompt(
         self, messages: Sequence[Message], images: Sequence[Image.Image]
@@ -82,42 +89,19 @@ class ChatEncoder:
         """Encode a chat for the assistant to answer, exactly as in training, as a batch of one."""
         return self.inputs(self.renderer.prompt(messages), images)
 
-    def _label_ranges(
-        self, chat: RenderedChat, images: Sequence[Image.Image], ids: list[int]
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the token ranges of the chat's spans among the expanded `ids`.
+    @cached_property
+    def end_of_turn(self) -> EndOfTurn:
+        """What ends a turn of the assistant."""
+        return find_end_of_turn(self.placer)
 
-        The processor expands image placeholders only, so from the end of the chat back to its last
-        image the expanded ids are the plain ones. A span before a later image is placed by
-        expanding the chat up to the span's end alone.
-
-        Raises:
-            InvalidDataset: The processor has changed more than the image placeholders.
-        """
-        for (start, end), image_count in zip(chat.spans, chat.image_counts, strict=True):
-            if image_count == len(images):
-                text, expanded = chat.text, ids
-            else:
-                text = chat.text[:end]
-                expanded = self.inputs(text, images[:image_count])["input_ids"][0].tolist()
-            plain, first, last = self._plain_range(text, start, end)
-            tail = len(plain) - first
-            moved = len(expanded) - len(plain)
-            same_tail = expanded[len(expanded) - tail :] == plain[first:]
-            same_head = ids[: len(expanded)] == expanded
-            if tail > len(expanded) or not (same_tail and same_head):
-                raise InvalidDataset("the assistant's words cannot be found among the tokens")
-            yield first + moved, last + moved
-
-    def _plain_range(self, text: str, start: int, end: int) -> tuple[list[int], int, int]:
-        """Return the ids of `text` without expansion, and the token range that covers a span.
-
-        Raises:
-            InvalidDataset: No token lies in the span.
-        """
-        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoding["offset_mapping"]
-        covered = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and a < b]
-        if not covered:
-            raise InvalidDataset("no token of an assistant message is left")
-        return list(encoding["input_ids"]), covered[0], covered[-1] + 1
+    def _encode_chat(
+        self, chat: RenderedChat, images: Sequence[Image.Image]
+    ) -> tuple[EncodedRow, tuple[Answer, ...]]:
+        """Return a text with its labels, and the answers that need a text of their own."""
+        tokens = self._ranges.encode(chat, images[: chat.num_images])
+        input_ids = torch.tensor(tokens.ids)
+        labels = torch.full_like(input_ids, IGNORED)
+        for start, end in tokens.ranges:
+            labels[start:end] = input_ids[start:end]
+        row = EncodedRow(input_ids=input_ids, labels=labels, features=tokens.features)
+        return row, tokens.unplaced

@@ -18,11 +18,9 @@ class ProcessorInputs:
 
     def __call__(self, text: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Return the model's arguments for a rendered chat, as a batch of one."""
-        options: dict[str, Any] = {"return_tensors": "pt"}
+        # The text begins with BOS where the tokenizer wants one: `grit_core.data.bos`.
+        options: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": False}
         if not self.reads_images:
-            return dict(self._tokenizer(text, add_special_tokens=False, **options))
-        bos = self._tokenizer.bos_token
-        if bos and text.startswith(bos):
-            options["add_special_tokens"] = False
+            return dict(self._tokenizer(text, **options))
         shown = [list(images)] if images else None
         return dict(self._processor(text=[text], images=shown, **options))

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from grit_core.data.chat_template import PLAIN_TEMPLATE
+from grit_core.data.chat_template import plain_template
 from grit_core.errors import ModelUnavailable
 
 DTYPES: Final = {
@@ -76,8 +76,8 @@ def load_base_model(
 def load_processor(source: str | Path) -> Any:
     """Load a model's processor; for a text model, its tokenizer.
 
-    A tokenizer without a chat template is given `PLAIN_TEMPLATE`. Images are prepared by PIL, so
-    that the pixels are the same whether or not torchvision is installed.
+    One without a chat template is given a plain one, see `plain_template`. Images are prepared by
+    PIL, so that the pixels are the same whether or not torchvision is installed.
 
     Raises:
         ModelUnavailable: Nothing usable is there; the message says what is missing.
@@ -92,7 +92,8 @@ def load_processor(source: str | Path) -> Any:
         raise ModelUnavailable(f"The processor of {source} cannot be loaded: {error}") from error
     tokenizer = getattr(processor, "tokenizer", processor)
     if not getattr(processor, "chat_template", None):
-        processor.chat_template = getattr(tokenizer, "chat_template", None) or PLAIN_TEMPLATE
+        own = getattr(tokenizer, "chat_template", None)
+        processor.chat_template = own or plain_template(processor)
     return processor
 
 

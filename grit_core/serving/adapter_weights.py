@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from grit_core.adapter_folder import WEIGHTS, AdapterHeader
+from grit_core.adapter_manifest import read_end_of_turn
 from grit_core.errors import AdapterInvalid
 
 PREFIX: Final = "base_model.model."
@@ -39,6 +40,8 @@ class AdapterWeights:
     id: str
     layers: Mapping[str, LayerWeights]
     """By the layer's dotted name in the base model."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """What its answers stop at, beside the base model's own: the end of turn it was trained on."""
 
     @property
     def num_bytes(self) -> int:
@@ -72,8 +75,9 @@ def load_adapter_weights(
         linear_layers: Names of the base model's.
 
     Raises:
-        AdapterInvalid: The weights cannot be read, or do not have every layer that the settings
-            name: PEFT would leave those as they are, which is another function than was trained.
+        AdapterInvalid: The weights or the manifest cannot be read, or the weights do not have every
+            layer that the settings name: PEFT would leave those as they are, which is another
+            function than was trained.
     """
     settings = PeftConfig.from_pretrained(str(folder))
     named = {name for name in linear_layers if check_target_module_exists(settings, name)}
@@ -96,4 +100,6 @@ def load_adapter_weights(
         raise AdapterInvalid(
             f"The weights of the adapter {adapter_id} cannot be read: {error}"
         ) from error
-    return AdapterWeights(id=adapter_id, layers=layers)
+    # The first of several tokens ends an answer: its text is whole then.
+    stops = frozenset(read_end_of_turn(folder)[:1])
+    return AdapterWeights(id=adapter_id, layers=layers, stop_token_ids=stops)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from grit_core.data.encoder import ChatEncoder
+from grit_core.errors import InvalidDataset
 from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.serving.adapter_weights import AdapterWeights
@@ -103,7 +104,8 @@ class ResidentModel:
         config: Any = self.model.config
         text: Any = config.get_text_config()
         self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
-        self.eos_token_ids = _eos_token_ids(self.model)
+        self.stop_token_ids = _eos_token_ids(self.model) | _end_of_turn_ids(encoder)
+        """What every answer stops at: EOS, and what ends a turn in the chat template."""
         self.slots = AdapterSlots(self.model, num_slots=num_slots, max_bytes=max_adapter_bytes)
         self.images = ImageFeatures(self.model, max_bytes=image_cache_bytes)
         causal = config.model_type in CAUSAL_TYPES
@@ -290,6 +292,14 @@ class ResidentModel:
 def _eos_token_ids(model: Any) -> frozenset[int]:
     eos = model.generation_config.eos_token_id
     return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
+def _end_of_turn_ids(encoder: ChatEncoder) -> frozenset[int]:
+    try:
+        return encoder.end_of_turn.stop_token_ids
+    except InvalidDataset as error:
+        _log.warning("the chat template names no end of turn: %s", error)
+        return frozenset()
 
 
 def _decoder(model: Any) -> Any:

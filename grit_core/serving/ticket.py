@@ -35,6 +35,8 @@ class Ticket:
         self.ids: list[int] = []
         """Tokens of the answer."""
         self.prompt_ids: list[int] = prompt.ids_T.tolist()
+        trained = frozenset() if adapter is None else adapter.stop_token_ids
+        self._stop_token_ids = resident.stop_token_ids | trained
         self._text = TextStream(resident.encoder.renderer.tokenizer, request.stop)
         self._sampler = TokenSampler(
             temperature=request.temperature, top_p=request.top_p, seed=request.seed
@@ -83,7 +85,7 @@ class Ticket:
         if not self.ids:
             self._first_token_seconds = time.perf_counter() - self._asked
         self.ids.append(token)
-        ended = token in self.resident.eos_token_ids
+        ended = token in self._stop_token_ids
         piece = "" if ended else self._text.add(token)
         if piece:
             self.outbox.put(piece)

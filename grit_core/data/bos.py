@@ -1,0 +1,20 @@
+"""The beginning-of-sequence token: first in every chat, once, where the tokenizer wants it.
+
+Templates differ: some write BOS, some leave it to the tokenizer. Here it is text of the rendered
+chat in both cases, and tokenizers never add special tokens of their own.
+"""
+
+from typing import Any
+
+
+def find_bos(tokenizer: Any) -> str:
+    """Return the BOS token that the tokenizer puts before a text; empty where it puts none."""
+    bos = tokenizer.bos_token
+    if not bos:
+        return ""
+    return str(bos) if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
+
+
+def begin_with(bos: str, text: str) -> str:
+    """Return the text with BOS first, exactly once; an empty `bos` changes nothing."""
+    return text if text.lstrip().startswith(bos) else bos + text
