@@ -73,11 +73,11 @@ class AnswerPlacer:
         head, tail = self._frame(before, messages)
         prompt, header = self._prompt(before, head, messages)
         full = self.template.render(messages[: index + 1])
-        start, placed = _fit(full, head=head, tail=tail, prompt=prompt, content=answer.text)
+        fit = _fit(full, head=head, tail=tail, prompt=prompt, content=answer.text)
         if self.template.has_marks:
             marks = self.template.marks(messages[: index + 1], full)
-            _check_marks(full, marks, (start, start + len(placed)))
-        if start != len(head) or _EMPTY_THOUGHT.fullmatch(header):
+            _check_marks(full, marks, fit.span)
+        if fit.follows_prompt or _EMPTY_THOUGHT.fullmatch(header):
             # An answer that brings thoughts of its own starts at the prompt; one without any
             # follows the prompt directly, as at inference.
             header = ""
@@ -86,7 +86,7 @@ class AnswerPlacer:
         return PlacedAnswer(
             prompt=prompt,
             header="" if blank else header,
-            answer=blank + placed,
+            answer=blank + fit.text,
             end=end,
             history_end=history_end,
         )
@@ -111,9 +111,6 @@ class AnswerPlacer:
         found = [match.start() for match in re.finditer(word, text)]
         if not found:
             raise InvalidDataset("the model's chat template drops the answer of the assistant")
-        if len(found) > 1 and self.template.has_marks:
-            marks = self.template.marks(chat, text)
-            found = [at for at in found if any(a <= at < b for a, b in marks)]
         if len(found) != 1:
             raise InvalidDataset(
                 "the model's chat template writes the answer of the assistant more than once, so"
@@ -201,26 +198,51 @@ class AnswerPlacer:
         return self._question[0] == self._question[1]
 
 
-def _fit(full: str, *, head: str, tail: str, prompt: str, content: str) -> tuple[int, str]:
-    """Return where the answer starts in the rendered chat, and the answer as it stands there.
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """An answer in a rendered chat."""
+
+    text: str
+    """What the model must write."""
+    span: tuple[int, int]
+    """Where the chat has it, or what of it the template keeps."""
+    follows_prompt: bool
+    """Whether it starts where the prompt ends, whatever the template writes there otherwise."""
+
+
+def _fit(full: str, *, head: str, tail: str, prompt: str, content: str) -> _Fit:
+    """Find the answer in the rendered chat.
 
     Raises:
-        InvalidDataset: It is not the message's text.
+        InvalidDataset: What is there is not the message's text.
     """
-    for placed in (content, content.strip(), content.rstrip(), content.lstrip()):
-        if full == head + placed + tail:
-            return len(head), placed
-    end = len(full) - len(tail)
+    start, end = len(head), len(full) - len(tail)
+    if (placed := _find_trimmed(full, head, tail, content)) is not None:
+        return _Fit(placed, (start, end), follows_prompt=False)
     if full.endswith(tail):
         for before in (prompt, head):
             body = full[len(before) : end]
             if full.startswith(before) and body and _same_words(before, body, content):
-                return len(before), body
+                return _Fit(body, (len(before), end), follows_prompt=before is prompt)
+    # A prompt that opens a thought, and a template that drops the thought from a finished turn:
+    # the model has to write the rest of the thought after that prompt.
+    opening = re.search(r"([<\[]\w+[>\]])\s*\Z", prompt)
+    if opening and content.lstrip().startswith(tag := opening[1]):
+        thought, closing, words = content.lstrip().partition(f"{tag[0]}/{tag[1:]}")
+        if closing and _find_trimmed(full, head, tail, words) is not None:
+            text = thought.removeprefix(tag).lstrip("\n") + closing + words
+            return _Fit(text, (start, end), follows_prompt=True)
     raise InvalidDataset(
         "the model's chat template rewrites the answer of the assistant or drops a part of it"
         " (thoughts, often), so the model would not learn the text of the message; write the"
         " message as the template writes it"
     )
+
+
+def _find_trimmed(full: str, head: str, tail: str, content: str) -> str | None:
+    """The content as it stands between head and tail, with or without the blanks at its ends."""
+    candidates = (content, content.strip(), content.rstrip(), content.lstrip())
+    return next((placed for placed in candidates if full == head + placed + tail), None)
 
 
 def _same_words(before: str, body: str, content: str) -> bool:

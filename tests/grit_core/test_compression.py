@@ -129,7 +129,7 @@ def test_its_manifest_says_how_it_was_trained_and_from_what_it_was_cut(
     folder = Path(only(events, AdapterSaved).folder)
     manifest = json.loads((folder / "grit.json").read_text())
     parent = json.loads((job.work_dir / "adapter" / "grit.json").read_text())
-    for field in ("plan", "config", "training", "dataset", "base_model"):
+    for field in ("plan", "config", "training", "dataset", "base_model", "end_of_turn"):
         assert manifest[field] == parent[field], field
     assert manifest["parent_adapter_sha256"] == only(before, AdapterSaved).sha256
     assert manifest["adapter_sha256"] == only(events, AdapterSaved).sha256

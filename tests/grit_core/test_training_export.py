@@ -99,6 +99,7 @@ def test_the_file_holds_what_is_left_and_nothing_else(
         assert found is None if rank == 0 else found.shape[0] == rank
     manifest = json.loads((Path(saved.folder) / "grit.json").read_text())
     assert manifest["plan"]["plan_hash"] == job.plan.plan_hash
+    assert manifest["end_of_turn"] == {"text": "<end_of_utterance>", "token_ids": [6]}
     assert manifest["compaction"] == only(events, TrainingFinished).compaction
     assert manifest["trainable_parameters"] == cut.parameters_after
     assert manifest["metrics"]["eval_loss"] == cut.eval_loss_after
