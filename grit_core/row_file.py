@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grit_core.errors import InvalidDataset
-from grit_core.records import ChatRecord, InvalidRecord, images_beside, parse_line
+from grit_core.records import ChatRecord, InvalidRecord, images_beside, is_blank_line, parse_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class RowFile:
             with path.open("rb") as file:
                 for line, data in enumerate(file, start=1):
                     digest.update(data)
-                    if data.strip():
+                    if not is_blank_line(data):
                         self.places.append(RowPlace(offset, len(data.rstrip(b"\r\n")), line))
                     offset += len(data)
         except OSError as error:

@@ -1,0 +1,71 @@
+"""What is wrong with a row, and how its values are named in words."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from grit_core.errors import InvalidDataset
+
+Path = tuple[str | int, ...]
+"""Keys and indices from a row down to one of its values."""
+
+_NAMES: Final[dict[type, str]] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bytes: "bytes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowFault:
+    """One thing wrong with one row: where, a stable code, and what to do."""
+
+    line: int
+    pointer: str
+    code: str
+    detail: str
+    image: int | None = None
+    """Index of the image in the row, when the fault is one image's."""
+
+
+class InvalidRecord(InvalidDataset):
+    """A row cannot be used; `row_faults` holds everything that is wrong with it."""
+
+    def __init__(self, row_faults: tuple[RowFault, ...]) -> None:
+        lines = [
+            f"line {fault.line}, {fault.pointer or '/'}: {fault.detail}" for fault in row_faults
+        ]
+        super().__init__("\n".join(lines))
+        self.row_faults = row_faults
+
+
+def kind_name(value: Any) -> str:
+    """Return a JSON type's name with its article."""
+    return _NAMES.get(type(value), f"a {type(value).__name__}")
+
+
+def shown_name(name: str) -> str:
+    """Return a name from a row, short and in ASCII, for a message."""
+    return name[:80].encode("ascii", "backslashreplace").decode()
+
+
+def is_empty(value: Any) -> bool:
+    """Tell whether a value says nothing: null, false, an empty text, list or object, or only such.
+
+    Parquet writes every field of every struct, and exporters write `[]` or the text "[]".
+    """
+    if value is None or value is False:
+        return True
+    if isinstance(value, str):
+        return value.strip() in {"", "[]", "{}", "null"}
+    if isinstance(value, bytes):
+        return not value
+    if isinstance(value, dict):
+        return all(is_empty(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_empty(item) for item in value)
+    return False
