@@ -73,6 +73,7 @@ def present_job(
             plan_hash=job.plan_hash,
             layers=num_layers,
             trainable_parameters=trainable_parameters,
+            warnings=_warnings(job),
         ),
         result=_result(job.result),
         error=None if job.error is None else JobError.model_validate(_known(JobError, job.error)),
@@ -85,6 +86,11 @@ def _size_of(job: Job | JobRow) -> tuple[int, int]:
     if isinstance(job, JobRow):
         return job.num_layers or 0, job.trainable_parameters or 0
     return len(job.plan.get("layers", ())), job.plan.get("trainable_parameters", 0)
+
+
+def _warnings(job: Job | JobRow) -> list[str]:
+    found = job.warnings if isinstance(job, JobRow) else job.plan.get("warnings")
+    return list(found or ())
 
 
 def _compression(job: Job | JobRow) -> CompressionRead | None:

@@ -5,7 +5,7 @@ Everything is looked at before anything is refused, so that one answer names all
 
 import difflib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +14,12 @@ from anyio import sleep, to_thread
 from sqlalchemy.orm import Session
 
 from api.errors import InvalidRequest, Item, Problem, item_of
+from api.intake.notes import dataset_notes
 from api.schemas.jobs import JobCreate
 from api.services import Services
 from grit_core.config.devices import KINDS, DeviceChoice, DeviceStrategy, choose_device, kind_of
 from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
+from grit_core.image_use import image_faults, image_warnings
 from grit_core.job_spec import ResolvedJob, resolve_job
 from store import base_models, datasets, workers
 from store.database import run_in_transaction, transaction
@@ -187,6 +189,8 @@ class _Seen:
     faults: list[Item] = field(default_factory=list)
     waiting: list[Item] = field(default_factory=list)
     dataset: Dataset | None = None
+    others: dict[str, Dataset] = field(default_factory=dict)
+    """The datasets that are not trained on, by their place in the request."""
     workers: list[Worker] = field(default_factory=list)
 
 
@@ -196,8 +200,9 @@ def _look(session: Session, team: str, body: JobCreate) -> _Seen:
     seen.dataset = find(body.dataset, "/dataset")
     for name in ("eval_dataset", "retention_dataset"):
         given = getattr(body, name)
-        if given is not None:
-            find(given, f"/{name}")
+        other = None if given is None else find(given, f"/{name}")
+        if other is not None:
+            seen.others[f"/{name}"] = other
     seen.workers = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
     return seen
 
@@ -206,7 +211,7 @@ def _judge(team: str, body: JobCreate, model: BaseModelRow | Item, seen: _Seen) 
     dataset, waiting = seen.dataset, seen.waiting
     faults = ([] if isinstance(model, BaseModelRow) else [model]) + seen.faults
     choice, reason = find_device(body.device, seen.workers, faults)
-    resolved = _plan(body, model, dataset, choice, faults)
+    resolved = _plan(body, model, seen, choice, faults)
     if faults:
         raise InvalidRequest(faults + waiting)
     if waiting:
@@ -274,16 +279,20 @@ def find_device(
 def _plan(
     body: JobCreate,
     model: BaseModelRow | Item,
-    dataset: Dataset | None,
+    seen: _Seen,
     choice: DeviceChoice | None,
     faults: list[Item],
 ) -> ResolvedJob | None:
     """Plan as far as what was found allows, so that its faults come in the same answer."""
-    inventory = None
+    inventory, dataset = None, seen.dataset
     if isinstance(model, BaseModelRow):
         inventory = base_models.inventory_of(model)
+    if inventory is not None:
+        named = seen.others if dataset is None else {"/dataset": dataset, **seen.others}
+        num_images = {pointer: each.num_images for pointer, each in named.items()}
+        faults.extend(item_of(fault) for fault in image_faults(inventory, num_images))
     try:
-        return resolve_job(
+        resolved = resolve_job(
             body.spec(),
             inventory,
             num_rows=None if dataset is None else dataset.num_rows,
@@ -292,3 +301,17 @@ def _plan(
     except InvalidConfig as error:
         faults.extend(item_of(fault) for fault in error.faults)
         return None
+    if resolved is None or dataset is None:
+        return resolved
+    return _with_warnings(resolved, dataset)
+
+
+def _with_warnings(resolved: ResolvedJob, dataset: Dataset) -> ResolvedJob:
+    """Return the job with the plan's warnings extended by what the dataset makes of it."""
+    plan = resolved.plan
+    warnings = (
+        *plan.warnings,
+        *image_warnings(plan, num_images=dataset.num_images),
+        *dataset_notes(dataset.details or {}),
+    )
+    return replace(resolved, plan=replace(plan, warnings=warnings))

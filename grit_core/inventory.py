@@ -12,6 +12,9 @@ from grit_core.config.model_configs import Modality
 from grit_core.digests import canonical_sha256
 from grit_core.errors import Fault, PlanMismatch
 
+_SEE_WITHOUT_VISION_CONFIG = frozenset({"fuyu"})
+"""Model types that take patches of images as they are, without a vision model."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
@@ -72,6 +75,17 @@ class ModelInventory:
                 for layer in self.layers
             ],
         })
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether the model surely reads no image: a language model, all its layers of text."""
+        sees = (self.vision_hidden_size, self.num_vision_blocks, self.image_size_pixels)
+        return (
+            self.architecture.endswith("ForCausalLM")
+            and self.model_type not in _SEE_WITHOUT_VISION_CONFIG
+            and all(each is None for each in sees)
+            and all(layer.modality == Modality.TEXT for layer in self.layers)
+        )
 
     def of(self, modality: Modality) -> tuple[LayerRecord, ...]:
         """The layers of one modality."""

@@ -113,3 +113,12 @@ def unneeded_object(session: Session, object_key: str) -> bool:
     """Tell whether no dataset of any team has an object."""
     named = session.scalars(select(Dataset.id).where(Dataset.object_key == object_key).limit(1))
     return named.one_or_none() is None
+
+
+def source_name(dataset: Dataset) -> str:
+    """Return what its team calls the file of a dataset's rows, for messages that name a line."""
+    details = dataset.details or {}
+    file, rows_file = details.get("file"), details.get("rows_file")
+    if file and rows_file:
+        return f"{rows_file} in {file}"
+    return str(file or rows_file or dataset.name or dataset.id)

@@ -1,6 +1,7 @@
 """Jobs as answers show them: the columns that they need, without plan and request.
 
-A plan is several kilobytes a job, of which an answer tells two numbers; PostgreSQL takes them out.
+A plan is several kilobytes a job, of which an answer shows two numbers and the warnings;
+PostgreSQL takes them out.
 """
 
 from collections.abc import Sequence
@@ -51,12 +52,14 @@ class JobRow(NamedTuple):
     """What was asked for; only of a compression."""
     num_layers: int | None
     trainable_parameters: int | None
+    warnings: list[str] | None
 
 
-_OF_PLAN: Final = ("compression", "num_layers", "trainable_parameters")
+_OF_PLAN: Final = ("compression", "num_layers", "trainable_parameters", "warnings")
 _PLAIN: Final = tuple(getattr(Job, name) for name in JobRow._fields if name not in _OF_PLAN)
 _COMPRESSION: Final = case((Job.kind == JobKind.COMPRESSION, Job.request))
 _PARAMETERS: Final = Job.plan["trainable_parameters"]
+_WARNINGS: Final = Job.plan["warnings"]
 
 
 def select_rows(session: Session) -> Select[Any]:
@@ -67,10 +70,10 @@ def select_rows(session: Session) -> Select[Any]:
 
 
 _POSTGRESQL: Final = select(
-    *_PLAIN, _COMPRESSION, func.jsonb_array_length(Job.plan["layers"]), _PARAMETERS
+    *_PLAIN, _COMPRESSION, func.jsonb_array_length(Job.plan["layers"]), _PARAMETERS, _WARNINGS
 )
 _SQLITE: Final = select(
-    *_PLAIN, _COMPRESSION, func.json_array_length(Job.plan, "$.layers"), _PARAMETERS
+    *_PLAIN, _COMPRESSION, func.json_array_length(Job.plan, "$.layers"), _PARAMETERS, _WARNINGS
 )
 # One text for any number of ids, so that the server plans it once.
 _BY_IDS: Final = _POSTGRESQL.where(Job.id == any_(bindparam("ids", type_=ARRAY(Text))))

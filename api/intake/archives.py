@@ -14,8 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, cast
 
+from api.intake.member_names import is_added_by_system, zip_member_name
 from api.intake.refusal import Refused
-from grit_core.records import is_safe_path
+from grit_core.records import is_safe_path, normalize_path
 
 MAX_MEMBERS: Final = 200_000
 MAX_TOTAL_BYTES: Final = 50 * 1024**3
@@ -23,7 +24,6 @@ MAX_RATIO: Final = 200
 _RATIO_FROM_BYTES: Final = 16 * 1024**2
 _CHUNK_BYTES: Final = 1024**2
 _NESTED: Final = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
-_IGNORED: Final = ("__MACOSX/", ".DS_Store", "Thumbs.db")
 _DECOMPRESSORS: Final[dict[bytes, Callable[..., Any]]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -98,20 +98,23 @@ class ZipArchive:
             raise
 
     def _judged(self, packed: int) -> frozenset[str]:
-        infos = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
+        # Writers on Windows end the name of a folder with a backslash.
+        infos = [info for info in self._zip.infolist() if info.filename[-1:] not in {"/", "\\"}]
         for info in infos:
             _refuse_zip_member(info)
         _refuse_overlap(infos)
         _refuse_ratio(sum(info.file_size for info in infos), packed)
-        return judge((info.filename, info.file_size) for info in infos)
+        named = [(zip_member_name(info), info) for info in infos]
+        self._members = {normalize_path(name): info for name, info in named}
+        return judge((name, info.file_size) for name, info in named)
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
-        return cast("BinaryIO", self._zip.open(name))
+        return cast("BinaryIO", self._zip.open(self._members[name]))
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """Return at most `max_bytes` and one of a file's bytes."""
-        with self._zip.open(name) as file:
+        with self.open(name) as file:
             return file.read(max_bytes + 1)
 
     def close(self) -> None:
@@ -146,7 +149,7 @@ class TarArchive:
         except Refused:
             self._tar.close()
             raise
-        self._members = {_plain(member.name): member for member in members}
+        self._members = {normalize_path(member.name): member for member in members}
 
     def _list(self) -> list[tarfile.TarInfo]:
         members = []
@@ -179,7 +182,9 @@ class TarArchive:
 
 
 def judge(members: Iterable[tuple[str, int]]) -> frozenset[str]:
-    """Return the names of an archive's files, or refuse the archive.
+    """Return the normalized names of an archive's files, or refuse the archive.
+
+    Files that a system added to those of its user (`__MACOSX/`, `Thumbs.db`) are left out.
 
     Raises:
         Refused: If a name comes twice, or a limit is passed.
@@ -188,20 +193,27 @@ def judge(members: Iterable[tuple[str, int]]) -> frozenset[str]:
     names: dict[str, str] = {}
     total = 0
     for count, (raw, size) in enumerate(members):
-        name = _plain(raw)
-        if not is_safe_path(name) or raw.startswith("/"):
+        name = normalize_path(raw)
+        # Icon\r is macOS's own, and the one name with a control character that is harmless.
+        plain = name.removesuffix("\r") if name.endswith("Icon\r") else name
+        if not is_safe_path(plain) or raw.startswith("/"):
             raise UnsafeMember(raw, "does not stay inside the archive's folder")
-        if any(part in name for part in _IGNORED):
+        if is_added_by_system(name):
             continue
         if name.lower().endswith(_NESTED):
             raise Refused("archive_limits", f"{_shown(name)} is an archive inside the archive.")
-        if name.casefold() in names:
-            raise Refused("archive_limits", f"{_shown(name)} comes twice (case does not count).")
+        key = name.casefold()
+        if key in names:
+            raise Refused(
+                "archive_limits",
+                f"{_shown(raw)} comes twice: it is the same name as {_shown(names[key])} on some"
+                " systems (case, accents and `\\` do not count). Rename one of them.",
+            )
         total += size
         if count >= MAX_MEMBERS or total > MAX_TOTAL_BYTES:
             detail = f"An archive holds at most {MAX_MEMBERS} files and {MAX_TOTAL_BYTES} bytes."
             raise Refused("archive_limits", detail)
-        names[name.casefold()] = name
+        names[key] = name
     return frozenset(names.values())
 
 
@@ -284,10 +296,6 @@ def _refuse_overlap(infos: list[zipfile.ZipInfo]) -> None:
     for before, after in pairwise(ordered):
         if before.header_offset + before.compress_size > after.header_offset:
             raise Refused("archive_limits", f"{_shown(after.filename)} overlaps another member.")
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("./")
 
 
 def _shown(name: str) -> str:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.intake.images import ImageJudge
+from api.intake.notes import dataset_notes
 from api.intake.refusal import Refused
-from api.intake.sources import Row, open_source
+from api.intake.rows import Row
+from api.intake.sources import open_source
 from grit_core.records import ChatRecord, InvalidRecord, RowFault
 
 MAX_REPORTED: Final = 10_000
 MAX_COLUMNS: Final = 200
-"""Names of columns that nobody reads, of which a dataset tells."""
+"""Names of columns that are not read, which a dataset keeps."""
 MAX_SHOWN: Final = 500
 """Characters of a place, and of the words, that a report keeps of each fault."""
 
@@ -62,6 +64,9 @@ def printable(text: str) -> str:
 def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
     """Check an uploaded file row by row and write its good rows in canonical form.
 
+    A good row keeps the number of its line: a line that is blank or whose row is left out stays
+    as a blank line, so that what is found later can be named by the uploaded file's line.
+
     Args:
         path: The uploaded file.
         target: Where the canonical JSONL is written; named by its hash in the end.
@@ -74,28 +79,50 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
         source = open_source(path, scratch, stack)
         intake = Intake(format=source.format)
         ignored: Counter[str] = Counter()
-        digest = hashlib.sha256()
+        num_placed = 0
+        written = _Canonical()
         judge = ImageJudge()
         with target.open("wb") as sink:
             for row in source.rows():
                 record = _judged(row, judge, intake)
                 if record is None:
                     continue
-                data = record.to_line()
-                digest.update(data)
-                sink.write(data)
+                sink.write(written.add(record))
                 intake.num_rows += 1
                 intake.num_images += len(record.images)
-                intake.size_bytes += len(data)
+                num_placed += record.num_placed_images > 0
                 ignored.update(name[:MAX_SHOWN] for name in record.ignored_columns)
-        intake.sha256 = digest.hexdigest()
-        intake.details = {"format": source.format, "complete_report": intake.complete}
+        intake.sha256, intake.size_bytes = written.digest.hexdigest(), written.size_bytes
+        found = source.details()
+        ignored.update(name[:MAX_SHOWN] for name in found.pop("ignored_columns", ()))
+        intake.details = {"format": source.format, "complete_report": intake.complete, **found}
         if ignored:
             intake.details["ignored_columns"] = sorted(map(printable, ignored))[:MAX_COLUMNS]
-        intake.details.update(source.details())
+        if num_placed:
+            intake.details["rows_with_placed_images"] = num_placed
+        notes = dataset_notes(intake.details)
+        if notes:
+            intake.details["notes"] = notes
     if intake.num_rows == 0 and intake.num_bad_rows == 0:
         raise Refused("empty_dataset", "The file has no rows; a dataset has at least one.")
     return intake
+
+
+class _Canonical:
+    """The bytes of the stored form."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+        self._line = 0
+
+    def add(self, record: ChatRecord) -> bytes:
+        """Return a row's line, after a blank line for every line since the row before."""
+        data = b"\n" * (record.line - self._line - 1) + record.to_line()
+        self._line = record.line
+        self.digest.update(data)
+        self.size_bytes += len(data)
+        return data
 
 
 def _judged(row: Row, judge: ImageJudge, intake: Intake) -> ChatRecord | None:
@@ -125,15 +152,6 @@ def _image_faults(record: ChatRecord, judge: ImageJudge) -> tuple[RowFault, ...]
         found = judge.fault(image)
         if found is not None:
             code, detail = found
-            where = _place_of(record, index)
+            where = record.image_pointers[index]
             faults.append(RowFault(record.line, where, code, detail, index))
     return tuple(faults)
-
-
-def _place_of(record: ChatRecord, index: int) -> str:
-    """Return the pointer of the part that shows an image."""
-    for turn, message in enumerate(record.messages):
-        for position, part in enumerate(message.content):
-            if getattr(part, "index", None) == index:
-                return f"/messages/{turn}/content/{position}"
-    return "/images"

@@ -1,29 +1,29 @@
 """The files that a dataset may come in, each as a stream of rows."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from api.intake.archives import BROKEN, Archive, TarArchive, ZipArchive, inflate
+from api.intake.member_names import MemberIndex
+from api.intake.parquet import ParquetSource
 from api.intake.refusal import Refused
+from api.intake.rows import Row, read_line, refuse_count
 from grit_core.images import MAX_IMAGE_BYTES
 from grit_core.records import (
+    BYTE_ORDER_MARK,
     MAX_LINE_BYTES,
-    ChatRecord,
-    InvalidRecord,
-    RowFault,
+    ImageNotFound,
+    foreign_format,
+    is_blank_line,
     no_images,
-    parse_line,
-    parse_record,
 )
 
-MAX_ROWS: Final = 10_000_000
-_BATCH_ROWS: Final = 64
-_MAX_ROW_GROUP_BYTES: Final = 4 * 1024**3
-
-Row = ChatRecord | InvalidRecord
-"""A row that can be trained on, or all that is wrong with it."""
+_HEAD_BYTES: Final = 64 * 1024
+_WIDE_MARKS: Final = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+"""How texts in UTF-16 and UTF-32 begin."""
 
 
 class Source(Protocol):
@@ -60,20 +60,44 @@ def open_source(path: Path, scratch: Path, stack: ExitStack) -> Source:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(512)
+        return file.read(_HEAD_BYTES)
 
 
 def _refuse_binary(head: bytes) -> None:
+    _refuse_wide(head)
+    head = head.removeprefix(BYTE_ORDER_MARK)
     start = head.lstrip()[:1]
-    if not head.strip():
-        raise Refused("empty_dataset", "The file is empty; a dataset has at least one row.")
     if start == b"[":
-        raise Refused(
-            "dataset_invalid", "The file is a JSON list; write one object a line (JSONL)."
-        )
+        detail = "The file is a JSON list; write one object a line (JSONL)."
+        raise Refused("dataset_invalid", f"{detail} {_format_of_list(head)}".rstrip())
+    head = head[:512]
     if any(byte < 32 and byte not in b"\t\r\n" for byte in head) and start != b"{":
         detail = "The file is none of JSONL, zip, tar (also .gz, .bz2, .xz) and Parquet."
         raise Refused("format_not_allowed", detail)
+
+
+def _refuse_wide(head: bytes) -> None:
+    """Refuse a text in UTF-16 or UTF-32, with a byte order mark or without.
+
+    Raises:
+        Refused: It is one.
+    """
+    first = head[:4]
+    is_unmarked = b"\x00" in first and first.strip(b"\x00")[:1] in {b"{", b"["}
+    if head.startswith(_WIDE_MARKS) or is_unmarked:
+        detail = "The file is text in UTF-16 or UTF-32; save it as UTF-8 and upload it again."
+        raise Refused("format_not_allowed", detail)
+
+
+def _format_of_list(head: bytes) -> str:
+    """Return what format the first row of a JSON list is in, if it is a known one."""
+    text = head.decode("utf-8", "ignore").lstrip()[1:].lstrip()
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return ""
+    known = foreign_format(value) if isinstance(value, dict) and "messages" not in value else None
+    return "" if known is None else known.detail
 
 
 class JsonlSource:
@@ -88,7 +112,7 @@ class JsonlSource:
         """Yield every row."""
         with self._path.open("rb") as file:
             for line, data in lines_of(file):
-                yield _row(line, data, no_images)
+                yield read_line(line, data, no_images)
 
     def details(self) -> dict[str, Any]:
         """Return nothing more."""
@@ -112,7 +136,7 @@ class ArchiveSource:
             detail = f"An archive holds exactly one .jsonl file; this one: {named}."
             raise Refused("dataset_invalid", detail)
         self._name = found[0]
-        self._folder = PurePosixPath(self._name).parent
+        self._index = MemberIndex(archive.names, rows_name=self._name)
         self._used: set[str] = set()
 
     def rows(self) -> Iterator[Row]:
@@ -125,125 +149,41 @@ class ArchiveSource:
         try:
             with self._archive.open(self._name) as file:
                 for line, data in lines_of(file):
-                    yield _row(line, data, self._resolve)
+                    yield read_line(line, data, self._resolve)
         except BROKEN:
             raise Refused("dataset_invalid", f"The archive is broken after line {line}.") from None
 
     def _resolve(self, name: str) -> bytes:
-        beside = str(self._folder / PurePosixPath(name))
-        found = next((each for each in (beside, name) if each in self._archive.names), None)
+        found = self._index.find(name)
         if found is None:
-            raise LookupError(name)
+            raise ImageNotFound(name, self._index.hint(name))
         self._used.add(found)
         return self._archive.read(found, max_bytes=MAX_IMAGE_BYTES)
 
     def details(self) -> dict[str, Any]:
-        """Return the files that no row named."""
+        """Return the name of the JSONL file, and the files that no row named."""
+        details: dict[str, Any] = {"rows_file": self._name}
         unused = sorted(self._archive.names - self._used - {self._name})
-        return {"unused_files": len(unused), "unused_file_names": unused[:20]} if unused else {}
-
-
-class ParquetSource:
-    """A Parquet file with `messages` and, in Hugging Face's way, `images` columns."""
-
-    format = "parquet"
-
-    def __init__(self, path: Path) -> None:
-        """Open it and look for its columns.
-
-        Raises:
-            Refused: If it is broken or has no `messages`.
-        """
-        # Loaded with the first such upload and not with the service.
-        import pyarrow as pa  # noqa: PLC0415 - see above
-        import pyarrow.parquet as pq  # noqa: PLC0415 - see above
-
-        try:
-            self._file = pq.ParquetFile(path)
-            columns = list(self._file.schema_arrow.names)
-        except (pa.ArrowException, OSError, ValueError):
-            raise Refused("dataset_invalid", "The Parquet file is broken.") from None
-        self._broken = (pa.ArrowException, OSError, ValueError)
-        if "messages" not in columns:
-            detail = (
-                f"The Parquet file has no column `messages`; it has: {', '.join(columns)[:300]}."
-            )
-            raise Refused("dataset_invalid", detail)
-        metadata = self._file.metadata
-        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        if any(group.total_byte_size > _MAX_ROW_GROUP_BYTES for group in groups):
-            detail = f"A row group has more than {_MAX_ROW_GROUP_BYTES} bytes; write smaller ones."
-            raise Refused("archive_limits", detail)
-        self._columns = [name for name in ("messages", "images") if name in columns]
-        self._ignored = [name for name in columns if name not in self._columns]
-
-    def rows(self) -> Iterator[Row]:
-        """Yield every row; its number stands for its line.
-
-        Raises:
-            Refused: If the file is broken further on.
-        """
-        number = 0
-        try:
-            for batch in self._file.iter_batches(batch_size=_BATCH_ROWS, columns=self._columns):
-                for value in batch.to_pylist():
-                    number += 1
-                    _refuse_count(number)
-                    try:
-                        yield parse_record(
-                            _without_null(value), line=number, resolve_image=no_images
-                        )
-                    except InvalidRecord as error:
-                        yield error
-        except self._broken:
-            raise Refused(
-                "dataset_invalid", f"The Parquet file is broken after row {number}."
-            ) from None
-
-    def details(self) -> dict[str, Any]:
-        """Return the columns that nobody reads."""
-        return (
-            {"ignored_columns": [repr(name)[1:-1] for name in self._ignored]}
-            if self._ignored
-            else {}
-        )
-
-
-def _without_null(value: Any) -> Any:
-    """Drop the nulls that stand for absent fields, since Parquet gives every struct every field."""
-    if isinstance(value, dict):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_null(item) for item in value]
-    return value
+        if unused:
+            details |= {"unused_files": len(unused), "unused_file_names": unused[:20]}
+        return details
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield numbered lines that are not blank; a line beyond its bound is cut, never held whole."""
+    """Yield numbered lines that are not blank; a line beyond its bound is cut, never held whole.
+
+    A text in UTF-16 is refused at its first line.
+    """
     line = 0
     while data := file.readline(MAX_LINE_BYTES + 2):
         line += 1
-        _refuse_count(line)
+        if line == 1:
+            _refuse_wide(data)
+        refuse_count(line)
         rest = data
         while not rest.endswith(b"\n") and len(data) > MAX_LINE_BYTES:
             rest = file.readline(MAX_LINE_BYTES)
             if not rest:
                 break
-        if data.strip():
+        if not is_blank_line(data):
             yield line, data.rstrip(b"\r\n")
-
-
-def _row(line: int, data: bytes, resolve: Any) -> Row:
-    try:
-        return parse_line(data, line=line, resolve_image=resolve)
-    except InvalidRecord as error:
-        return error
-    except BROKEN as error:
-        # A member whose bytes are broken: the archive says so only when it is read.
-        detail = f"A file of this row cannot be read from the archive ({type(error).__name__})."
-        return InvalidRecord((RowFault(line, "", "image_corrupt", detail),))
-
-
-def _refuse_count(count: int) -> None:
-    if count > MAX_ROWS:
-        raise Refused("archive_limits", f"A dataset has at most {MAX_ROWS} rows.")

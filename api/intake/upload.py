@@ -41,6 +41,8 @@ class Upload:
     """A received file and what was said about it."""
 
     file: IO[bytes]
+    filename: str
+    """As the client names it: messages name it, nothing is stored under it."""
     name: str | None
     on_bad_rows: OnBadRows
 
@@ -133,7 +135,12 @@ def upload_of(form: FormData) -> Upload:
     if faults or not isinstance(file, UploadFile):
         raise InvalidRequest(faults)
     refuse_filename(file.filename or "")
-    return Upload(file=file.file, name=name, on_bad_rows=OnBadRows(on_bad_rows or OnBadRows.REJECT))
+    return Upload(
+        file=file.file,
+        filename=file.filename or "",
+        name=name,
+        on_bad_rows=OnBadRows(on_bad_rows or OnBadRows.REJECT),
+    )
 
 
 def name_of(form: FormData, faults: list[Item]) -> str | None:
@@ -227,6 +234,8 @@ def _record(
 ) -> Dataset:
     status = DatasetStatus.REJECTED if key is None else DatasetStatus.READY
     details = {**intake.details, "on_bad_rows": upload.on_bad_rows.value}
+    if upload.filename:
+        details["file"] = upload.filename
 
     def work(session: Session) -> Dataset:
         if key is not None:

@@ -1,5 +1,7 @@
 """Files: datasets in OpenAI's shape; their purpose is always `fine-tune`."""
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
@@ -156,9 +158,8 @@ def read_file_content(file_id: str, caller: CallerDep, services: ServicesDep) ->
     if dataset.object_key is None:
         detail = f"The file is {present_file(dataset).status}: its rows were not stored."
         raise Problem("dataset_not_ready", detail)
-    return StreamingResponse(
-        services.objects.open_stream(dataset.object_key), media_type="application/jsonl"
-    )
+    chunks = services.objects.open_stream(dataset.object_key)
+    return StreamingResponse(without_blank_lines(chunks), media_type="application/jsonl")
 
 
 @router.delete("/v1/files/{file_id}", responses=problems("not_found", "still_referenced"))
@@ -181,6 +182,17 @@ def present_file(dataset: Dataset) -> OpenAIFile:
         status=_STATUSES[status],
         status_details=refused if status == DatasetStatus.REJECTED else None,
     )
+
+
+def without_blank_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield stored rows without the blank lines that stand for lines which were left out."""
+    at_line_start = True
+    for chunk in chunks:
+        if at_line_start:
+            chunk = chunk.lstrip(b"\n")  # noqa: PLW2901 - the same bytes, less their blank lines
+        if chunk:
+            at_line_start = chunk.endswith(b"\n")
+            yield re.sub(rb"\n{2,}", b"\n", chunk)
 
 
 def _upload(form: FormData) -> Upload:

@@ -28,7 +28,8 @@ class DatasetRead(Answer):
     num_bad_rows: int | None
     num_images: int | None
     details: dict[str, Any] | None
-    """The uploaded file's format, columns that were ignored, images that no row names."""
+    """The uploaded file's name and format, columns that were ignored, images that no row names;
+    `notes` says in sentences what a reader should know."""
     created_at: datetime
     links: dict[str, str]
 

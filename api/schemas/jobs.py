@@ -138,6 +138,8 @@ class JobPlan(Answer):
     plan_hash: str
     layers: int
     trainable_parameters: int
+    warnings: list[str]
+    """What the plan warned of: layers that learn nothing, columns that are not read."""
 
 
 class RetentionResult(Answer):

@@ -131,10 +131,18 @@ def dataset_id(session: Session, client: "GritClient", given: str, *, option: st
 
     file = Path(given).expanduser()
     if file.is_file():
-        return upload_with_bar(session, client, file, name=None, on_bad_rows="reject")["id"]
+        uploaded = upload_with_bar(session, client, file, name=None, on_bad_rows="reject")
+        for note in _notes(uploaded):
+            session.note(f"{file.name}: {note}")
+        return uploaded["id"]
     if not given.startswith("ds_"):
         raise InvalidInput(f"{option} {given!r} is neither a file nor a dataset's id (ds_...).")
     return given
+
+
+def _notes(dataset: "Dataset") -> list[str]:
+    """Return what the service says of a dataset that it took, such as columns that it ignores."""
+    return [str(note) for note in (dataset.get("details") or {}).get("notes") or []]
 
 
 def render_dataset(dataset: "Dataset") -> "RenderableType":
@@ -150,5 +158,6 @@ def render_dataset(dataset: "Dataset") -> "RenderableType":
         "images": dataset.get("num_images"),
         "size": size(dataset.get("size_bytes")),
         "sha256": dataset.get("sha256"),
+        "notes": " ".join(_notes(dataset)) or None,
         "created (UTC)": when(dataset.get("created_at")),
     })

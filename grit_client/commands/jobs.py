@@ -255,6 +255,7 @@ def render_job(job: "Job") -> "RenderableType":
         "device": f"{job.get('device')} ({reason})" if reason else job.get("device"),
         "layers": planned.get("layers"),
         "parameters": planned.get("trainable_parameters"),
+        "warnings": " ".join(planned.get("warnings") or []) or None,
         "attempt": f"{job.get('attempt')} of {job.get('max_attempts')}",
         "created (UTC)": when(job.get("created_at")),
         "finished (UTC)": when(job.get("finished_at")),

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from api.intake.canonical import take_in
 from api.intake.refusal import Refused
-from api.intake.sources import MAX_ROWS
+from api.intake.rows import MAX_ROWS
 from grit_core.images import data_url
 from grit_core.records import MAX_LINE_BYTES
 from tests.api.conftest import Team, png, row, rows

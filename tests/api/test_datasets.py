@@ -182,7 +182,6 @@ def test_crlf_blank_lines_and_a_missing_last_line_end_are_fine(team: Team) -> No
         (b"PAR1garbage", 422, "dataset_invalid"),
         (b"\x1f\x8bgarbage", 422, "dataset_invalid"),
         (b"\xfd7zXZ\x00garbage", 422, "dataset_invalid"),
-        (b"\xef\xbb\xbf" + rows(1), 422, "encoding_invalid"),
         (rows(1).decode().encode("utf-16"), 415, "format_not_allowed"),
         (b"just some text\n", 422, "json_invalid"),
     ],

@@ -233,6 +233,23 @@ def test_bad_rows_are_reported_line_by_line(grit: Grit, service: Service) -> Non
     assert len(grit("datasets", "list", "--json").json) == 2
 
 
+def test_columns_that_are_not_read_are_said_at_upload_and_in_plan_and_job(
+    grit: Grit, service: Service
+) -> None:
+    path = service.folder / "columns.jsonl"
+    lines = [{**json.loads(line), "origin": "web"} for line in rows(3).splitlines()]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    note = "columns that are not read: origin"
+    uploaded = grit("datasets", "upload", path)
+    assert note in " ".join(uploaded.out.split())
+    planned = grit("plan", service.spec_file(), "--dataset", path)
+    assert note in " ".join(planned.out.split())
+    assert note in " ".join(planned.err.split())
+    job = grit("submit", service.spec_file(), "--dataset", path, "--json").json["id"]
+    assert note in " ".join(grit("job", job).out.split())
+    assert note in " ".join(grit("datasets", "list", "--json").json[0]["details"]["notes"])
+
+
 def test_a_text_of_the_service_cannot_drive_the_terminal(grit: Grit, service: Service) -> None:
     spec = service.spec_file()
     grit("submit", spec, "--dataset", service.rows_file(), "--name", "[red]bold[/] name")

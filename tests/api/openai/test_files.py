@@ -7,6 +7,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from api.openai.files import without_blank_lines
 from store.keys import Scope
 from tests.api.conftest import job_body, row, rows
 from tests.api.openai.conftest import Server
@@ -68,6 +69,19 @@ def test_bad_rows_can_be_left_out(client: OpenAI) -> None:
         file=rows(1) + bad, purpose="fine-tune", extra_body={"on_bad_rows": "skip"}
     )
     assert len(client.files.content(made.id).text.splitlines()) == 1
+
+
+def test_lines_that_were_left_out_are_no_lines_of_the_content(client: OpenAI) -> None:
+    made = client.files.create(file=b"\n\n" + rows(1) + b"\n \n" + rows(2), purpose="fine-tune")
+    lines = client.files.content(made.id).text.split("\n")
+    assert [bool(line) for line in lines] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_blank_lines_are_left_out_wherever_a_chunk_ends(size: int) -> None:
+    stored = b"\n\n\n{a}\n\n{b}\n{c}\n\n\n\n{d}\n"
+    chunks = [stored[at : at + size] for at in range(0, len(stored), size)]
+    assert b"".join(without_blank_lines(chunks)) == b"{a}\n{b}\n{c}\n{d}\n"
 
 
 def test_another_purpose_and_an_expiry_are_refused_by_name(client: OpenAI) -> None:
