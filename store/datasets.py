@@ -118,7 +118,7 @@ def unneeded_object(session: Session, object_key: str) -> bool:
 def source_name(dataset: Dataset) -> str:
     """Return what its team calls the file of a dataset's rows, for messages that name a line."""
     details = dataset.details or {}
-    file, rows_file = details.get("file"), details.get("rows_file")
+    file, rows_file = details.get("file_name"), details.get("rows_file")
     if file and rows_file:
         return f"{rows_file} in {file}"
     return str(file or rows_file or dataset.name or dataset.id)

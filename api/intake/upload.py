@@ -41,10 +41,10 @@ class Upload:
     """A received file and what was said about it."""
 
     file: IO[bytes]
-    filename: str
-    """As the client names it: messages name it, nothing is stored under it."""
     name: str | None
     on_bad_rows: OnBadRows
+    file_name: str = ""
+    """As the sender calls the file; empty where it has none."""
 
 
 @asynccontextmanager
@@ -137,9 +137,9 @@ def upload_of(form: FormData) -> Upload:
     refuse_filename(file.filename or "")
     return Upload(
         file=file.file,
-        filename=file.filename or "",
         name=name,
         on_bad_rows=OnBadRows(on_bad_rows or OnBadRows.REJECT),
+        file_name=file.filename or "",
     )
 
 
@@ -234,8 +234,8 @@ def _record(
 ) -> Dataset:
     status = DatasetStatus.REJECTED if key is None else DatasetStatus.READY
     details = {**intake.details, "on_bad_rows": upload.on_bad_rows.value}
-    if upload.filename:
-        details["file"] = upload.filename
+    if upload.file_name:
+        details["file_name"] = upload.file_name
 
     def work(session: Session) -> Dataset:
         if key is not None:

@@ -115,6 +115,7 @@ class RowReader:
             return
         what = "is missing" if messages is None else f"is {kind_name(messages)}"
         what = "is an empty list" if messages == [] else what
+        what += " (write the list itself, not its JSON)" if isinstance(messages, str) else ""
         detail = f"`messages` {what}; a row needs a list of turns."
         self._fault(("messages",), "row_invalid", detail)
 

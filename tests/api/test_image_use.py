@@ -117,8 +117,8 @@ def test_what_is_wrong_with_images_comes_with_all_other_faults(team: Team, text_
 def test_a_dataset_knows_the_name_of_its_file(team: Team, services: Services) -> None:
     plain = team.upload(rows(1), filename="r\u00f6ws.jsonl").json()
     packed = team.upload(zipped({"set/rows.jsonl": rows(1)}), filename="set.zip").json()
-    assert plain["details"]["file"] == "r\u00f6ws.jsonl"
-    assert (packed["details"]["file"], packed["details"]["rows_file"]) == (
+    assert plain["details"]["file_name"] == "r\u00f6ws.jsonl"
+    assert (packed["details"]["file_name"], packed["details"]["rows_file"]) == (
         "set.zip",
         "set/rows.jsonl",
     )

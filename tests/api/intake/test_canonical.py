@@ -24,7 +24,7 @@ def test_a_row_keeps_the_line_of_the_uploaded_file(tmp_path: Path) -> None:
     assert (taken.num_rows, taken.num_bad_rows) == (3, 3)
     assert [fault.line for fault in taken.faults] == [3, 5, 8]
     file = RowFile(tmp_path / "rows.jsonl")
-    assert [place.line for place in file.places] == [2, 6, 7]
+    assert [file.record(index).line for index in range(len(file))] == [2, 6, 7]
     assert file.sha256 == taken.sha256
     assert (tmp_path / "rows.jsonl").stat().st_size == taken.size_bytes
     again = take(tmp_path, (tmp_path / "rows.jsonl").read_bytes())
@@ -71,7 +71,7 @@ def test_a_file_without_a_row_is_refused(tmp_path: Path, data: bytes) -> None:
 
 def test_a_row_after_many_blanks_is_read(tmp_path: Path) -> None:
     assert take(tmp_path, b"\n" * 100_000 + jsonl(question())).num_rows == 1
-    assert RowFile(tmp_path / "rows.jsonl").places[0].line == 100_001
+    assert RowFile(tmp_path / "rows.jsonl").record(0).line == 100_001
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,13 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grit_core.images import data_url
+from grit_core.json_text import pointer_of
+from grit_core.records import InvalidRecord
+from grit_core.records.faults import is_empty
 from tests.grit_core.records.chats import RED, base64_text, chat, read, refuse
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -124,3 +129,31 @@ def test_every_column_and_message_that_is_wrong_comes_in_one_answer() -> None:
         ("/tools", "column_not_supported"),
         ("/video", "column_not_supported"),
     ]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+NAMES = st.text(min_size=1, max_size=8) | st.sampled_from([
+    *("tools", "videos", "system", "Prompt", "loss-mask", "image_path", "id", "labels", "weight"),
+    *("chat_template_kwargs", "conversations", "history", "documents", "source"),
+])
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=4))
+def test_a_column_that_holds_something_is_read_or_refused_or_reported(
+    columns: dict[str, Any],
+) -> None:
+    row = {**columns, **chat()}
+    row.pop("image", None)
+    row.pop("images", None)
+    try:
+        seen = set(read(row).ignored_columns)
+    except InvalidRecord as error:
+        refused = {fault.pointer for fault in error.row_faults}
+        assert refused
+        assert refused <= {pointer_of((name,)) for name in row}
+        return
+    assert seen == {name for name, value in row.items() if not is_empty(value)} - {"messages"}

@@ -32,8 +32,9 @@ def test_byte_order_marks_and_blank_lines_are_passed_over(
     path = tmp_path / "rows.jsonl"
     path.write_bytes(data)
     file = RowFile(path)
-    assert [place.line for place in file.places] == lines
-    assert [file.record(index).messages[1].text for index in range(2)] == ["a", "b"]
+    records = [file.record(index) for index in range(len(file))]
+    assert [record.line for record in records] == lines
+    assert [record.messages[1].text for record in records] == ["a", "b"]
     assert [record.line for record in read_records(path)] == lines
 
 
