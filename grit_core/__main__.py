@@ -58,6 +58,7 @@ from grit_core.events import (
     Warned,
     event_to_json,
 )
+from grit_core.image_use import find_images, image_faults, image_warnings
 from grit_core.inventory import ModelInventory
 from grit_core.job_spec import ResolvedJob, resolve_job
 from grit_core.json_text import InvalidJson, decode
@@ -244,6 +245,8 @@ def _train(options: argparse.Namespace) -> int:
         if Processes.current().leads:
             for reason in passed_over:
                 _complain(f"A checkpoint is passed over: {reason}")
+            for warning in job.plan.warnings:
+                _complain(f"Warning: {warning}")
         for event in train(job, should_stop=stop.asked, resume_from=resume_from):
             line = json.dumps(event_to_json(event)) if options.json else _line(event)
             if line:
@@ -253,8 +256,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     spec = _read_spec(options.job)
-    num_rows = ASSUMED_ROWS if options.dataset is None else len(RowFile(options.dataset))
-    choice, resolved = _resolve(spec, _inventory_of(spec), num_rows=num_rows)
+    rows = None if options.dataset is None else RowFile(options.dataset)
+    choice, resolved = _resolve(spec, _inventory_of(spec), rows)
     answer = {
         **resolved.plan.to_json(),
         "config": resolved.config_json(),
@@ -278,7 +281,7 @@ def _training_job(options: argparse.Namespace) -> TrainingJob:
     # The datasets that the body names are those of a service; here the options name them.
     spec = {**spec, "eval_dataset": None if options.eval_dataset is None else "given"}
     inventory = _inventory_of(spec)
-    choice, resolved = _resolve(spec, inventory, num_rows=len(RowFile(options.dataset)))
+    choice, resolved = _resolve(spec, inventory, RowFile(options.dataset))
     expected = spec.get("plan_hash")
     if expected not in {None, resolved.plan.plan_hash}:
         detail = (
@@ -302,13 +305,26 @@ def _training_job(options: argparse.Namespace) -> TrainingJob:
 
 
 def _resolve(
-    spec: Mapping[str, Any], inventory: ModelInventory, *, num_rows: int
+    spec: Mapping[str, Any], inventory: ModelInventory, rows: RowFile | None
 ) -> tuple[DeviceChoice, ResolvedJob]:
+    """Plan for the rows of a file; without one, for an assumed number of rows.
+
+    Raises:
+        InvalidConfig: The rows have images that the model cannot read; or what `resolve_job` finds.
+        AssertionError: Never: model and dataset are known.
+    """
     choice = choose_device(spec.get("device", DEFAULT_STRATEGY), available_devices())
+    num_rows = ASSUMED_ROWS if rows is None else len(rows)
     resolved = resolve_job(spec, inventory, num_rows=num_rows, device=choice.device)
     if resolved is None:
         raise AssertionError("Model and dataset are known, so there is a plan or an error.")
-    return choice, resolved
+    num_images = None if rows is None else find_images(rows)
+    faults = image_faults(inventory, {"--dataset": num_images})
+    if faults:
+        raise InvalidConfig(faults)
+    warnings = (*resolved.plan.warnings, *image_warnings(resolved.plan, num_images=num_images))
+    plan = dataclasses.replace(resolved.plan, warnings=warnings)
+    return choice, dataclasses.replace(resolved, plan=plan)
 
 
 def _read_spec(path: Path) -> dict[str, Any]:

@@ -1,13 +1,34 @@
 """Whether a model, a plan and datasets agree about images. Loads no torch."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from grit_core.config.model_configs import Modality
-from grit_core.errors import Fault
+from grit_core.errors import Fault, InvalidDataset
 from grit_core.inventory import ModelInventory
 from grit_core.planned import AdaptationPlan
+from grit_core.row_file import RowFile
 
-_SEEING = (Modality.VISION, Modality.CROSS_MODAL)
+_SEEING: Final = (Modality.VISION, Modality.CROSS_MODAL)
+_READ_ROWS: Final = 1000
+"""Rows of a local file that are read in search of an image."""
+
+
+def find_images(file: RowFile) -> int | None:
+    """Return how many images the first row with any has; 0 where no row has one.
+
+    Returns:
+        `None` when the answer would take reading more rows than a plan should, or a row is bad:
+        training reads them all, and names every bad one.
+    """
+    for index in range(min(len(file), _READ_ROWS)):
+        try:
+            images = file.record(index).images
+        except InvalidDataset:
+            return None
+        if images:
+            return len(images)
+    return 0 if len(file) <= _READ_ROWS else None
 
 
 def image_faults(inventory: ModelInventory, num_images: Mapping[str, int | None]) -> list[Fault]:
@@ -24,7 +45,7 @@ def image_faults(inventory: ModelInventory, num_images: Mapping[str, int | None]
         Fault(
             pointer=pointer,
             code="images_not_supported",
-            detail=f"The dataset has {count} images and {inventory.architecture} reads text only."
+            detail=f"The dataset has images ({count}) and {inventory.architecture} reads text only."
             " Choose a vision-language model, or a dataset without images.",
         )
         for pointer, count in num_images.items()

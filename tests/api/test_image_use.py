@@ -104,7 +104,7 @@ def test_a_text_model_refuses_a_dataset_with_images(team: Team, text_model: str,
         problem = refused(team.post(path, json=body), 422, "images_not_supported")
         [fault] = problem["errors"]
         assert fault["pointer"] == f"/{name}"
-        assert "4 images" in fault["detail"]
+        assert "images (4)" in fault["detail"]
         assert "LlamaForCausalLM" in fault["detail"]
 
 

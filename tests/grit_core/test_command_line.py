@@ -105,6 +105,19 @@ def test_plan_prints_the_layers_and_trains_nothing(
     assert plan["training"]["precision"] == "float32"
 
 
+def test_a_plan_of_layers_that_read_images_warns_of_rows_without_any(
+    tmp_path: Path, spec: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec["vision_layers"] = ["model.vision_model.encoder.layers.0.self_attn.q_proj"]
+    seen, text = tmp_path / "rows.jsonl", tmp_path / "text.jsonl"
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    text.write_text("\n".join([json.dumps({"messages": chat})] * 4))
+    for path, num_warnings in ((seen, 0), (text, 1)):
+        assert run(tmp_path, "plan", spec, "--dataset", str(path)) == 0
+        warnings = json.loads(capsys.readouterr().out)["warnings"]
+        assert len([warning for warning in warnings if "no image" in warning]) == num_warnings
+
+
 def test_inventory_prints_a_models_layers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

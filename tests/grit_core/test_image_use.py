@@ -1,12 +1,18 @@
 """Which models surely read no image."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from grit_core.config import get_model_config
-from grit_core.image_use import image_faults, image_warnings
+from grit_core.image_use import find_images, image_faults, image_warnings
 from grit_core.plan import plan_adaptation
+from grit_core.row_file import RowFile
 from tests.architectures import inventory_of_family, smolvlm_256m
+from tests.grit_core.records.chats import RED, base64_text, chat
 
 
 @pytest.mark.parametrize(
@@ -26,3 +32,18 @@ def test_the_layers_that_read_images_are_counted_by_modality() -> None:
     assert "vision" in warning
     assert image_warnings(plan, num_images=5) == []
     assert image_warnings(plan, num_images=None) == []
+
+
+def image_file(folder: Path, *rows: dict[str, Any]) -> RowFile:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return RowFile(path)
+
+
+def test_the_images_of_a_local_file_are_found_or_known_to_be_none(tmp_path: Path) -> None:
+    text = chat("x")
+    seen = chat("x", image=base64_text(RED))
+    assert find_images(image_file(tmp_path, text, seen, seen)) == 1
+    assert find_images(image_file(tmp_path, text, text)) == 0
+    assert find_images(image_file(tmp_path, text, {"messages": []})) is None
+    assert find_images(image_file(tmp_path, *[text] * 1001)) is None
