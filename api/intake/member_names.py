@@ -11,7 +11,7 @@ from grit_core.records import normalize_path
 
 _ADDED_FOLDERS: Final = frozenset({
     *("__macosx", ".spotlight-v100", ".trashes", ".fseventsd", ".temporaryitems", "@eadir"),
-    "$recycle.bin",
+    *("$recycle.bin", ".ipynb_checkpoints"),
 })
 _ADDED_FILES: Final = frozenset({
     *(".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".localized", ".directory"),

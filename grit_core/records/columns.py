@@ -80,10 +80,10 @@ def unread_columns(
     """
     refused: dict[str, str] = {}
     ignored: list[str] = []
-    texts = [message.text.strip() for message in messages]
-    for key, value in row.items():
-        name = str(key)
-        if name in READ or is_empty(value):
+    others = {str(key): item for key, item in row.items() if str(key) not in READ}
+    texts = [message.text.strip() for message in messages] if others else []
+    for name, value in others.items():
+        if is_empty(value):
             continue
         fix = _fix(name, value, texts, shows_images=shows_images)
         if fix is None:

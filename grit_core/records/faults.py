@@ -19,6 +19,10 @@ _NAMES: Final[dict[type, str]] = {
     bytes: "bytes",
 }
 
+_NOTHING: Final = frozenset({"[]", "{}", "null"})
+"""Texts of exporters that write JSON into a column."""
+_SHORT: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class RowFault:
@@ -61,7 +65,9 @@ def is_empty(value: Any) -> bool:
     if value is None or value is False:
         return True
     if isinstance(value, str):
-        return value.strip() in {"", "[]", "{}", "null"}
+        # Not stripped whole: a text may be a megabyte.
+        short = len(value) <= _SHORT and value.strip() in _NOTHING
+        return short or not value or value.isspace()
     if isinstance(value, bytes):
         return not value
     if isinstance(value, dict):

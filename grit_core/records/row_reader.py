@@ -35,6 +35,8 @@ MAX_IMAGES: Final = 32
 MAX_TEXT_CHARACTERS: Final = 1_000_000
 
 _TEXT_CONTROL: Final = frozenset(chr(code) for code in range(32)) - {"\t", "\n", "\r", "\f"}
+_ROLES: Final = frozenset(Role)
+_MESSAGE_FIELDS: Final = frozenset({"role", "content", "weight"})
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 _IMAGE_PARTS: Final = frozenset({"image", "image_url", "input_image"})
 _UNTYPED: Final = {"text": "text", "image": "image", "image_url": "image_url"}
@@ -208,8 +210,8 @@ class RowReader:
             )
             return None
         before = len(self.faults)
-        given = fields(value)
-        for name in sorted(given.keys() - {"role", "content", "weight"}):
+        given = fields({key: value[key] for key in value.keys() - _MESSAGE_FIELDS})
+        for name in sorted(given):
             if name in IGNORED:
                 self.ignored.add(f"messages.{name}")
             else:
@@ -222,7 +224,7 @@ class RowReader:
         return Message(role=role, content=content, weight=weight)
 
     def _role(self, value: Any, path: Path) -> Role | None:
-        if isinstance(value, str) and value in set(Role):
+        if isinstance(value, str) and value in _ROLES:
             return Role(value)
         shown = repr(value[:40]) if isinstance(value, str) else kind_name(value)
         fix = fix_for_role(value) if isinstance(value, str) else ""
@@ -268,8 +270,11 @@ class RowReader:
         if not isinstance(value, dict):
             self._fault(path, "type_invalid", f"A part is an object; this is {kind_name(value)}.")
             return None
+        kind = value.get("type")
+        if kind == "text" and len(value) == 2 and "text" in value:  # nearly every part
+            return self._text(value.get("text"), path)
         given = fields(value)
-        kind = given.pop("type", None)
+        given.pop("type", None)
         if kind is None and len(given) == 1:
             kind = _UNTYPED.get(next(iter(given)))
         if isinstance(kind, str) and kind in _TEXT_PARTS:

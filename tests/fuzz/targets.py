@@ -67,6 +67,24 @@ _ROWS: Final = [
             {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
         ],
     },
+    {
+        "image": {"bytes": None, "path": "a.png"},
+        "id": 1,
+        "tools": None,
+        "messages": [
+            {"role": "user", "content": "<image>x", "name": None},
+            {"role": "assistant", "content": "y", "weight": 0},
+            {"role": "user", "content": [{"type": "text", "text": "z", "index": None}]},
+            {"role": "assistant", "content": "y", "weight": 1},
+        ],
+    },
+    {
+        "images": [data_url(png())],
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "index": 0}]},
+            {"role": "assistant", "content": "y"},
+        ],
+    },
 ]
 
 

@@ -61,6 +61,7 @@ def raw_zip(members: dict[bytes, bytes], *, is_utf8: bool = False, extra: bytes 
         "set/desktop.ini",
         "set/Icon\r",
         "set/@eaDir/a.png",
+        "set/.ipynb_checkpoints/rows-checkpoint.jsonl",
     ],
 )
 def test_a_file_that_a_system_added_is_ignored(tmp_path: Path, name: str) -> None:
