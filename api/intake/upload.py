@@ -273,7 +273,7 @@ def _rejection(dataset: Dataset, intake: Intake) -> Problem:
     ]
     detail = (
         f"{intake.num_bad_rows} of {intake.num_rows + intake.num_bad_rows} rows cannot be used."
-        " Mend them, or upload with on_bad_rows=skip to leave them out."
+        " Correct them, or upload with on_bad_rows=skip to leave them out."
     )
     links = {"dataset": dataset.id, "report": f"/datasets/{dataset.id}/report"}
     return Problem("dataset_rejected", detail, errors=items, extra=links)

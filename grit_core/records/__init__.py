@@ -3,7 +3,7 @@
 A row is an object `{"messages": [...]}` in the OpenAI chat shape. Image parts hold their image
 (`{"type": "image_url", "image_url": {"url": "data:..." | "relative/path.png"}}` and other
 programs' forms), or take it from an `images` or `image` column (Hugging Face). No image library is
-needed here: bytes are taken as they are and told apart by their first bytes.
+needed here: images are bytes, and their first bytes say which format they are.
 """
 
 from grit_core.records.chat import ChatRecord, ImagePart, Message, Role, TextPart

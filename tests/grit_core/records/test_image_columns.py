@@ -1,5 +1,6 @@
 """Images of a column: at parts, by index, at markers, or first."""
 
+import time
 from typing import Any
 
 import pytest
@@ -184,3 +185,10 @@ def test_a_missing_image_of_a_lone_file_says_how_to_send_it() -> None:
 def test_a_data_url_is_known_in_any_case_and_never_taken_for_a_path(scheme: str) -> None:
     [fault] = refuse(chat(image=f"{scheme}image/png;base64,?"))
     assert fault.code == "image_corrupt"
+
+
+def test_a_long_text_that_looks_like_base64_is_read_in_linear_time() -> None:
+    began = time.process_time()
+    [fault] = refuse(chat(image="iVBORw0KGgo" + " " * 900_000 + "!"))
+    assert fault.code == "image_path_invalid"
+    assert time.process_time() - began < 5  # a quadratic search takes hours
