@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -224,7 +224,8 @@ def _open_rows(job: CompressionJob, parent: Mapping[str, Any]) -> _Rows:
     num_rows = len(rows.file)
     if job.eval_dataset is not None:
         evaluation = encoded(job.eval_dataset)
-        free, held_out = list(range(num_rows)), list(range(len(evaluation.file)))
+        free: Sequence[int] = range(num_rows)
+        held_out: Sequence[int] = range(len(evaluation.file))
     else:
         evaluation = rows
         fraction, seed = _training_split(parent, sha256=rows.file.sha256)
@@ -232,7 +233,7 @@ def _open_rows(job: CompressionJob, parent: Mapping[str, Any]) -> _Rows:
         if not held_out:
             share = min(HELD_OUT_SHARE, MAX_HELD_OUT_ROWS / num_rows)
             free, held_out = split_rows(num_rows, eval_fraction=share, seed=job.seed)
-    shuffled = Sampler(rows=tuple(free), rows_per_step=len(free), seed=job.seed).rows_of(0)
+    shuffled = Sampler(rows=free, rows_per_step=len(free), seed=job.seed).rows_of(0)
     return _Rows(
         calibration=rows,
         calibration_indices=tuple(shuffled[: job.num_rows]),

@@ -6,6 +6,7 @@ GritError
 |   +-- UnknownPreset              a preset name that does not exist
 |   +-- PlanMismatch               a plan made from another model than the one at hand
 +-- InvalidDataset (a ValueError)  rows that cannot be trained on
+|   +-- InvalidRows                every row that a check of whole files has found
 +-- ModelUnavailable               a base model that is not there or cannot be read
 +-- DeviceUnavailable              a device that this machine does not have
 +-- TrainingDiverged               a loss or gradient that is not finite
@@ -16,8 +17,9 @@ GritError
 +-- Interrupted                    work that its caller asked to stop
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,14 @@ class PlanMismatch(InvalidConfig):
 
 class InvalidDataset(GritError, ValueError):
     """The dataset has rows that cannot be trained on."""
+
+
+class InvalidRows(InvalidDataset):
+    """Rows of a job's files cannot be used; the message names the first, `details` has more."""
+
+    def __init__(self, message: str, *, details: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.details = dict(details)
 
 
 class ModelUnavailable(GritError):

@@ -7,6 +7,16 @@ from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RowsChecked:
+    """Rows are being checked before the first step; told while that takes long, and at its end."""
+
+    type: ClassVar[str] = "rows_checked"
+    done: int
+    total: int
+    """Rows to train on, to evaluate on and of retention."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingStarted:
     """The model is loaded, the layers are adapted, the first step is next."""
 
@@ -190,10 +200,13 @@ class TrainingFailed:
     message: str
     hint: str
     retryable: bool
+    details: dict[str, Any] = field(default_factory=dict)
+    """What is too long for the message, such as every row that cannot be used."""
 
 
 TrainingEvent = (
-    TrainingStarted
+    RowsChecked
+    | TrainingStarted
     | StepCompleted
     | Evaluated
     | RetentionEvaluated

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import torch
 
 from grit_core.data.rows import StepRows
+from grit_core.memory_marks import is_out_of_memory
 from grit_core.plan import AdaptationPlan
-
-_MARKS: Final = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
@@ -33,7 +31,7 @@ def explained(rows: StepRows, plan: AdaptationPlan, *, step: int) -> Iterator[No
     except MemoryError as error:
         raise MemoryError(_words(rows, plan, step, error)) from error
     except RuntimeError as error:  # the allocators of the CPU and of MPS have no type of their own
-        if not any(mark in str(error).lower() for mark in _MARKS):
+        if not is_out_of_memory(error):
             raise
         on_device = "mps" in str(error).lower() or "cuda" in str(error).lower()
         kind = torch.OutOfMemoryError if on_device else MemoryError

@@ -103,6 +103,17 @@ class Processes:
         self._exchange(lambda: distributed.all_gather(found, tensor))
         return found
 
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Return every process's bytes, by rank; they may differ in length."""
+        if self.count == 1:
+            return [data]
+        lengths = [int(found) for found in self.gather(torch.tensor(len(data)))]
+        padded = torch.zeros(max(1, *lengths), dtype=torch.uint8)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        found = self.gather(padded)
+        return [bytes(each[:length].tolist()) for each, length in zip(found, lengths, strict=True)]
+
     def refuse_difference(self, digest: bytes, *, what: str) -> None:
         """Compare a digest over all processes.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from grit_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from grit_core.data.rows import StepRows
 from grit_core.errors import TrainingDiverged
 from grit_core.evaluation import evaluate, retention_before
 from grit_core.events import (
@@ -22,11 +21,14 @@ from grit_core.events import (
     Warned,
 )
 from grit_core.memory_demand import explained
+from grit_core.processes import Processes
 from grit_core.random_state import reproducible
+from grit_core.row_report import checked
 from grit_core.schedule import learning_rate
 from grit_core.training_export import export
 from grit_core.training_job import TrainingJob
-from grit_core.training_run import TrainingRun
+from grit_core.training_rows import open_rows
+from grit_core.training_run import TrainingRun, torch_device
 
 
 def train(
@@ -37,12 +39,14 @@ def train(
 ) -> Iterator[TrainingEvent]:
     """Fine-tune the job's base model and yield what happens as it happens.
 
-    Writes `work_dir/checkpoints/step-N/` while it runs and `work_dir/adapter/` at its end. The last
-    events of a whole run are `AdapterSaved` and `TrainingFinished`; a run that `should_stop` ends
-    saves a checkpoint at the next step boundary and ends with `TrainingStopped`.
+    All rows are checked first. Writes `work_dir/checkpoints/step-N/` while it runs and
+    `work_dir/adapter/` at its end. The last events of a whole run are `AdapterSaved` and
+    `TrainingFinished`; a run that `should_stop` ends saves a checkpoint at the next step boundary
+    (while rows are checked there is nothing to save) and ends with `TrainingStopped`.
 
     Errors: `PlanMismatch` (another model), `ModelUnavailable`, `DeviceUnavailable`,
-    `InvalidDataset` (naming file and line), `CheckpointCorrupt` (of `resume_from`),
+    `InvalidDataset` (rows that cannot be used, all at once by file and line, or no row that can),
+    `CheckpointCorrupt` (of `resume_from`),
     `TrainingDiverged` (a loss or gradient that is not finite, found before the step is applied),
     `AdapterInvalid` (the written adapter does not give the trained model's logits); in several
     processes also `ProcessLost` and `ReplicasDiverged`.
@@ -52,28 +56,53 @@ def train(
 
     Args:
         job: What to train.
-        should_stop: Asked between optimizer steps.
+        should_stop: Asked between optimizer steps, and after every row that is checked.
         resume_from: A checkpoint folder (`.../step-N`). On the CPU the resumed run ends with the
             same bytes as one that was never interrupted.
     """
     checkpoint = None if resume_from is None else load_checkpoint(resume_from)
     num_threads = _threads_of(job, checkpoint)
+    leads = Processes.current().leads
     with reproducible(torch.device(job.device), num_threads=num_threads) as num_threads:
-        run = TrainingRun(job, num_threads=num_threads)
-        try:
-            if checkpoint is not None:
-                run.restore(checkpoint)
-            for event in _train(run, checkpoint, should_stop):
-                if run.processes.leads:
-                    yield event
-        finally:
-            run.close()
+        for event in _checked_and_trained(job, checkpoint, should_stop, num_threads=num_threads):
+            if leads:
+                yield event
+
+
+def _checked_and_trained(
+    job: TrainingJob,
+    checkpoint: Checkpoint | None,
+    should_stop: Callable[[], bool],
+    *,
+    num_threads: int,
+) -> Iterator[TrainingEvent]:
+    """Everything from the first event to the last, in every process alike.
+
+    Rows are checked before the model is loaded: a bad row is known without waiting for gigabytes.
+    """
+    torch_device(job.device)  # refused at once where it is not there
+    rows = open_rows(job)
+    digest = rows.digest()
+    told = None if checkpoint is None else checkpoint.values.get("rows_checked")
+    if told != digest:
+        complete = yield from checked(rows, model=job.model, should_stop=should_stop)
+        if not complete:
+            step = 0 if checkpoint is None else checkpoint.step
+            yield TrainingStopped(step=step, reason="Stopped as asked, while rows were checked.")
+            return
+    run = TrainingRun(job, num_threads=num_threads, rows=rows, checked=digest)
+    try:
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        yield from _train(run, checkpoint, should_stop)
+    finally:
+        run.close()
 
 
 def _train(
     run: TrainingRun, checkpoint: Checkpoint | None, should_stop: Callable[[], bool]
 ) -> Iterator[TrainingEvent]:
-    """Everything from the first event to the last, in every process alike."""
+    """Everything that a model is needed for."""
     _refuse_difference(run, what="what they begin with")
     yield _started(run)
     yield from _changed_machine(run, checkpoint)
@@ -112,7 +141,6 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
     rows = run.rows_of(step)
     rate = learning_rate(run.job.training, step, total_steps=run.total_steps)
     run.progress.step = step + 1
-    yield from _length_warnings(run, rows)
     if rows.num_label_tokens == 0:
         yield StepSkipped(step=step + 1, reason="Every row of the step was left out.")
         yield from run.skip_step()
@@ -227,24 +255,6 @@ def _started(run: TrainingRun) -> TrainingStarted:
         num_rows=len(run.sampler.rows),
         num_eval_rows=len(run.eval_indices),
     )
-
-
-def _length_warnings(run: TrainingRun, rows: StepRows) -> Iterator[Warned]:
-    """Count the rows left out or cut, once: all rows come up in the first epoch."""
-    if run.progress.step > run.sampler.steps_per_epoch:
-        return
-    for code, done, lines in (
-        ("rows_skipped", "left out", rows.skipped_lines),
-        ("rows_truncated", "cut", rows.cut_lines),
-    ):
-        if lines:
-            shown = ", ".join(str(line) for line in lines)
-            message = (
-                f"{len(lines)} rows of step {run.progress.step} are longer than"
-                f" {run.job.training.max_length} tokens and were {done}: lines {shown} of"
-                f" {run.job.dataset.name}."
-            )
-            yield Warned(code=code, message=message)
 
 
 def _patience_is_over(run: TrainingRun) -> bool:

@@ -48,6 +48,12 @@ class TrainingJob:
     """Rows of what the base model can do already: their loss is measured before the first step and
     after the last, and never trained on."""
 
+    dataset_name: str | None = None
+    """What the user calls the file of `dataset`, for messages; `None` means the file's own name."""
+
+    eval_dataset_name: str | None = None
+    retention_dataset_name: str | None = None
+
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1` or `mps`."""
 
@@ -78,6 +84,9 @@ def job_to_json(job: TrainingJob) -> dict[str, Any]:
         "eval_dataset": None if job.eval_dataset is None else str(job.eval_dataset),
         "eval_fraction": job.eval_fraction,
         "retention_dataset": None if job.retention_dataset is None else str(job.retention_dataset),
+        "dataset_name": job.dataset_name,
+        "eval_dataset_name": job.eval_dataset_name,
+        "retention_dataset_name": job.retention_dataset_name,
         "device": job.device,
         "precision": job.precision,
         "work_dir": str(job.work_dir),
@@ -99,6 +108,10 @@ def job_from_json(data: Mapping[str, Any] | str) -> TrainingJob:
         eval_dataset=None if eval_dataset is None else Path(eval_dataset),
         eval_fraction=values["eval_fraction"],
         retention_dataset=None if retention is None else Path(retention),
+        # Orders written before there were names have none.
+        dataset_name=values.get("dataset_name"),
+        eval_dataset_name=values.get("eval_dataset_name"),
+        retention_dataset_name=values.get("retention_dataset_name"),
         device=values["device"],
         precision=values["precision"],
         work_dir=Path(values["work_dir"]),

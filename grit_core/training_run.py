@@ -14,8 +14,8 @@ from torch import nn
 from grit_core.checkpoints import Checkpoint, flatten_state, join_state
 from grit_core.config.training import total_steps
 from grit_core.curvature.initialization import GradientInitialization
-from grit_core.data.encoder import IGNORED, ChatEncoder
-from grit_core.data.rows import EncodedRows, StepRows
+from grit_core.data.encoder import IGNORED
+from grit_core.data.rows import StepRows
 from grit_core.data.stream import StepStream
 from grit_core.durable_files import canonical_json
 from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
@@ -27,7 +27,6 @@ from grit_core.models.pretrained import (
     auto_class_of,
     known_warnings_ignored,
     load_base_model,
-    load_processor,
 )
 from grit_core.models.vlm_adapter import build_capture, build_optimizer, inject_lora
 from grit_core.optimizer import GRITOptimizer, budgets_by_modality, summarise_by_modality
@@ -39,9 +38,9 @@ from grit_core.random_state import (
     restore_random,
     seed_everything,
 )
-from grit_core.row_file import RowFile
-from grit_core.sampler import Sampler, split_rows
+from grit_core.sampler import Sampler
 from grit_core.training_job import TrainingJob
+from grit_core.training_rows import TrainingRows, open_rows
 
 if TYPE_CHECKING:
     from grit_core.curvature.capture import LayerSums
@@ -70,10 +69,23 @@ class Progress:
 class TrainingRun:
     """Everything that the training loop works on."""
 
-    def __init__(self, job: TrainingJob, *, num_threads: int) -> None:
-        """Load the base model, inject the plan's adapter and open the rows.
+    def __init__(
+        self,
+        job: TrainingJob,
+        *,
+        num_threads: int,
+        rows: TrainingRows | None = None,
+        checked: str | None = None,
+    ) -> None:
+        """Load the base model and inject the plan's adapter.
 
         A model whose layers are not those of the plan is refused with `PlanMismatch`.
+
+        Args:
+            job: What to train.
+            num_threads: Recorded with every checkpoint.
+            rows: Those of the job; opened here when they are not given.
+            checked: The digest of the rows, if all of them were checked.
         """
         self.job = job
         self.num_threads = num_threads
@@ -81,6 +93,7 @@ class TrainingRun:
         self.device = torch_device(job.device)
         self.progress = Progress()
         self.saved_at_step: int | None = None
+        self.checked = checked
         base = load_base_model(job.model, device=self.device, dtype=job.precision)
         self.auto_class = auto_class_of(base)
         seed_everything(job.training.seed, rank=self.processes.rank)
@@ -91,7 +104,7 @@ class TrainingRun:
                 self.model.get_base_model(), kind=job.training.gradient_checkpointing
             )
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._open_rows()
+        self._take_rows(rows or open_rows(job))
         self.optimizer = self._build_optimizer()
         self._capture = build_capture(self.model, job.plan)
         self._sums: dict[str, LayerSums] | None = None
@@ -102,68 +115,31 @@ class TrainingRun:
         self.scaler = torch.amp.GradScaler(self.device.type) if scaling else None
         self.model.train()
 
-    def _open_rows(self) -> None:
-        job, training = self.job, self.job.training
-        encoder = ChatEncoder(load_processor(job.model))
-        file = RowFile(job.dataset)
-        self.train_rows = self._encoded(file, encoder)
-        if job.eval_dataset is not None:
-            self.eval_rows = self._encoded(RowFile(job.eval_dataset), encoder)
-            indices, self.eval_indices = (
-                list(range(len(file))),
-                list(range(len(self.eval_rows.file))),
-            )
-        else:
-            self.eval_rows = self.train_rows
-            indices, self.eval_indices = split_rows(
-                len(file), eval_fraction=job.eval_fraction, seed=training.seed
-            )
-        self.retention_rows = (
-            None
-            if job.retention_dataset is None
-            else self._encoded(RowFile(job.retention_dataset), encoder)
-        )
+    def _take_rows(self, rows: TrainingRows) -> None:
+        training = self.job.training
+        self.train_rows, self.eval_rows = rows.train, rows.evaluation
+        self.eval_indices = rows.eval_indices
+        self.retention_rows, self.retention_indices = rows.retention, rows.retention_indices
         self.batch_size = int(training.batch_size)
         self.sampler = Sampler(
-            rows=tuple(indices),
+            rows=rows.train_indices,
             rows_per_step=self.batch_size * training.gradient_accumulation_steps,
             seed=training.seed,
             rank=self.processes.rank,
             num_processes=self.processes.count,
         )
-        self.total_steps = total_steps(training, num_rows=len(indices))
+        self.total_steps = total_steps(training, num_rows=len(rows.train_indices))
         self.stream = StepStream(self.train_rows, self.sampler, batch_size=self.batch_size)
 
-    def _encoded(self, file: RowFile, encoder: ChatEncoder) -> EncodedRows:
-        training = self.job.training
-        return EncodedRows(
-            file,
-            encoder,
-            max_length=training.max_length,
-            on_long_rows=training.on_long_rows,
-        )
-
     def rows_of(self, step: int) -> StepRows:
-        """This process's rows of a step (from 0), with the counts and lines of all processes."""
+        """This process's rows of a step (from 0), with the counts of all processes."""
         rows = self.stream.rows_of(step, last=step + 1 == self.total_steps)
         if self.processes.count == 1:
             return rows
-        slots = self.sampler.rows_per_step
-        lines = torch.zeros(2, slots, dtype=torch.int64)  # lines count from 1
-        lines[0, : len(rows.skipped_lines)] = torch.tensor(rows.skipped_lines)
-        lines[1, : len(rows.cut_lines)] = torch.tensor(rows.cut_lines)
         counts = torch.tensor([rows.num_label_tokens, rows.num_tokens])
-        found = torch.stack(self.processes.gather(torch.cat([counts, lines.flatten()])))
-        skipped, cut = (
-            tuple(line for line in part.flatten().tolist() if line)
-            for part in (found[:, 2 : 2 + slots], found[:, 2 + slots :])
-        )
+        found = torch.stack(self.processes.gather(counts))
         return replace(
-            rows,
-            num_label_tokens=int(found[:, 0].sum()),
-            num_tokens=int(found[:, 1].sum()),
-            skipped_lines=skipped,
-            cut_lines=cut,
+            rows, num_label_tokens=int(found[:, 0].sum()), num_tokens=int(found[:, 1].sum())
         )
 
     def initialize(self, rows: StepRows) -> Iterator[TrainingEvent]:
@@ -367,6 +343,7 @@ class TrainingRun:
             },
             values={
                 "identity": self.identity(),
+                "rows_checked": self.checked,
                 "num_threads": self.num_threads,
                 "num_processes": self.processes.count,
                 "progress": asdict(self.progress),

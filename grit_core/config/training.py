@@ -46,6 +46,9 @@ class TrainingConfig:
     seed: int = 0
     checkpoint_every_steps: int | Auto = "auto"
     eval_every_steps: int | Auto = "auto"
+    max_eval_rows: int | None = 1000
+    """Most rows of an evaluation, and most retention rows; chosen by the seed when there are more.
+    null takes all."""
     early_stopping_patience: int | None = None
     """Ends after so many evaluations without a new best; null never does."""
     on_long_rows: str = "reject"
@@ -71,6 +74,7 @@ TRAINING_CHECKS: dict[str, Check] = {
     "seed": Number(low=0, high=2**32 - 1, integer=True),
     "checkpoint_every_steps": Number(low=1, high=10_000_000, integer=True, auto=True),
     "eval_every_steps": Number(low=1, high=10_000_000, integer=True, auto=True),
+    "max_eval_rows": Number(low=1, high=10_000_000, integer=True, optional=True),
     "early_stopping_patience": Number(low=1, high=100_000, integer=True, optional=True),
     "on_long_rows": Choice(values=("reject", "skip", "truncate")),
 }

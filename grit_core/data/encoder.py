@@ -68,13 +68,10 @@ class ChatEncoder:
         """Encode one row with its labels: as one sequence, or as several that share no text.
 
         Raises:
-            InvalidDataset: The row cannot be written with this model's template, an image cannot be
-                decoded, or no token is the assistant's.
+            InvalidDataset: As `render`, or an image cannot be decoded, or an answer cannot be
+                found among the tokens.
         """
-        self.renderer.check(record.messages)
-        chats = list(render_conversation(self.placer, record.messages))
-        if not chats:
-            raise InvalidDataset("no token of the row is the assistant's")
+        chats = list(self.render(record))
         images = [decode_image(image, index=index) for index, image in enumerate(record.images)]
         rows = []
         while chats:
@@ -82,6 +79,26 @@ class ChatEncoder:
             rows.append(row)
             chats += [RenderedChat((answer,)) for answer in unplaced]
         return tuple(reversed(rows))
+
+    def render(self, record: ChatRecord) -> tuple[RenderedChat, ...]:
+        """Return the texts of one row, with their answers placed and no image decoded.
+
+        Raises:
+            InvalidDataset: The row cannot be written with this model's template, or no token is
+                the assistant's.
+        """
+        self.renderer.check(record.messages)
+        chats = render_conversation(self.placer, record.messages)
+        if not chats:
+            raise InvalidDataset("no token of the row is the assistant's")
+        return chats
+
+    def count_plain_tokens(self, chat: RenderedChat) -> int:
+        """Return the number of tokens of a rendered chat before its images are expanded.
+
+        A chat whose last answer cannot be told from its prompt raises `InvalidDataset`.
+        """
+        return self._ranges.count_plain(chat)
 
     def encode_prompt(
         self, messages: Sequence[Message], images: Sequence[Image.Image]

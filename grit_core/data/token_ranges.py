@@ -54,15 +54,7 @@ class TokenRanges:
         Raises:
             InvalidDataset: The last answer cannot be found among the tokens.
         """
-        last = chat.answers[-1].placed
-        prompt, before = self._begin(last)
-        plain = self._plain(chat.text)
-        if plain[: len(before)] == before:
-            whole, rest = chat.text, []
-        else:
-            whole, rest = last.prompt, before[len(prompt) :]
-            rest += self._plain_after(last.answer + last.end)
-            plain = prompt + rest
+        whole, rest, plain, before = self._divide(chat)
         features = self._inputs(whole, images)
         ids = features.pop("input_ids")[0].tolist()
         features.pop("attention_mask", None)
@@ -85,6 +77,24 @@ class TokenRanges:
             ranges=(*ranges, (start, len(ids))),
             unplaced=tuple(answer for answer, found in placed if found is None),
         )
+
+    def count_plain(self, chat: RenderedChat) -> int:
+        """Return the number of tokens of a chat before its images are expanded.
+
+        A chat whose last answer cannot be told from its prompt raises `InvalidDataset`.
+        """
+        _, _, plain, _ = self._divide(chat)
+        return len(plain)
+
+    def _divide(self, chat: RenderedChat) -> tuple[str, list[int], list[int], list[int]]:
+        """Return the text that the processor encodes, the ids after it, all ids, the prompt's."""
+        last = chat.answers[-1].placed
+        prompt, before = self._begin(last)
+        plain = self._plain(chat.text)
+        if plain[: len(before)] == before:
+            return chat.text, [], plain, before
+        rest = before[len(prompt) :] + self._plain_after(last.answer + last.end)
+        return last.prompt, rest, prompt + rest, before
 
     def _range(
         self, answer: Answer, *, plain: list[int], ids: list[int], images: Sequence[Image.Image]

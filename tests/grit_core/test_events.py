@@ -10,6 +10,7 @@ from grit_core.events import (
     Evaluated,
     Reprojected,
     RetentionEvaluated,
+    RowsChecked,
     StepCompleted,
     StepSkipped,
     TrainingEvent,
@@ -23,6 +24,7 @@ from grit_core.events import (
 )
 
 EVENTS: list[TrainingEvent] = [
+    RowsChecked(done=64, total=100),
     TrainingStarted(
         total_steps=9, start_step=0, device="cpu", precision="float32", num_rows=8, num_eval_rows=1
     ),
@@ -65,7 +67,12 @@ EVENTS: list[TrainingEvent] = [
     TrainingStopped(step=5, reason="Asked to."),
     TrainingFinished(step=9, train_loss=1.0, eval_loss=None),
     TrainingFailed(
-        code="diverged", category="user", message="No.", hint="Lower it.", retryable=False
+        code="dataset_invalid",
+        category="user",
+        message="No.",
+        hint="Correct it.",
+        retryable=False,
+        details={"bad_rows": [{"line": 3}]},
     ),
 ]
 

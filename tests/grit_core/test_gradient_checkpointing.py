@@ -157,7 +157,7 @@ def test_a_model_that_does_not_support_it_is_refused_before_training(
     monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
     job = tiny_job(tmp, text_only=True, gradient_checkpointing="reentrant")
     with pytest.raises(InvalidConfig, match="LlamaForCausalLM does not support it") as caught:
-        next(train(job))
+        list(train(job))
     assert caught.value.faults[0].pointer == "/training/gradient_checkpointing"
     with pytest.raises(InvalidConfig, match="Linear does not support it"):
         enable_gradient_checkpointing(nn.Linear(2, 2), kind="non_reentrant")

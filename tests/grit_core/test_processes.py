@@ -351,8 +351,8 @@ def test_rows_left_out_in_any_process_are_told(tmp: Path) -> None:
     }
     lines = messages["rows_skipped"].partition("lines ")[2].partition(" of")[0].split(", ")
     assert sorted(lines) == ["2", "3", "5"]
-    told = "Of the 6 retention rows in long.jsonl, 3 were left out and 0 cut"
-    assert messages["retention_rows_shortened"].startswith(told)
+    told = "Of 6 rows for retention, 3 are longer than 200 tokens and are left out: lines 2, 3, 5"
+    assert messages["retention_rows_skipped"].startswith(told)
 
 
 @pytest.mark.slow

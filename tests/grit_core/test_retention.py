@@ -148,15 +148,19 @@ def test_retention_rows_that_are_left_out_are_counted_once(tmp: Path) -> None:
     job = tiny_job(tmp, work="long", max_length=200, on_long_rows="skip", max_steps=1)
     job = dataclasses.replace(job, retention_dataset=long_rows(tmp, num_long=1))
     warnings = [event for event in train(job) if isinstance(event, Warned)]
-    (found,) = [event.message for event in warnings if event.code == "retention_rows_shortened"]
-    assert found.startswith(
-        "Of the 4 retention rows in long-1.jsonl, 1 were left out and 0 cut: they are longer than"
+    (found,) = [event.message for event in warnings if event.code == "retention_rows_skipped"]
+    assert found == (
+        "Of 4 rows for retention, 1 are longer than 200 tokens and are left out: lines 1 of"
+        " long-1.jsonl."
     )
 
 
 @pytest.mark.parametrize(
     ("on_long_rows", "num_long", "complaint"),
-    [("skip", 4, "long-4.jsonl: every row is longer"), ("reject", 1, "long-1.jsonl, line 1: ")],
+    [
+        ("skip", 4, "long-4.jsonl: no row is left for retention"),
+        ("reject", 1, "long-1.jsonl, line 1: "),
+    ],
 )
 def test_retention_rows_that_cannot_be_used_end_the_job_before_its_first_step(
     tmp: Path, on_long_rows: str, num_long: int, complaint: str

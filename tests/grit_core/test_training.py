@@ -24,6 +24,7 @@ from grit_core.events import (
     CheckpointSaved,
     CurvatureObserved,
     Evaluated,
+    RowsChecked,
     StepCompleted,
     StepSkipped,
     TrainingEvent,
@@ -69,8 +70,10 @@ def moved(job: TrainingJob, work: Path) -> TrainingJob:
 
 def test_a_run_tells_what_it_does_in_order(tmp: Path) -> None:
     events = list(train(tiny_job(tmp, work="order", eval_fraction=0.2)))
-    assert isinstance(events[0], TrainingStarted)
-    assert (events[0].num_rows, events[0].num_eval_rows, events[0].total_steps) == (8, 2, 6)
+    checked, started = events[:2]
+    assert checked == RowsChecked(done=10, total=10)
+    assert isinstance(started, TrainingStarted)
+    assert (started.num_rows, started.num_eval_rows, started.total_steps) == (8, 2, 6)
     assert [event.step for event in steps_of(events)] == [1, 2, 3, 4, 5, 6]
     assert [e.step for e in events if isinstance(e, CheckpointSaved)] == [2, 4, 6]
     assert [e.step for e in events if isinstance(e, Evaluated)] == [3, 6]
@@ -360,7 +363,7 @@ def test_early_stopping_ends_training_and_still_writes_the_adapter(tmp: Path) ->
     assert isinstance(events[-1], TrainingFinished)
 
 
-def test_rows_left_out_for_their_length_are_counted_once(tmp: Path) -> None:
+def test_rows_left_out_for_their_length_are_counted_once_before_the_first_step(tmp: Path) -> None:
     rows = tiny_chat_rows(6)
     rows[3]["messages"][1]["content"] = "x" * 300
     path = write_jsonl(tmp / "long.jsonl", rows)
@@ -369,14 +372,29 @@ def test_rows_left_out_for_their_length_are_counted_once(tmp: Path) -> None:
     )
     events = list(train(dataclasses.replace(job, dataset=path)))
     warnings = [event for event in events if isinstance(event, Warned)]
-    assert [warning.code for warning in warnings] == ["diagonal_is_adam", "rows_skipped"]
-    assert "lines 4 of long.jsonl" in warnings[1].message
+    assert [warning.code for warning in warnings] == ["rows_skipped", "diagonal_is_adam"]
+    assert warnings[0].message == (
+        "Of 6 rows for training, 1 are longer than 200 tokens and are left out: lines 4 of"
+        " long.jsonl."
+    )
     assert [event.reason for event in events if isinstance(event, StepSkipped)] == [
         "Every row of the step was left out."
     ] * 2
     strict = tiny_job(tmp, work="strict", max_length=200)
     with pytest.raises(InvalidDataset, match=r"long\.jsonl, line 4"):
         list(train(dataclasses.replace(strict, dataset=path)))
+
+
+def test_a_step_of_which_a_part_is_left_out_is_no_skipped_step(tmp: Path) -> None:
+    rows = tiny_chat_rows(4)
+    rows[1]["messages"][1]["content"] = "x" * 300
+    path = write_jsonl(tmp / "mixed.jsonl", rows)
+    job = tiny_job(
+        tmp, work="mixed", max_length=200, on_long_rows="skip", batch_size=4, max_steps=3
+    )
+    events = list(train(dataclasses.replace(job, dataset=path)))
+    assert len(steps_of(events)) == 3
+    assert not any(isinstance(event, StepSkipped) for event in events)
 
 
 def test_a_text_only_model_trains(tmp: Path) -> None:
@@ -387,8 +405,8 @@ def test_a_text_only_model_trains(tmp: Path) -> None:
 def test_an_evaluation_dataset_takes_no_rows_away(tmp: Path) -> None:
     job = tiny_job(tmp, work="evaluated")
     held_out = write_jsonl(tmp / "held-out.jsonl", tiny_chat_rows(3))
-    started = next(train(dataclasses.replace(job, eval_dataset=held_out)))
-    assert isinstance(started, TrainingStarted)
+    events = train(dataclasses.replace(job, eval_dataset=held_out))
+    started = next(event for event in events if isinstance(event, TrainingStarted))
     assert (started.num_rows, started.num_eval_rows) == (10, 3)
 
 
@@ -404,14 +422,14 @@ def test_a_plan_of_another_model_is_refused(tmp: Path) -> None:
     deeper = tiny_vlm_folder(tmp, text_layers=3)
     job = dataclasses.replace(tiny_job(tmp, work="mismatch"), model=str(deeper))
     with pytest.raises(PlanMismatch):
-        next(train(job))
+        list(train(job))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
 def test_a_device_that_is_not_there_is_named(tmp: Path) -> None:
     job = dataclasses.replace(tiny_job(tmp, work="device"), device="cuda")
     with pytest.raises(DeviceUnavailable, match="no cuda; it has cpu"):
-        next(train(job))
+        list(train(job))
 
 
 def test_the_process_is_left_as_it_was(tmp: Path) -> None:
