@@ -17,6 +17,8 @@ ENDED: frozenset[str] = frozenset({"cancelled", "succeeded", "failed"})
 class Progress(TypedDict, total=False):
     """How far a running job has come."""
 
+    checked_rows: int | None
+    rows_to_check: int | None
     step: int
     total_steps: int
     epoch: float

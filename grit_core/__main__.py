@@ -49,6 +49,7 @@ from grit_core.events import (
     Compacted,
     Evaluated,
     RetentionEvaluated,
+    RowsChecked,
     StepCompleted,
     StepSkipped,
     TrainingEvent,
@@ -81,6 +82,7 @@ rows of every step, so that batch size and number of steps stay what the file sa
 """What the options do not say."""
 
 LINES: dict[type[TrainingEvent], str] = {
+    RowsChecked: "Checked {done} of {total} rows.",
     TrainingStarted: "Training on {device} in {precision}: {num_rows} rows, {num_eval_rows} to"
     " evaluate on; {start_step} of {total_steps} steps are done.",
     StepCompleted: "step {step}/{total_steps}  loss {train_loss:.4f}  rate {learning_rate:.2e}"

@@ -27,7 +27,7 @@ _MEASURES: Final = (
     "modalities",
 )
 # Told otherwise: a stored checkpoint by `save_checkpoint_pointer`, the adapter by the job's result.
-_UNTOLD: Final = frozenset({"step_completed", "checkpoint_saved", "adapter_saved"})
+_UNTOLD: Final = frozenset({"rows_checked", "step_completed", "checkpoint_saved", "adapter_saved"})
 
 
 def append(
@@ -67,9 +67,10 @@ def record_progress(
 ) -> None:
     """Record what training told, as JSON events (`grit_core.events.event_to_json`), in order.
 
-    `step_completed` and `evaluated` become metrics of their step, and one `progress` event for the
-    whole batch; `curvature_observed` becomes layer statistics; the others become events of their
-    own. `training_started` removes what lies past its `start_step`, so that nothing is doubled.
+    `step_completed` and `evaluated` become metrics of their step, and with `rows_checked` one
+    `progress` event for the whole batch; `curvature_observed` becomes layer statistics; the others
+    become events of their own. `training_started` removes what lies past its `start_step`, so that
+    nothing is doubled.
 
     Raises:
         LeaseLost: If the attempt is no longer the current one; nothing is recorded.
@@ -83,6 +84,9 @@ def record_progress(
     moved = False
     for event in map(finite, events):
         kind = event["type"]
+        if kind == "rows_checked":
+            progress |= {"checked_rows": event["done"], "rows_to_check": event["total"]}
+            moved = True
         if kind == "training_started":
             truncate_after(session, job_id, step=event["start_step"])
             progress = _restarted(progress, event)
@@ -167,6 +171,7 @@ def read_layer_statistics(session: Session, job_id: str) -> list[LayerStatistics
 
 
 _PRIVATE: Final = frozenset({"type", "folder"})
+_CHECKING: Final = frozenset({"checked_rows", "rows_to_check"})
 _SHOWN: Final = ("epoch", "train_loss", "eval_loss", "learning_rate", "tokens_per_second")
 
 
@@ -205,8 +210,9 @@ def _measures(event: Mapping[str, Any]) -> dict[str, Any]:
 def _restarted(progress: dict[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
     """Say where an attempt begins; what was measured before it stays shown until the next step."""
     start, total = event["start_step"], event["total_steps"]
+    kept = {name: value for name, value in progress.items() if name not in _CHECKING}
     return {
-        **progress,
+        **kept,
         "step": start,
         "start_step": start,
         "total_steps": total,

@@ -93,7 +93,10 @@ def end_attempt(
 
 
 def _error(session: Session, job_id: str, failure: Failure) -> dict[str, Any]:
-    """Return what the user reads of a failed job: the last failure, and that of every attempt."""
+    """Return what the user reads of a failed job: the last failure, and that of every attempt.
+
+    Its details stay with the attempt: they may be long, and jobs are read in lists.
+    """
     rows = session.execute(
         select(Attempt.number, Attempt.outcome, Attempt.failure)
         .where(Attempt.job_id == job_id, Attempt.failure.is_not(None))
@@ -104,4 +107,4 @@ def _error(session: Session, job_id: str, failure: Failure) -> dict[str, Any]:
         for number, outcome, told in rows
         if told is not None
     ]
-    return {**asdict(failure), "attempts": attempts}
+    return {**asdict(failure), "details": {}, "attempts": attempts}

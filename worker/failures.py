@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from grit_core.errors import (
     DeviceUnavailable,
     InvalidConfig,
     InvalidDataset,
+    InvalidRows,
     ModelUnavailable,
     PlanMismatch,
     TrainingDiverged,
@@ -164,7 +166,8 @@ def oom_kills() -> int:
 def _library_failure(error: BaseException) -> TrainingFailed | None:
     for kind, code, category, hint, retryable in _LIBRARY:
         if isinstance(error, kind):
-            return _failed(code, str(error), hint=hint, category=category, retryable=retryable)
+            failure = _failed(code, str(error), hint=hint, category=category, retryable=retryable)
+            return replace(failure, details=getattr(error, "details", {}))
     return None
 
 
@@ -174,6 +177,14 @@ _LIBRARY: tuple[tuple[type[Exception], FailureCode, str, str, bool], ...] = (
         FailureCode.DIVERGED,
         "user",
         "Lower training.learning_rate, raise config.fisher_damping, or set training.max_grad_norm.",
+        False,
+    ),
+    (
+        InvalidRows,
+        FailureCode.DATASET_INVALID,
+        "user",
+        "Correct the rows that are named and upload the file again; GET /jobs/{id}/attempts lists up"
+        " to 1,000 of them under failure.details.",
         False,
     ),
     (

@@ -89,6 +89,9 @@ def _training_job(bench: Workbench, row: Job, rows: _Rows, *, work_dir: Path) ->
         eval_dataset=_fetch_other(bench, rows.eval_dataset),
         eval_fraction=eval_fraction_of(row.request),
         retention_dataset=_fetch_other(bench, rows.retention_dataset),
+        dataset_name=_name_of(rows.dataset),
+        eval_dataset_name=_name_of(rows.eval_dataset),
+        retention_dataset_name=_name_of(rows.retention_dataset),
         device=row.device,
         precision=str(training.precision),
         work_dir=work_dir,
@@ -147,6 +150,13 @@ def _read_rows(bench: Workbench, claim: Claim) -> _Rows:
 
 def _dataset_of(session: Session, dataset_id: str | None) -> Dataset | None:
     return None if dataset_id is None else session.get_one(Dataset, dataset_id)
+
+
+def _name_of(dataset: Dataset | None) -> str | None:
+    """What the user calls a dataset's file, which is stored under its hash."""
+    if dataset is None:
+        return None
+    return (dataset.details or {}).get("file_name") or dataset.name or dataset.id
 
 
 def _source_of(session: Session, row: Job) -> Adapter | None:

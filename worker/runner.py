@@ -20,6 +20,7 @@ from grit_core.events import (
     AdapterSaved,
     CheckpointSaved,
     Compacted,
+    RowsChecked,
     StepCompleted,
     TrainingFailed,
     TrainingFinished,
@@ -198,6 +199,8 @@ class Runner:
         self._progress_at = time.monotonic()
         self._report(event)
         match event:
+            case RowsChecked():
+                self._reporter.phase("checking" if event.done < event.total else "loading")
             case TrainingStarted():
                 self._reporter.phase(_WORKING[JobKind(self._claim.job.kind)])
             case StepCompleted():

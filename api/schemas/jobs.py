@@ -110,6 +110,9 @@ class PlanRead(Answer):
 class JobProgress(Answer):
     """How far a job is."""
 
+    checked_rows: int | None = None
+    """Rows found usable or not before the first step; this takes long for large datasets."""
+    rows_to_check: int | None = None
     step: int = 0
     total_steps: int | None = None
     epoch: float | None = None

@@ -70,11 +70,11 @@ class Bar:
     def show(self, job: "Job") -> None:
         """Show the job's state."""
         progress = job.get("progress") or {}
-        total = progress.get("total_steps") or None  # a compression has no steps: the bar pulses
+        done, total = way(job)  # a compression has no steps: the bar pulses
         self._bar.update(
             self._task,
             description=describe(job),
-            completed=progress.get("step", 0),
+            completed=done,
             total=total,
             steps=total if total is not None else "?",
             progress=progress,
@@ -83,7 +83,7 @@ class Bar:
 
 
 class Lines:
-    """A line for each change of status, and for every tenth of the steps."""
+    """A line for each change of status, and for every tenth of the way."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -93,14 +93,24 @@ class Lines:
     def show(self, job: "Job") -> None:
         """Write a line if it says something new."""
         progress = job.get("progress") or {}
-        step, total = progress.get("step", 0), progress.get("total_steps") or 0
-        tenth = step * LINES_PER_JOB // total if total else 0
+        done, total = way(job)
+        tenth = done * LINES_PER_JOB // total if total else 0
         news = (describe(job), tenth)
         if news == self._said:
             return
         self._said = news
-        line = f"{describe(job)}  {step}/{total or '?'}  {numbers(progress)}"
+        line = f"{describe(job)}  {done}/{total or '?'}  {numbers(progress)}"
         self._console.print(line.rstrip(), markup=False)
+
+
+def way(job: Mapping[str, Any]) -> tuple[int, int | None]:
+    """How far the job has come, and has to go: in rows while they are checked, then in steps."""
+    progress = job.get("progress") or {}
+    names = ("step", "total_steps")
+    if job.get("phase") == "checking":
+        names = ("checked_rows", "rows_to_check")
+    done, total = (progress.get(name) or 0 for name in names)
+    return done, total or None
 
 
 def describe(job: Mapping[str, Any]) -> str:

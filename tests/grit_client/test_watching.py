@@ -54,6 +54,26 @@ def test_elsewhere_a_job_takes_a_dozen_lines() -> None:
     assert "\x1b" not in out.getvalue()
 
 
+def test_while_rows_are_checked_the_way_is_counted_in_rows() -> None:
+    out = io.StringIO()
+    states = [
+        cast(
+            "Job",
+            {
+                **job("running", phase="checking"),
+                "progress": {"checked_rows": done, "rows_to_check": 200_000},
+            },
+        )
+        for done in range(0, 200_001, 2_000)
+    ]
+    with Recorded(states) as client:
+        follow(client, "job_1", console=Console(file=out, width=120))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "running (checking)  0/200000"
+    assert lines[-1] == "running (checking)  200000/200000"
+    assert len(lines) == 11
+
+
 def test_on_a_terminal_a_bar_shows_the_numbers() -> None:
     out = io.StringIO()
     with Recorded(STATES) as client:

@@ -278,6 +278,18 @@ def test_a_failure_that_cannot_pass_ends_the_job_at_once(engine: Engine) -> None
     ]
 
 
+def test_the_details_of_a_failure_stay_with_its_attempt(engine: Engine) -> None:
+    details = {"bad_rows": [{"file": "rows.jsonl", "line": 3, "detail": "No."}]}
+    failure = Failure(code="dataset_invalid", message="No.", category="user", details=details)
+    job = _fail(engine, running_job(engine), failure)
+    assert job.error is not None
+    assert job.error["details"] == {}
+    with transaction(engine, read_only=True) as session:
+        (attempt,) = jobs.list_attempts(session, job.id)
+    assert attempt.failure is not None
+    assert attempt.failure["details"] == details
+
+
 def test_a_poison_job_is_tried_as_often_as_allowed_and_names_every_reason(engine: Engine) -> None:
     job = running_job(engine, max_attempts=3)
     for attempt in (1, 2):

@@ -50,6 +50,24 @@ def series(engine: Engine, job_id: str) -> list[tuple[int, int, float | None, fl
         ]
 
 
+def test_checked_rows_are_progress_until_training_starts(engine: Engine) -> None:
+    job = running_job(engine)
+    record(engine, job.id, 1, [{"type": "rows_checked", "done": 64, "total": 900}])
+    record(engine, job.id, 1, [{"type": "rows_checked", "done": 900, "total": 900}])
+    with transaction(engine, read_only=True) as session:
+        told = [(event.type, event.payload) for event in events.read(session, job.id)][-2:]
+        assert jobs.get_job(session, job.id, team=TEAM).progress == told[-1][1]
+    assert told == [
+        ("progress", {"checked_rows": 64, "rows_to_check": 900}),
+        ("progress", {"checked_rows": 900, "rows_to_check": 900}),
+    ]
+    record(engine, job.id, 1, [started(0)])
+    with transaction(engine, read_only=True) as session:
+        progress = jobs.get_job(session, job.id, team=TEAM).progress
+    assert progress is not None
+    assert not {"checked_rows", "rows_to_check"} & progress.keys()
+
+
 def test_steps_become_metrics_and_one_event_and_the_progress(engine: Engine) -> None:
     job = running_job(engine)
     evaluated = {"type": "evaluated", "step": 2, "eval_loss": 3.0}

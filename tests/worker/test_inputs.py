@@ -25,7 +25,7 @@ from store.attempts import Claim
 from store.database import transaction
 from store.errors import ObjectCorrupt, ObjectMissing
 from store.manifests import file_sha256
-from store.models import AdapterOrigin, DatasetStatus, JobKind
+from store.models import AdapterOrigin, Dataset, DatasetStatus, JobKind
 from store.objects import Objects
 from store.settings import Settings
 from tests.api.conftest import tiny_inventory
@@ -137,6 +137,32 @@ def test_without_a_retention_dataset_none_is_handed_over(
 ) -> None:
     inputs = fetch_inputs(bench, claimed(bench, uploaded("new")), work_dir=tmp_path / "work")
     assert job_from_json(inputs.order["job"]).retention_dataset is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "called"),
+    [
+        ({"details": {"file_name": "chats.jsonl"}, "name": "chats"}, "chats.jsonl"),
+        ({"details": {"format": "jsonl"}, "name": "chats"}, "chats"),
+        ({"name": None}, None),
+    ],
+)
+def test_a_training_is_told_what_the_user_calls_the_file(
+    bench: Workbench,
+    uploaded: Callable[[str], str],
+    tmp_path: Path,
+    columns: dict[str, Any],
+    called: str | None,
+) -> None:
+    dataset = uploaded("rows")
+    with transaction(bench.engine) as session:
+        row = session.get_one(Dataset, dataset)
+        for name, value in columns.items():
+            setattr(row, name, value)
+    inputs = fetch_inputs(bench, claimed(bench, dataset), work_dir=tmp_path / "work")
+    job = job_from_json(inputs.order["job"])
+    assert job.dataset_name == (called or dataset)
+    assert (job.eval_dataset_name, job.retention_dataset_name) == (None, None)
 
 
 def test_a_compression_gets_the_adapter_and_the_settings_it_was_trained_with(

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
+from grit_core.events import RowsChecked
+from store import jobs
+from store.database import transaction
 from store.objects import Objects
 from store.settings import Settings
-from tests.builders import claim, queued_job
+from tests.builders import TEAM, claim, queued_job
 from worker.child import Beat, Child
 from worker.runner import Runner
 from worker.scratch import DatasetCache, Scratch
@@ -38,6 +41,32 @@ def child(bench: Workbench) -> Iterator[Child]:
     child = Child(bench.scratch.new_folder())
     yield child
     child.dismiss()
+
+
+def test_a_job_whose_rows_are_being_checked_says_so_and_makes_progress(
+    bench: Workbench, child: Child
+) -> None:
+    job = queued_job(bench.engine)
+    runner = Runner(
+        bench, claim(bench.engine), child, draining=lambda: False, on_stepping=lambda: None
+    )
+    runner._reporter.start()
+    phases = []
+    try:
+        for done in (64, 100):
+            runner._progress_at = 0.0
+            runner._take(RowsChecked(done=done, total=100))
+            assert runner._reporter.flush(30)
+            assert time.monotonic() - runner._progress_at < STALL_SECONDS
+            with transaction(bench.engine, read_only=True) as session:
+                read = jobs.get_job(session, job.id, team=TEAM)
+                phases.append((read.phase, read.progress))
+    finally:
+        runner._reporter.close()
+    assert phases == [
+        ("checking", {"checked_rows": 64, "rows_to_check": 100}),
+        ("loading", {"checked_rows": 100, "rows_to_check": 100}),
+    ]
 
 
 @pytest.mark.slow

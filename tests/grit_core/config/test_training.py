@@ -36,6 +36,7 @@ def test_the_defaults_are_those_of_the_api() -> None:
         "seed": 0,
         "checkpoint_every_steps": "auto",
         "eval_every_steps": "auto",
+        "max_eval_rows": 1000,
         "early_stopping_patience": None,
         "on_long_rows": "reject",
     }
