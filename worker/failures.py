@@ -183,8 +183,7 @@ _LIBRARY: tuple[tuple[type[Exception], FailureCode, str, str, bool], ...] = (
         InvalidRows,
         FailureCode.DATASET_INVALID,
         "user",
-        "Correct the rows that are named and upload the file again; GET /jobs/{id}/attempts lists up"
-        " to 1,000 of them under failure.details.",
+        "Correct the rows that are named; GET /jobs/{id}/attempts lists more in failure.details.",
         False,
     ),
     (

@@ -10,6 +10,7 @@ from grit_core.errors import (
     DeviceUnavailable,
     Fault,
     InvalidDataset,
+    InvalidRows,
     ModelUnavailable,
     PlanMismatch,
     TrainingDiverged,
@@ -24,6 +25,15 @@ def test_a_diverged_loss_is_the_users_and_is_not_tried_again() -> None:
     assert (failure.code, failure.category, failure.retryable) == ("diverged", "user", False)
     assert failure.message == "The loss of step 7 is nan."
     assert "learning_rate" in failure.hint
+
+
+def test_all_bad_rows_of_a_dataset_go_with_the_failure() -> None:
+    details = {"num_bad_rows": 1, "bad_rows": [{"file": "a.jsonl", "line": 3, "detail": "No."}]}
+    failure = failures.failure_of(InvalidRows("a.jsonl, line 3: No.", details=details))
+
+    assert (failure.code, failure.category, failure.retryable) == ("dataset_invalid", "user", False)
+    assert failure.details == details
+    assert "GET /jobs/{id}/attempts" in failure.hint
 
 
 @pytest.mark.parametrize(
