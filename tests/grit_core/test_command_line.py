@@ -49,6 +49,21 @@ def test_train_writes_an_adapter_and_says_where(
     assert (tmp_path / "out" / "adapter" / "grit.json").is_file()
 
 
+def test_train_says_that_rows_are_checked_and_refuses_all_bad_ones_at_once(
+    tmp_path: Path, spec: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "train", spec, *train_options(tmp_path)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("Checked ")
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"[]\n" + path.read_bytes() + b"{}\n")
+    assert run(tmp_path, "train", spec, *train_options(tmp_path, "other")) == 2
+    told = capsys.readouterr().err
+    assert "2 of " in told
+    assert "rows.jsonl, line 1, /: A row is an object" in told
+    assert f"rows.jsonl, line {len(path.read_bytes().splitlines())}, /messages: " in told
+
+
 def test_events_can_be_had_as_json(
     tmp_path: Path, spec: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

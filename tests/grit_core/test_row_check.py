@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import tracemalloc
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,23 @@ def test_no_more_than_a_thousand_bad_rows_are_kept_and_all_are_counted(tmp: Path
     (tally,) = check.tallies
     assert (tally.unusable, tally.usable) == (count, 0)
     assert [each.line for each in tally.first_unusable] == list(range(1, MAX_LISTED + 1))
+
+
+@pytest.mark.slow
+def test_a_check_keeps_nothing_of_sound_rows(tmp: Path) -> None:
+    check = check_of(tmp, tiny_chat_rows(40 * CHUNK_ROWS, images=False))
+    run = check.run()
+    tracemalloc.start()
+    try:
+        for chunk in itertools.islice(check._chunks(), 20):
+            assert check._settle(chunk)
+        halfway, _ = tracemalloc.get_traced_memory()
+        assert told_by(run)[1]
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept - halfway < 40_000
+    assert peak < 1_000_000
 
 
 @pytest.mark.slow
