@@ -3,13 +3,14 @@
 It imports torch and the training loop, writes `{"ready": true}`, and waits. One JSON line on its
 standard input, `{"job": <TrainingJob>, "resume_from": <folder or null>}`, makes it train, and
 `{"compression": <CompressionJob>}` makes it cut a finished adapter. Each training event is one JSON
-line on the file descriptor it was given; `{"beat": true}` says that a compression is still at its
-rows. Standard output and error are the attempt's log. It holds no keys and opens neither the
-database nor the object store. It does not outlive the worker: the kernel kills it with its parent
-where it can, and everywhere the end of its standard input ends it.
+line on the file descriptor it was given; `{"beat": true}` says that rows are still being checked,
+or that a compression is still at its rows. Standard output and error are the attempt's log. It
+holds no keys and opens neither the database nor the object store. It does not outlive the worker:
+the kernel kills it with its parent where it can, and everywhere the end of its standard input ends
+it.
 
 SIGTERM asks it to save a checkpoint at the next step and leave with status 75; a compression, which
-has no checkpoints, leaves with nothing.
+has no checkpoints, and a check of rows leave with nothing.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ def _events_of(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> Iter
     folder = order.get("resume_from")
     return _train_or_restart(
         job_from_json(order["job"]),
-        should_stop=Beating(out, stop),  # compaction at the end takes long and tells nothing
+        # Compaction at the end takes long and tells nothing, and so may single rows of the check.
+        should_stop=Beating(out, stop),
         resume_from=Path(folder) if folder else None,
     )
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grit_core.__main__ import main
-from grit_core.errors import DeviceUnavailable
+from grit_core.errors import DeviceUnavailable, InvalidRows
 from grit_core.events import (
     CheckpointSaved,
     Evaluated,
@@ -130,6 +130,15 @@ def disturbed_run(rank: int, order: dict[str, Any], folder: Path) -> None:
         list(train(job_from_json(order)))
     except ReplicasDiverged as error:
         own_file(folder, "diverged", rank).write_text(str(error))
+
+
+def refused_run(rank: int, order: dict[str, Any], folder: Path) -> None:
+    """Train on rows that cannot be used; leave what is said of them."""
+    try:
+        list(train(job_from_json(order)))
+    except InvalidRows as error:
+        told = {"message": str(error), "details": error.details}
+        own_file(folder, "refused", rank).write_text(json.dumps(told))
 
 
 def lost_run(rank: int, order: dict[str, Any], folder: Path, how: str) -> None:
@@ -353,6 +362,22 @@ def test_rows_left_out_in_any_process_are_told(tmp: Path) -> None:
     assert sorted(lines) == ["2", "3", "5"]
     told = "Of 6 rows for retention, 3 are longer than 200 tokens and are left out: lines 2, 3, 5"
     assert messages["retention_rows_skipped"].startswith(told)
+
+
+@pytest.mark.slow
+def test_bad_rows_of_any_process_are_refused_by_all_in_the_same_words(tmp: Path) -> None:
+    rows = tiny_chat_rows(150, images=False)
+    for line in (3, 100, 150):  # of three chunks, which the two processes share
+        rows[line - 1]["messages"][1]["content"] = "<|im_end|>"
+    job = tiny_job(tmp, text_only=True, work="refused")
+    job = dataclasses.replace(job, dataset=write_jsonl(tmp / "refused.jsonl", rows))
+    folder = tmp / "refused-told"
+    folder.mkdir()
+    assert run_together(refused_run, job_to_json(job), folder) == [0, 0]
+    first, second = (json.loads(own_file(folder, "refused", rank).read_text()) for rank in range(2))
+    assert first == second
+    assert first["message"].startswith("3 of 150 rows cannot be used:")
+    assert [each["line"] for each in first["details"]["bad_rows"]] == [3, 100, 150]
 
 
 @pytest.mark.slow
