@@ -67,9 +67,8 @@ class ChatEncoder:
     def encode(self, record: ChatRecord) -> tuple[EncodedRow, ...]:
         """Encode one row with its labels: as one sequence, or as several that share no text.
 
-        Raises:
-            InvalidDataset: As `render`, or an image cannot be decoded, or an answer cannot be
-                found among the tokens.
+        What `render` refuses, an image that cannot be decoded, and an answer that cannot be found
+        among the tokens raise `InvalidDataset`.
         """
         chats = list(self.render(record))
         images = [decode_image(image, index=index) for index, image in enumerate(record.images)]
