@@ -165,7 +165,7 @@ def test_what_is_no_fault_of_a_row_is_not_blamed_on_it(
 
 def test_a_row_of_which_only_the_first_token_is_the_assistants_is_refused(tmp_path: Path) -> None:
     processor = load_processor(tiny_causal_folder(tmp_path))
-    processor.chat_template = "{{ messages[0]['content'] }}"
+    processor.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     processor.eos_token = None
     row = {"messages": [{"role": "assistant", "content": "x"}]}
     path = write_jsonl(tmp_path / "rows.jsonl", [row])
