@@ -10,7 +10,7 @@ SEED ?= 1
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak real clean
+.PHONY: help demo serve stop setup check format test families chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak real clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ format: setup ## Format and sort imports
 
 test: setup ## Run every test, against real PostgreSQL, Valkey, S3 and workers
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+families: setup ## Try every family of models end to end, and write docs/families.md
+	FAMILIES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families
+	$(BIN)/python -m tests.families
 
 lock: setup ## Compile the hashed locks again (torch stays an install step of its own)
 	printf 'torch ; python_version < "0"\n' > .cache-overrides.txt

@@ -1,0 +1,5 @@
+"""Text families."""
+
+from tests.families.case import FamilyCase
+
+CASES: tuple[FamilyCase, ...] = ()

@@ -1,0 +1,43 @@
+"""Random weights of a size at which tokens differ and images matter."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.families.tokenizers import PreTrainedTokenizerFast
+
+LOGIT_SCALE = 20.0
+"""Makes a fresh head's logits, which are near 0, as far apart as a trained one's."""
+
+
+def save_random(
+    model_class: Any,
+    config: Any,
+    folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int = 0,
+) -> None:
+    """Build a model with random weights and write it to `folder`.
+
+    Args:
+        model_class: Of transformers.
+        config: Whole.
+        folder: Receives `config.json`, `generation_config.json` and `model.safetensors`.
+        tokenizer: The model's. Its special tokens are never the likeliest of an untied head, so
+            that answers are long enough to compare.
+        seed: Of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    with torch.no_grad():
+        if head is not None and head.weight is not embedding.weight:
+            head.weight.mul_(LOGIT_SCALE)
+            added = [i for i in tokenizer.added_tokens_decoder if i < len(head.weight)]
+            head.weight[added] = 0
+        else:
+            embedding.weight.mul_(LOGIT_SCALE)
+    model.save_pretrained(folder)
