@@ -18,10 +18,12 @@ _DEPTH_FIELDS = ("num_hidden_layers", "depth")
 
 def config_of(model_type: str) -> Any:
     """A family's own config with its own sizes, only the depths cut."""
-    config = AutoConfig.for_model(model_type)
+    # Gemma 4 has a vision tower only where its config says so.
+    sighted = {"vision_config": {"model_type": "gemma4_vision"}} if model_type == "gemma4" else {}
+    config = AutoConfig.for_model(model_type, **sighted)
     _cut(getattr(config, "vision_config", None), VISION_BLOCKS)
     _cut(config.get_text_config(), TEXT_BLOCKS)
-    if model_type == "qwen3_vl":
+    if model_type in {"qwen3_vl", "qwen3_vl_moe"}:
         config.vision_config.deepstack_visual_indexes = [1, 3, 5]
     if model_type == "mllama":
         config.text_config.cross_attention_layers = [3, 8]

@@ -5,7 +5,7 @@ one of them again. A family that is not listed still adapts by full patterns.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from grit_core.config.model_configs import Modality
 
@@ -27,13 +27,16 @@ class Family:
     """One pattern for each modality: where an attention's queries are made, or the connector."""
     values: Mapping[Modality, str]
     """One pattern for each modality: where an attention's values are made, or the connector."""
+    also: Mapping[Modality, tuple[str, ...]] = field(default_factory=dict)
+    """Further default patterns of a modality, for blocks of another kind (linear attention)."""
     fusion_part: str | None = None
     """Part of a name that tells a language model's attention to images."""
 
     def default_patterns(self, modality: Modality) -> list[str]:
         """What an empty list of patterns stands for; empty when the family has no such part."""
         both = (self.queries.get(modality), self.values.get(modality))
-        return list(dict.fromkeys(pattern for pattern in both if pattern is not None))
+        named = (*both, *self.also.get(modality, ()))
+        return list(dict.fromkeys(pattern for pattern in named if pattern is not None))
 
     def modality_of(self, name: str) -> Modality | None:
         """The part that a layer lies in."""
@@ -53,6 +56,7 @@ def _vlm(
     text: str = "model.language_model",
     connectors: tuple[str, ...] = ("model.multi_modal_projector",),
     cross: tuple[str, ...] = (),
+    text_also: tuple[str, ...] = (),
 ) -> Family:
     """Build a family of a vision model, a connector and a language model.
 
@@ -64,6 +68,7 @@ def _vlm(
         text: The language model's name.
         connectors: Names of the submodules between the two.
         cross: Patterns for the connector's layers; none when it has no linear layer.
+        text_also: Patterns for text blocks without an attention of queries and values.
     """
     attention = f"{text}.layers.*.self_attn"
     roots = {vision[0]: _VISION, text: _TEXT, "lm_head": _TEXT}
@@ -73,7 +78,13 @@ def _vlm(
     if cross:
         queries[_CROSS], values[_CROSS] = cross[0], cross[-1]
     return Family(
-        name=name, title=title, model_types=model_types, roots=roots, queries=queries, values=values
+        name=name,
+        title=title,
+        model_types=model_types,
+        roots=roots,
+        queries=queries,
+        values=values,
+        also={_TEXT: text_also} if text_also else {},
     )
 
 
@@ -167,12 +178,35 @@ FAMILIES: dict[str, Family] = {
             "qwen3_vl",
             "Qwen3-VL",
             "qwen3_vl",
+            "qwen3_vl_moe",
             vision=_qwen_visual(),
             connectors=("model.visual.merger", "model.visual.deepstack_merger_list"),
             cross=("model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"),
         ),
+        _vlm(
+            "qwen3_5",
+            "Qwen3.5",
+            "qwen3_5",
+            "qwen3_5_moe",
+            vision=_qwen_visual(),
+            connectors=("model.visual.merger",),
+            cross=("model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"),
+            text_also=("model.language_model.layers.*.linear_attn.in_proj_qkv",),
+        ),
         # Gemma 3 connects by a bare parameter, which is no linear layer.
         _vlm("gemma3", "Gemma 3", "gemma3", vision=_siglip("model.vision_tower")),
+        _vlm(
+            "gemma4",
+            "Gemma 4",
+            "gemma4",
+            vision=(
+                "model.vision_tower",
+                "model.vision_tower.encoder.layers.*.self_attn.q_proj.linear",
+                "model.vision_tower.encoder.layers.*.self_attn.v_proj.linear",
+            ),
+            connectors=("model.embed_vision",),
+            cross=("model.embed_vision.embedding_projection",),
+        ),
         _vlm(
             "internvl",
             "InternVL (Hugging Face)",

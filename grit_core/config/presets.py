@@ -156,7 +156,7 @@ def _fast(family: Family, *, name: str) -> ModelGRITConfig:
         model_name=name,
         model_type=family.model_types[0],
         vision=None if vision is None else _first(3, vision),
-        text=_last(4, text),
+        text=_last(4, text, *family.also.get(Modality.TEXT, ())),
         cross_modal=_all_of(family, Modality.CROSS_MODAL),
         fusion=_all_of(family, Modality.FUSION),
     )

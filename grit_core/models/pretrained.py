@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from grit_core.data.chat_template import plain_template
 from grit_core.errors import ModelUnavailable
+from grit_core.models.processor_parts import assemble, find_processor_class, has_video_part
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -84,8 +85,9 @@ def load_processor(source: str | Path) -> Any:
     """
     options = _options(source)
     try:
-        if _reads_images(AutoConfig.from_pretrained(source, **options)):
-            processor = AutoProcessor.from_pretrained(source, backend="pil", **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        if _reads_images(config):
+            processor = _load_image_processor(source, config, options)
         else:
             processor = AutoTokenizer.from_pretrained(source, **options)
     except _UNREADABLE as error:
@@ -94,6 +96,25 @@ def load_processor(source: str | Path) -> Any:
     if not getattr(processor, "chat_template", None):
         own = getattr(tokenizer, "chat_template", None)
         processor.chat_template = own or plain_template(processor)
+    return processor
+
+
+def _load_image_processor(source: str | Path, config: Any, options: dict[str, Any]) -> Any:
+    """Load the processor of a model that reads images.
+
+    Raises:
+        ModelUnavailable: No file of the model says how it reads images.
+    """
+    processor_class = find_processor_class(source, config, options)
+    if processor_class is not None and has_video_part(processor_class):
+        processor = assemble(processor_class, source, options)
+    else:
+        processor = AutoProcessor.from_pretrained(source, backend="pil", **options)
+    if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
+        raise ModelUnavailable(
+            f"The model {source} has no processor with a tokenizer and an image processor; add its"
+            " preprocessor_config.json or processor_config.json, and the tokenizer's files."
+        )
     return processor
 
 

@@ -4,6 +4,7 @@ The features of an image depend on its bytes, on how many share a prompt, and on
 where that adapts the vision tower or the connector: adapters of the text layers share them.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ class ImageFeatures:
         return None
 
     def _remembering(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        # `generate` reads from the signature which of a prompt's inputs it may pass.
+        @functools.wraps(compute)
         def image_features(*args: Any, **options: Any) -> Any:
             key = self._key
             if key is None:

@@ -17,6 +17,8 @@ class FamilyCase:
     end: str | None = None
     """What the template writes after an assistant's words, white space at its ends left out.
     `None`: the tokenizer's EOS."""
+    ends_every_turn: bool = True
+    """The template writes `end` after every answer, and not only where a prompt would follow."""
     max_images: int | None = None
     """Most images of one chat; `None`: any number."""
     needs_images: bool = False
@@ -30,7 +32,7 @@ class FamilyCase:
     preset: str | None = None
     """The preset that plans it; `None`: the defaults of its family."""
     needs: str = ""
-    """What a user must install or give beside the folder, for the table."""
+    """For the table: what a user must install or give beside the folder, or why it is refused."""
     variant: str = ""
     """Tells cases of one model type apart."""
 

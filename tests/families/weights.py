@@ -32,8 +32,13 @@ def save_random(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
+    generator = torch.Generator().manual_seed(seed)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     with torch.no_grad():
+        for parameter in model.parameters():
+            # What transformers leaves at zero until weights are loaded, such as Gemma's projector.
+            if parameter.dim() >= 2 and not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
         if head is not None and head.weight is not embedding.weight:
             head.weight.mul_(LOGIT_SCALE)
             added = [i for i in tokenizer.added_tokens_decoder if i < len(head.weight)]

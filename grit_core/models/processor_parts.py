@@ -1,0 +1,129 @@
+"""Put a processor together from its parts, without the one that reads videos.
+
+The video parts of transformers need torchvision, and rows hold no videos. Every other part is the
+family's own, and images are always prepared by PIL, so that pixels are the same with and without
+torchvision.
+"""
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+from transformers.utils.hub import cached_file
+
+VIDEO: Final = "video_processor"
+
+_NAMING_FILES: Final = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+)
+"""Files that may name the class of a processor; the first that does decides, as in transformers."""
+
+
+class NoVideo(dict[str, Any]):
+    """Stands where a processor keeps its video part; empty JSON where the processor is printed."""
+
+    num_frames: int | None = None
+    fps: float | None = None
+
+
+def find_processor_class(source: str | Path, config: Any, options: dict[str, Any]) -> Any:
+    """Return the processor class that a model's files or its config name; `None` without one.
+
+    Args:
+        source: A local folder or a hub id.
+        config: The model's.
+        options: For reading files.
+    """
+    for file in _NAMING_FILES:
+        name = _read_json(source, file, options).get("processor_class")
+        if isinstance(name, str):
+            found = processor_class_from_name(name)
+            if found is not None:
+                return found
+    return PROCESSOR_MAPPING.get(type(config), None)
+
+
+def has_video_part(processor_class: Any) -> bool:
+    """Tell whether a processor has a part for videos."""
+    return VIDEO in processor_class.get_attributes()
+
+
+def assemble(processor_class: Any, source: str | Path, options: dict[str, Any]) -> Any:
+    """Load every part of a processor but the one for videos.
+
+    Args:
+        processor_class: One with a part for videos.
+        source: A local folder or a hub id.
+        options: For reading files.
+    """
+    image_only = _without_video(processor_class)
+    settings, unused = image_only.get_processor_dict(source, **options)
+    parts = list(_parts(image_only, source, options))
+    return image_only.from_args_and_dict(parts, settings, **_without(unused, options))
+
+
+def _parts(processor_class: Any, source: str | Path, options: dict[str, Any]) -> Iterator[Any]:
+    """Yield the parts in the order of the class's own arguments.
+
+    Raises:
+        ValueError: A part is of a kind that transformers loads otherwise.
+    """
+    for name in processor_class.get_attributes():
+        if name == VIDEO:
+            yield NoVideo()
+        elif name == "image_processor":
+            yield AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+        elif name == "tokenizer":
+            yield AutoTokenizer.from_pretrained(source, **options)
+        elif name in {"feature_extractor", "audio_processor"}:
+            yield AutoFeatureExtractor.from_pretrained(source, **options)
+        else:
+            raise ValueError(f"its part {name!r} is of no kind that is read here")
+
+
+def _without_video(processor_class: Any) -> Any:
+    """Derive a class that takes `NoVideo`, which transformers' check of types would refuse."""
+    _need_no_number_words(processor_class)
+
+    def check(self: Any, name: str, argument: Any) -> Any:
+        if name == VIDEO:
+            return NoVideo
+        return processor_class.check_argument_for_proper_class(self, name, argument)
+
+    members = {
+        "__module__": processor_class.__module__,
+        "check_argument_for_proper_class": check,
+    }
+    return type(processor_class.__name__, (processor_class,), members)
+
+
+def _need_no_number_words(processor_class: Any) -> None:
+    """Let SmolVLM's processor exist without num2words, which only spells a video's frame count."""
+    module = import_module(processor_class.__module__)
+    if getattr(module, "num2words", ...) is None:
+        module.num2words = str  # type: ignore[attr-defined]  # mypy follows no transformers
+
+
+def _read_json(source: str | Path, file: str, options: dict[str, Any]) -> dict[str, Any]:
+    path = cached_file(
+        str(source),
+        file,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        local_files_only=options.get("local_files_only", False),
+    )
+    if path is None:
+        return {}
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}
+
+
+def _without(values: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
