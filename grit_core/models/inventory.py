@@ -12,6 +12,7 @@ from grit_core.config.families import Family, family_of
 from grit_core.config.model_configs import Modality
 from grit_core.errors import Fault, InvalidConfig, ModelUnavailable
 from grit_core.inventory import LayerRecord, ModelInventory
+from grit_core.models.missing_packages import explain_missing_packages
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,9 @@ def build_inventory(source: str | Path) -> ModelInventory:
         raise
     except Exception as error:  # a user's config.json can fail anywhere inside transformers
         reason = str(error).strip().split("\n\n")[0][:500]
-        raise ModelUnavailable(f"The model {source} cannot be used: {reason}") from error
+        missing = explain_missing_packages(error)
+        detail = f": {reason}" if missing is None else f". {missing} ({reason})"
+        raise ModelUnavailable(f"The model {source} cannot be used{detail}") from error
     return inventory_of(model)
 
 

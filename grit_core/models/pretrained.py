@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from grit_core.data.chat_template import plain_template
 from grit_core.errors import ModelUnavailable
+from grit_core.models.missing_packages import explain_missing_packages
 from grit_core.models.processor_parts import assemble, find_processor_class, has_video_part
 
 DTYPES: Final = {
@@ -63,7 +64,7 @@ def load_base_model(
             **options,
         )
     except _UNREADABLE as error:
-        raise ModelUnavailable(f"The model {source} cannot be loaded: {error}") from error
+        raise ModelUnavailable(_reason("model", source, error)) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelUnavailable(
@@ -91,7 +92,7 @@ def load_processor(source: str | Path) -> Any:
         else:
             processor = AutoTokenizer.from_pretrained(source, **options)
     except _UNREADABLE as error:
-        raise ModelUnavailable(f"The processor of {source} cannot be loaded: {error}") from error
+        raise ModelUnavailable(_reason("processor of", source, error)) from error
     tokenizer = getattr(processor, "tokenizer", processor)
     if not getattr(processor, "chat_template", None):
         own = getattr(tokenizer, "chat_template", None)
@@ -135,6 +136,14 @@ def is_folder(source: str | Path) -> bool:
     """Tell a local folder from a hub id: absolute and dotted paths are folders, there or not."""
     text = str(source)
     return Path(text).is_absolute() or text.startswith((".", "~")) or Path(text).is_dir()
+
+
+def _reason(what: str, source: str | Path, error: Exception) -> str:
+    """Say why loading failed: which packages are missing first, then transformers' own words."""
+    folder = Path(source).expanduser() if is_folder(source) else None
+    missing = explain_missing_packages(error, folder=folder)
+    reason = f": {error}" if missing is None else f". {missing} ({error})"
+    return f"The {what} {source} cannot be loaded{reason}"
 
 
 def _options(source: str | Path) -> dict[str, Any]:

@@ -199,7 +199,7 @@ CASES = (
         model_type="gemma3n",
         reads_images=True,
         build=build_gemma3n,
-        refused="timm",
+        refused=r"needs the Python package timm, which is not installed here: pip install timm",
         needs="Its vision tower is one of timm's, a package that the service does not install.",
     ),
     FamilyCase(

@@ -1,0 +1,102 @@
+"""Processors with a video part are put together without it, from folders old and new."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers.models.smolvlm import processing_smolvlm
+
+from grit_core.errors import ModelUnavailable
+from grit_core.models.pretrained import load_processor
+from grit_core.models.processor_parts import NoVideo
+from tests.families.qwen_vl import build_qwen2_vl
+from tests.families.smolvlm import build_smolvlm
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen2_vl")
+    build_qwen2_vl(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(qwen: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return shutil.copytree(qwen, tmp_path / "model")
+
+
+def number_of_image_tokens(processor: object) -> int:
+    image = Image.new("RGB", (32, 32))
+    assert callable(processor)
+    ids = processor(text=["<|image_pad|>"], images=[[image]])["input_ids"][0]
+    return list(ids).count(processor.image_token_id)
+
+
+def test_every_part_is_the_family_s_own_but_the_one_for_videos(qwen: Path) -> None:
+    processor = load_processor(qwen)
+    assert type(processor).__name__ == "Qwen2VLProcessor"
+    assert type(processor.image_processor).__name__ == "Qwen2VLImageProcessorPil"
+    assert isinstance(processor.video_processor, NoVideo)
+    assert processor.image_processor.size["longest_edge"] == 1024
+    assert number_of_image_tokens(processor) == 16
+
+
+def test_the_class_is_found_in_folders_without_a_processor_config(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    assert number_of_image_tokens(load_processor(folder)) == 16
+
+
+def test_the_class_follows_from_the_model_where_no_file_names_it(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    path = folder / "preprocessor_config.json"
+    declared = json.loads(path.read_text())
+    del declared["processor_class"]
+    path.write_text(json.dumps(declared))
+    assert number_of_image_tokens(load_processor(folder)) == 16
+
+
+def test_a_class_that_transformers_does_not_have_gives_way_to_the_model_s(folder: Path) -> None:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        declared = json.loads(path.read_text())
+        path.write_text(json.dumps({**declared, "processor_class": "NoSuchProcessor"}))
+    assert number_of_image_tokens(load_processor(folder)) == 16
+
+
+def test_an_older_folder_s_template_and_tokenizer_are_read(folder: Path) -> None:
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    path = folder / "tokenizer_config.json"
+    declared = json.loads(path.read_text())
+    for name in ("backend", "model_specific_special_tokens", "extra_special_tokens"):
+        del declared[name]
+    tokens = ["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
+    older = {"tokenizer_class": "Qwen2Tokenizer", "additional_special_tokens": tokens}
+    path.write_text(json.dumps({**declared, **older}))
+    processor = load_processor(folder)
+    assert processor.chat_template == template
+    assert number_of_image_tokens(processor) == 16
+
+
+def test_a_folder_without_an_image_processor_is_refused_with_the_file_it_lacks(
+    folder: Path,
+) -> None:
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelUnavailable, match=r"preprocessor_config\.json"):
+        load_processor(folder)
+
+
+def test_smolvlm2_s_images_need_no_package_that_spells_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    build_smolvlm(tmp_path)
+    processor = load_processor(tmp_path)
+    messages = [{"role": "user", "content": [{"type": "image"}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    ids = processor(text=[text], images=[[Image.new("RGB", (16, 16))]])["input_ids"][0]
+    assert list(ids).count(processor.image_token_id) == 20
