@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -30,12 +29,6 @@ DTYPES: Final = {
 }
 """The precisions of a job, by their wire names."""
 
-_UNREADABLE: Final = (
-    *(OSError, ValueError, KeyError, ImportError, RuntimeError),
-    SafetensorError,
-)
-"""What transformers raises for folders that are torn, unknown or incomplete."""
-
 
 def load_base_model(
     source: str | Path, *, device: str | torch.device = "cpu", dtype: str = "float32"
@@ -50,6 +43,7 @@ def load_base_model(
 
     Raises:
         ModelUnavailable: Nothing usable is there; the message says what is missing.
+        MemoryError: This machine's memory is full, which is no fault of the model.
     """
     options = _options(source)
     try:
@@ -63,7 +57,9 @@ def load_base_model(
             output_loading_info=True,
             **options,
         )
-    except _UNREADABLE as error:
+    except (ModelUnavailable, MemoryError):
+        raise
+    except Exception as error:  # a user's files can fail anywhere inside transformers
         raise ModelUnavailable(_reason("model", source, error)) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -83,6 +79,7 @@ def load_processor(source: str | Path) -> Any:
 
     Raises:
         ModelUnavailable: Nothing usable is there; the message says what is missing.
+        MemoryError: This machine's memory is full, which is no fault of the model.
     """
     options = _options(source)
     try:
@@ -91,7 +88,9 @@ def load_processor(source: str | Path) -> Any:
             processor = _load_image_processor(source, config, options)
         else:
             processor = AutoTokenizer.from_pretrained(source, **options)
-    except _UNREADABLE as error:
+    except (ModelUnavailable, MemoryError):
+        raise
+    except Exception as error:  # as above
         raise ModelUnavailable(_reason("processor of", source, error)) from error
     tokenizer = getattr(processor, "tokenizer", processor)
     if not getattr(processor, "chat_template", None):

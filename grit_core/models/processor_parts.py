@@ -111,6 +111,11 @@ def _need_no_number_words(processor_class: Any) -> None:
 
 
 def _read_json(source: str | Path, file: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's values; none where there is no such file.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
     path = cached_file(
         str(source),
         file,
@@ -121,7 +126,10 @@ def _read_json(source: str | Path, file: str, options: dict[str, Any]) -> dict[s
     )
     if path is None:
         return {}
-    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"its {file} is no JSON: {error}") from error
     return value if isinstance(value, dict) else {}
 
 

@@ -141,14 +141,18 @@ def check_answers_equal_generate(folder: Path, case: FamilyCase) -> None:
 
 
 def check_mixed_batch(folder: Path, case: FamilyCase) -> None:
-    """Two adapters and the base answer together what each answers on its own."""
+    """Two adapters and the base answer chats of every kind together as each does on its own."""
     sources = [None, *(random_adapter(folder, case, seed=seed) for seed in (1, 2))]
-    chat = chats.lone_turn(case.image_counts()[0], number=2)[:1]
+    asked = [chats.lone_turn(count, number=2)[:1] for count in case.image_counts()]
+    pairs = [(chat, source) for chat in asked for source in sources]
     with _Engine() as engine:
-        alone = [engine.answer(folder, chat, adapter=source) for source in sources]
-    assert len({tuple(ids) for ids in alone}) == len(sources), "the adapters change nothing"
-    with _Engine() as engine, ThreadPoolExecutor(len(sources)) as pool:
-        together = list(pool.map(lambda s: engine.answer(folder, chat, adapter=s), sources))
+        alone = [engine.answer(folder, chat, adapter=source) for chat, source in pairs]
+    first = alone[: len(sources)]
+    assert len({tuple(ids) for ids in first}) == len(sources), "the adapters change nothing"
+    with _Engine() as engine, ThreadPoolExecutor(len(pairs)) as pool:
+        together = list(
+            pool.map(lambda pair: engine.answer(folder, pair[0], adapter=pair[1]), pairs)
+        )
     assert together == alone
 
 

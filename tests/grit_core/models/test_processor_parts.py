@@ -11,6 +11,7 @@ from transformers.models.smolvlm import processing_smolvlm
 from grit_core.errors import ModelUnavailable
 from grit_core.models.pretrained import load_processor
 from grit_core.models.processor_parts import NoVideo
+from tests.families.internvl import build_internvl
 from tests.families.qwen_vl import build_qwen2_vl
 from tests.families.smolvlm import build_smolvlm
 
@@ -88,6 +89,24 @@ def test_a_folder_without_an_image_processor_is_refused_with_the_file_it_lacks(
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ModelUnavailable, match=r"preprocessor_config\.json"):
         load_processor(folder)
+
+
+def test_a_file_that_is_no_json_is_named(folder: Path) -> None:
+    (folder / "processor_config.json").write_text("{")
+    with pytest.raises(ModelUnavailable, match=r"processor_config\.json is no JSON"):
+        load_processor(folder)
+
+
+def test_a_tokenizer_without_the_tokens_that_a_processor_reads_is_refused_in_words(
+    tmp_path: Path,
+) -> None:
+    build_internvl(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    declared = json.loads(path.read_text())
+    declared.pop("model_specific_special_tokens")
+    path.write_text(json.dumps({k: v for k, v in declared.items() if "_image_token" not in k}))
+    with pytest.raises(ModelUnavailable, match="start_image_token"):
+        load_processor(tmp_path)
 
 
 def test_smolvlm2_s_images_need_no_package_that_spells_numbers(
