@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from grit_core.data.chat_template import plain_template
 from grit_core.errors import ModelUnavailable
 from grit_core.models.missing_packages import explain_missing_packages
-from grit_core.models.processor_parts import assemble, find_processor_class, has_video_part
+from grit_core.models.processor_parts import assemble, find_processor_class, has_unused_parts
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -106,7 +106,7 @@ def _load_image_processor(source: str | Path, config: Any, options: dict[str, An
         ModelUnavailable: No file of the model says how it reads images.
     """
     processor_class = find_processor_class(source, config, options)
-    if processor_class is not None and has_video_part(processor_class):
+    if processor_class is not None and has_unused_parts(processor_class):
         processor = assemble(processor_class, source, options)
     else:
         processor = AutoProcessor.from_pretrained(source, backend="pil", **options)

@@ -1,8 +1,8 @@
-"""Put a processor together from its parts, without the one that reads videos.
+"""Put a processor together from its parts, without those that read videos and sounds.
 
-The video parts of transformers need torchvision, and rows hold no videos. Every other part is the
-family's own, and images are always prepared by PIL, so that pixels are the same with and without
-torchvision.
+Rows hold text and images only, the video parts of transformers need torchvision, and the audio
+parts packages of their own. The parts for text and images are the family's, and images are always
+prepared by PIL, so that pixels are the same with and without torchvision.
 """
 
 import json
@@ -11,11 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.utils.hub import cached_file
 
-VIDEO: Final = "video_processor"
+UNUSED_PARTS: Final = frozenset({"video_processor", "feature_extractor", "audio_processor"})
+"""Parts for videos and sounds, by their names in processors."""
 
 _NAMING_FILES: Final = (
     "processor_config.json",
@@ -25,11 +26,16 @@ _NAMING_FILES: Final = (
 """Files that may name the class of a processor; the first that does decides, as in transformers."""
 
 
-class NoVideo(dict[str, Any]):
-    """Stands where a processor keeps its video part; empty JSON where the processor is printed."""
+class UnusedPart(dict[str, Any]):
+    """Stands where a processor keeps a part for videos or sounds.
 
-    num_frames: int | None = None
-    fps: float | None = None
+    Settings that a processor reads from such a part are `None`; printed with the processor, it is
+    an empty object.
+    """
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 def find_processor_class(source: str | Path, config: Any, options: dict[str, Any]) -> Any:
@@ -49,20 +55,20 @@ def find_processor_class(source: str | Path, config: Any, options: dict[str, Any
     return PROCESSOR_MAPPING.get(type(config), None)
 
 
-def has_video_part(processor_class: Any) -> bool:
-    """Tell whether a processor has a part for videos."""
-    return VIDEO in processor_class.get_attributes()
+def has_unused_parts(processor_class: Any) -> bool:
+    """Tell whether a processor has parts for videos or sounds."""
+    return not UNUSED_PARTS.isdisjoint(processor_class.get_attributes())
 
 
 def assemble(processor_class: Any, source: str | Path, options: dict[str, Any]) -> Any:
-    """Load every part of a processor but the one for videos.
+    """Load the parts of a processor that read text and images.
 
     Args:
-        processor_class: One with a part for videos.
+        processor_class: One that has other parts, too.
         source: A local folder or a hub id.
         options: For reading files.
     """
-    image_only = _without_video(processor_class)
+    image_only = _without_unused_parts(processor_class)
     settings, unused = image_only.get_processor_dict(source, **options)
     parts = list(_parts(image_only, source, options))
     return image_only.from_args_and_dict(parts, settings, **_without(unused, options))
@@ -75,25 +81,23 @@ def _parts(processor_class: Any, source: str | Path, options: dict[str, Any]) ->
         ValueError: A part is of a kind that transformers loads otherwise.
     """
     for name in processor_class.get_attributes():
-        if name == VIDEO:
-            yield NoVideo()
+        if name in UNUSED_PARTS:
+            yield UnusedPart()
         elif name == "image_processor":
             yield AutoImageProcessor.from_pretrained(source, backend="pil", **options)
         elif name == "tokenizer":
             yield AutoTokenizer.from_pretrained(source, **options)
-        elif name in {"feature_extractor", "audio_processor"}:
-            yield AutoFeatureExtractor.from_pretrained(source, **options)
         else:
             raise ValueError(f"its part {name!r} is of no kind that is read here")
 
 
-def _without_video(processor_class: Any) -> Any:
-    """Derive a class that takes `NoVideo`, which transformers' check of types would refuse."""
+def _without_unused_parts(processor_class: Any) -> Any:
+    """Derive a class that takes `UnusedPart`, which transformers' check of types would refuse."""
     _need_no_number_words(processor_class)
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        if name == VIDEO:
-            return NoVideo
+        if name in UNUSED_PARTS:
+            return UnusedPart
         return processor_class.check_argument_for_proper_class(self, name, argument)
 
     members = {

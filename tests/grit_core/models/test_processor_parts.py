@@ -1,5 +1,6 @@
-"""Processors with a video part are put together without it, from folders old and new."""
+"""Processors are put together without their video and audio parts, from folders old and new."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from transformers.models.smolvlm import processing_smolvlm
 
 from grit_core.errors import ModelUnavailable
 from grit_core.models.pretrained import load_processor
-from grit_core.models.processor_parts import NoVideo
+from grit_core.models.processor_parts import UnusedPart
+from tests.families.gemma_vl import build_gemma4
 from tests.families.internvl import build_internvl
 from tests.families.qwen_vl import build_qwen2_vl
 from tests.families.smolvlm import build_smolvlm
@@ -40,9 +42,28 @@ def test_every_part_is_the_family_s_own_but_the_one_for_videos(qwen: Path) -> No
     processor = load_processor(qwen)
     assert type(processor).__name__ == "Qwen2VLProcessor"
     assert type(processor.image_processor).__name__ == "Qwen2VLImageProcessorPil"
-    assert isinstance(processor.video_processor, NoVideo)
+    assert isinstance(processor.video_processor, UnusedPart)
     assert processor.image_processor.size["longest_edge"] == 1024
     assert number_of_image_tokens(processor) == 16
+
+
+def test_settings_that_a_processor_copies_from_an_unused_part_are_none() -> None:
+    part = UnusedPart()
+    assert part.slice_mode is None
+    assert json.dumps(part) == "{}"
+    assert copy.deepcopy(part) == part
+
+
+def test_a_part_for_sounds_is_not_needed_either(tmp_path: Path) -> None:
+    build_gemma4(tmp_path)
+    path = tmp_path / "processor_config.json"
+    declared = json.loads(path.read_text())
+    del declared["feature_extractor"]
+    path.write_text(json.dumps(declared))
+    processor = load_processor(tmp_path)
+    assert isinstance(processor.feature_extractor, UnusedPart)
+    ids = processor(text=["<|image|>"], images=[[Image.new("RGB", (32, 32))]])["input_ids"][0]
+    assert list(ids).count(processor.image_token_id) > 1
 
 
 def test_the_class_is_found_in_folders_without_a_processor_config(folder: Path) -> None:
