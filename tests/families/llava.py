@@ -7,6 +7,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
 )
@@ -118,6 +120,46 @@ def build_llava_next(folder: Path) -> None:
     )
 
 
+def build_llava_next_video(folder: Path) -> None:
+    tokenizer = byte_tokenizer(
+        ("<unk>", "<s>", "</s>", "<pad>", "<video>", "<image>"),
+        bos="<s>",
+        eos="</s>",
+        pad="<pad>",
+        unk="<unk>",
+        add_bos=True,
+        named={"image_token": "<image>", "video_token": "<video>"},
+    )
+    config = LlavaNextVideoConfig(
+        image_token_index=tokenizer.image_token_id,
+        video_token_index=tokenizer.video_token_id,
+        image_grid_pinpoints=GRID_PIXELS,
+        vision_feature_layer=-2,
+        vision_config=vision_tower("clip_vision_model", num_hidden_layers=3, projection_dim=32),
+        text_config=language_model("llama", tokenizer),
+    )
+    save_random(LlavaNextVideoForConditionalGeneration, config, folder, tokenizer=tokenizer)
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    write_processor(
+        folder,
+        processor_class="LlavaNextVideoProcessor",
+        tokenizer=tokenizer,
+        image_processor={
+            "image_processor_type": "LlavaNextImageProcessor",
+            "image_grid_pinpoints": GRID_PIXELS,
+            **size,
+            **NORMALIZATION,
+        },
+        chat_template=VICUNA_TEMPLATE,
+        settings={
+            "patch_size": 4,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        },
+        video_processor={"video_processor_type": "LlavaNextVideoVideoProcessor", **size},
+    )
+
+
 def build_llava_onevision(folder: Path) -> None:
     tokenizer = byte_tokenizer(
         (*CHATML_TOKENS, "<image>", "<video>"),
@@ -161,5 +203,12 @@ def build_llava_onevision(folder: Path) -> None:
 CASES = (
     FamilyCase(model_type="llava", reads_images=True, build=build_llava, ends_every_turn=False),
     FamilyCase(model_type="llava_next", reads_images=True, build=build_llava_next),
+    FamilyCase(
+        model_type="llava_next_video",
+        reads_images=True,
+        build=build_llava_next_video,
+        ends_every_turn=False,
+        needs="No videos: rows hold images.",
+    ),
     FamilyCase(model_type="llava_onevision", reads_images=True, build=build_llava_onevision),
 )
