@@ -21,6 +21,24 @@ quicker half of it. This file is written by `make families`; do not edit it.
 """
 
 
+NEEDS = """
+## What a folder needs
+
+- `config.json`, weights as `*.safetensors`, and the tokenizer's files. A model that reads images
+  also needs `preprocessor_config.json` or `processor_config.json`.
+- A chat template: `chat_template.jinja`, `chat_template.json`, or in `tokenizer_config.json`. A text
+  model without one is trained on lines of `User:` and `Assistant:`.
+- `tokenizer.json`. Where only `tokenizer.model` is there, the package `sentencepiece` must be
+  installed.
+
+Rows hold text and images. The video and audio parts of a processor are never loaded, so a family
+that also reads videos needs neither `torchvision` nor `num2words` for its images. Images are
+prepared by PIL where transformers has a PIL version of the family's image processor, with and
+without `torchvision`. The few families without one need `torchvision`; no `torchvision` fits a CPU
+build of torch 2.13. A package that is missing is named when the model is registered.
+"""
+
+
 def write() -> str:
     """Render the whole file."""
     from tests.families.cases import CASES  # noqa: PLC0415 - cases load torch
@@ -36,6 +54,7 @@ def write() -> str:
     ]
     if refused:
         parts += ["\n## Refused at registration\n\n", _refusals(refused)]
+    parts.append(NEEDS)
     return "".join(parts)
 
 

@@ -16,10 +16,10 @@ FAST = (
     checks.check_labels,
     checks.check_batch_loss_is_sum_of_lone_rows,
     checks.check_answers_equal_generate,
+    checks.check_mixed_training,
 )
 """Of the default run."""
 SLOW = (
-    checks.check_mixed_training,
     checks.check_plain_peft_equals,
     checks.check_three_steps,
     checks.check_mixed_batch,
