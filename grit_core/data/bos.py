@@ -15,6 +15,12 @@ def find_bos(tokenizer: Any) -> str:
     return str(bos) if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
 
-def begin_with(bos: str, text: str) -> str:
-    """Return the text with BOS first, exactly once; an empty `bos` changes nothing."""
-    return text if text.lstrip().startswith(bos) else bos + text
+def begin_with(bos: str, text: str, *, image_token: str | None = None) -> str:
+    """Return the text with BOS first, exactly once; an empty `bos` changes nothing.
+
+    Images may stand before the BOS that a template writes (PaliGemma).
+    """
+    start = text.lstrip()
+    while image_token and start.startswith(image_token):
+        start = start.removeprefix(image_token)
+    return text if start.startswith(bos) else bos + text

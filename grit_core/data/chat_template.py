@@ -132,7 +132,7 @@ class ChatRenderer:
             )
         except _TEMPLATE_FAULTS as error:
             raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error
-        whole = begin_with(self._bos, rendered[0])
+        whole = self._begin(rendered[0])
         if whole != text:
             raise InvalidDataset("the model's chat template writes a chat in two ways")
         shift = len(whole) - len(rendered[0])
@@ -154,7 +154,10 @@ class ChatRenderer:
             )
         except _TEMPLATE_FAULTS as error:
             raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error
-        return begin_with(self._bos, str(rendered))
+        return self._begin(str(rendered))
+
+    def _begin(self, text: str) -> str:
+        return begin_with(self._bos, text, image_token=self._image_token)
 
 
 def _any_of(tokens: set[str]) -> re.Pattern[str]:

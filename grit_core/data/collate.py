@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from grit_core.data.encoder import IGNORED, EncodedRow
+from grit_core.data.encoder import IGNORED, EncodedRow, follows_tokens
+
+CROSS_ATTENTION_MASK: Final = "cross_attention_mask"
+"""Which tokens attend to which images, `(1, tokens, images, tiles)`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,12 +24,42 @@ class Batch:
     """`(rows, tokens)`."""
 
 
+def collate_batches(
+    rows: Sequence[EncodedRow], *, batch_size: int, pad_token_id: int
+) -> tuple[Batch, ...]:
+    """Pad rows to batches of at most `batch_size`, each of rows that may share one.
+
+    A model that attends to images in layers of its own (Mllama) lets a token that sees no image
+    attend to all that are there, padding included. With other images beside it such a row has
+    another loss than on its own, so there rows with equally many images share a batch.
+    """
+    groups: dict[int, list[EncodedRow]] = {}
+    for row in rows:
+        groups.setdefault(_attended_images(row), []).append(row)
+    return tuple(
+        collate(group[start : start + batch_size], pad_token_id=pad_token_id)
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
+    )
+
+
 def collate(rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
     """Pad rows on the right to the longest and join their features.
 
-    Features as long as the token ids are padded like them; all others are joined along their first
-    dimension, smaller ones filled up with zeros (which the models that need it leave out again).
+    Features with a value for each token are padded like the token ids; all others are joined along
+    their first dimension, smaller ones filled up with zeros (which the models that need it leave
+    out again).
+
+    Args:
+        rows: Of one model.
+        pad_token_id: Fills up the token ids.
+
+    Raises:
+        ValueError: The rows may not share a batch; see `collate_batches`.
     """
+    attended = sorted({_attended_images(row) for row in rows})
+    if len(attended) > 1:
+        raise ValueError(f"rows that attend to {attended} images cannot share a batch")
     width = max(len(row.input_ids) for row in rows)
     inputs = {
         "input_ids": torch.stack([_padded(row.input_ids, width, pad_token_id) for row in rows]),
@@ -39,18 +73,24 @@ def collate(rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
     return Batch(inputs=inputs, labels=labels)
 
 
+def _attended_images(row: EncodedRow) -> int:
+    """The images that layers of their own attend to; 0 in models that have no such layers."""
+    mask = row.features.get(CROSS_ATTENTION_MASK)
+    return 0 if mask is None else mask.shape[2]
+
+
 def _joined(name: str, rows: Sequence[EncodedRow], width: int) -> Tensor:
-    if all(
-        name not in row.features or row.features[name].shape == (1, len(row.input_ids))
-        for row in rows
-    ):
-        blank = [torch.zeros_like(row.input_ids) for row in rows]
-        found = [
-            row.features.get(name, zero[None])[0] for row, zero in zip(rows, blank, strict=True)
+    found = [row for row in rows if name in row.features]
+    parts = [row.features[name] for row in found]
+    of_tokens = all(follows_tokens(row.features[name], len(row.input_ids)) for row in found)
+    if of_tokens:
+        axes = parts[0].shape[2:]
+        parts = [
+            row.features.get(name, parts[0].new_zeros(1, len(row.input_ids), *axes)) for row in rows
         ]
-        return torch.stack([_padded(values, width, 0) for values in found])
-    parts = [row.features[name] for row in rows if name in row.features]
-    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    if of_tokens:
+        shape[0] = width
     return torch.cat([_filled_up(part, shape) for part in parts])
 
 

@@ -14,7 +14,7 @@ from grit_core.data.chat_template import ChatRenderer
 from grit_core.data.conversation import Answer, RenderedChat, render_conversation
 from grit_core.data.end_of_turn import EndOfTurn, find_end_of_turn
 from grit_core.data.image_decoding import decode_image
-from grit_core.data.processor import ProcessorInputs
+from grit_core.data.processor import choose_inputs, find_image_token_ids
 from grit_core.data.token_ranges import TokenRanges
 from grit_core.errors import InvalidDataset
 from grit_core.records import ChatRecord, Message
@@ -53,16 +53,12 @@ class ChatEncoder:
         """Take over a processor (or tokenizer) as `load_processor` returns it."""
         self.renderer = ChatRenderer(processor)
         self.placer = AnswerPlacer(self.renderer)
-        self.inputs = ProcessorInputs(processor)
+        self.inputs = choose_inputs(processor)
         self.tokenizer = self.renderer.tokenizer
         self._ranges = TokenRanges(self.tokenizer, self.inputs)
         pad = self.tokenizer.pad_token_id
         self.pad_token_id: int = pad if pad is not None else self.tokenizer.eos_token_id or 0
-        image_token = getattr(processor, "image_token", None)
-        image_tokens = [image_token] if isinstance(image_token, str) else []
-        self.image_token_ids = torch.tensor(
-            self.tokenizer.convert_tokens_to_ids(image_tokens), dtype=torch.long
-        )
+        self.image_token_ids = find_image_token_ids(processor)
 
     def encode(self, record: ChatRecord) -> tuple[EncodedRow, ...]:
         """Encode one row with its labels: as one sequence, or as several that share no text.
@@ -119,5 +115,6 @@ class ChatEncoder:
         labels = torch.full_like(input_ids, IGNORED)
         for start, end in tokens.ranges:
             labels[start:end] = input_ids[start:end]
-        row = EncodedRow(input_ids=input_ids, labels=labels, features=tokens.features)
+        features = self.inputs.mark_answers(tokens.features, labels != IGNORED)
+        row = EncodedRow(input_ids=input_ids, labels=labels, features=features)
         return row, tokens.unplaced

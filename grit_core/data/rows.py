@@ -7,8 +7,9 @@ from typing import Final
 
 import torch
 
-from grit_core.data.collate import Batch, collate
+from grit_core.data.collate import Batch, collate_batches
 from grit_core.data.encoder import IGNORED, ChatEncoder, EncodedRow
+from grit_core.data.processor import follows_tokens
 from grit_core.errors import InvalidDataset
 from grit_core.memory_marks import is_out_of_memory
 from grit_core.records import ChatRecord
@@ -111,7 +112,7 @@ class RowEncoder:
             input_ids=row.input_ids[:length],
             labels=row.labels[:length],
             features={
-                name: values[:, :length] if values.shape == (1, whole) else values
+                name: values[:, :length] if follows_tokens(values, whole) else values
                 for name, values in row.features.items()
             },
             num_cut_tokens=whole - length,
@@ -187,12 +188,10 @@ class EncodedRows:
         Rows that are too long are left out or cut, as the job says: `row_check` has counted them.
         """
         kept = [sequence for index in indices for sequence in self.row(index)]
-        batches = [
-            collate(kept[start : start + batch_size], pad_token_id=self.encoder.pad_token_id)
-            for start in range(0, len(kept), batch_size)
-        ]
         return StepRows(
-            batches=tuple(batches),
+            batches=collate_batches(
+                kept, batch_size=batch_size, pad_token_id=self.encoder.pad_token_id
+            ),
             # The first token of a row has no position before it to be predicted from.
             num_label_tokens=sum(int((row.labels[1:] != IGNORED).sum()) for row in kept),
             num_tokens=sum(len(row.input_ids) for row in kept),

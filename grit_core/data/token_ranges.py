@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grit_core.data.answer_placement import PlacedAnswer
 from grit_core.data.conversation import Answer, RenderedChat
-from grit_core.data.processor import ProcessorInputs
+from grit_core.data.processor import ProcessorInputs, follows_tokens
 from grit_core.errors import InvalidDataset
 
 _ANCHORS: Final = ("\n", ":", "a", "1", "。")
@@ -149,6 +149,6 @@ class TokenRanges:
 
 def _extended(values: Tensor, length: int, more: int) -> Tensor:
     """Give a feature that holds a value per token `more` tokens like the last one."""
-    if values.ndim < 2 or values.shape[:2] != (1, length):
+    if not follows_tokens(values, length):
         return values
     return torch.cat([values, values[:, -1:].expand(-1, more, *values.shape[2:])], dim=1)

@@ -18,6 +18,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from grit_core.data.chat_template import plain_template
+from grit_core.data.paligemma import find_template
+from grit_core.data.processor import CONFIG_IMAGE_IDS
 from grit_core.errors import ModelUnavailable
 from grit_core.models.missing_packages import explain_missing_packages
 from grit_core.models.processor_parts import assemble, find_processor_class, has_unused_parts
@@ -95,7 +97,8 @@ def load_processor(source: str | Path) -> Any:
     tokenizer = getattr(processor, "tokenizer", processor)
     if not getattr(processor, "chat_template", None):
         own = getattr(tokenizer, "chat_template", None)
-        processor.chat_template = own or plain_template(processor)
+        processor.chat_template = own or find_template(processor) or plain_template(processor)
+    setattr(processor, CONFIG_IMAGE_IDS, _image_token_ids(config))
     return processor
 
 
@@ -169,6 +172,12 @@ def _options(source: str | Path) -> dict[str, Any]:
 
 def _auto_model_for(config: Any) -> Any:
     return AutoModelForImageTextToText if _reads_images(config) else AutoModelForCausalLM
+
+
+def _image_token_ids(config: Any) -> tuple[int, ...]:
+    """Return the ids at which a model puts image features, as its config declares them."""
+    ids = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return tuple({each for each in ids if isinstance(each, int)})
 
 
 def _reads_images(config: Any) -> bool:

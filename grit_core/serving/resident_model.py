@@ -41,6 +41,9 @@ OWN_RULES: Final = (
 )
 """Settings of a model's generation that are transformers' own business."""
 
+ONE_BASED_TYPES: Final = frozenset({"paligemma"})
+"""Model types that count positions from 1."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -108,6 +111,7 @@ class ResidentModel:
         """What every answer stops at: EOS, and what ends a turn in the chat template."""
         self.slots = AdapterSlots(self.model, num_slots=num_slots, max_bytes=max_adapter_bytes)
         self.images = ImageFeatures(self.model, max_bytes=image_cache_bytes)
+        self._first_position = int(config.model_type in ONE_BASED_TYPES)
         causal = config.model_type in CAUSAL_TYPES
         self.prefixes = Prefixes(max_bytes=prefix_cache_bytes if causal else 0)
         self.linear_layers = tuple(
@@ -179,7 +183,8 @@ class ResidentModel:
         return Prefilled(
             logits_V=output.logits[0, -1].float(),
             cache=output.past_key_values,
-            offset=0 if deltas is None or not prompt.images else int(deltas.reshape(-1)[0]),
+            offset=self._first_position
+            + (0 if deltas is None or not prompt.images else int(deltas.reshape(-1)[0])),
             cached_tokens=cached,
             # A prefix that was there reaches beyond the last image.
             image_cached=self.images.hits > hits or bool(cached and prompt.images),
@@ -279,7 +284,10 @@ class ResidentModel:
                 tokens.append(int(ids_1T[0, -1]))
                 alone.append(self.model(input_ids=ids_1T, use_cache=False).logits[0, -1].float())
             shared_BV = self.step(
-                tokens, rows, slots=[None] * len(tokens), offsets=[0] * len(tokens)
+                tokens,
+                rows,
+                slots=[None] * len(tokens),
+                offsets=[self._first_position] * len(tokens),
             )
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             _log.info("rows cannot share steps: %s", error)

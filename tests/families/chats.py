@@ -71,7 +71,10 @@ def conversations(case: FamilyCase) -> list[list[dict[str, Any]]]:
     """Chats of every form that a family takes."""
     chats = []
     for count in case.image_counts():
-        chats += [lone_turn(count), two_turns(count)]
+        chats.append(lone_turn(count))
+        if case.one_turn:
+            continue
+        chats.append(two_turns(count))
         if count and not case.needs_images:
             chats.append(later_image(count))
     if case.takes_system:

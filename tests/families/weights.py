@@ -1,5 +1,6 @@
 """Random weights of a size at which tokens differ and images matter."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from tests.families.tokenizers import PreTrainedTokenizerFast
 LOGIT_SCALE = 20.0
 """Makes a fresh head's logits, which are near 0, as far apart as a trained one's."""
 
+TIED_SCALE, BLOCK_SCALE = 5.0, 20.0
+"""Of a head that is the embedding too, and of the blocks between the two."""
+
 
 def save_random(
     model_class: Any,
@@ -18,6 +22,7 @@ def save_random(
     *,
     tokenizer: PreTrainedTokenizerFast,
     seed: int = 0,
+    adjust: Callable[[Any], None] | None = None,
 ) -> None:
     """Build a model with random weights and write it to `folder`.
 
@@ -28,10 +33,13 @@ def save_random(
         tokenizer: The model's. Its special tokens are never the likeliest of an untied head, so
             that answers are long enough to compare.
         seed: Of the weights.
+        adjust: Changes weights whose random start would hide what is tested.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
+    if adjust is not None:
+        adjust(model)
     generator = torch.Generator().manual_seed(seed)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     with torch.no_grad():
@@ -44,5 +52,9 @@ def save_random(
             added = [i for i in tokenizer.added_tokens_decoder if i < len(head.weight)]
             head.weight[added] = 0
         else:
-            embedding.weight.mul_(LOGIT_SCALE)
+            embedding.weight.mul_(TIED_SCALE)
+            # A tied head repeats the last token unless the blocks say more than the embedding.
+            for name, parameter in model.named_parameters():
+                if ".layers." in name and parameter.dim() > 1:
+                    parameter.mul_(BLOCK_SCALE)
     model.save_pretrained(folder)
