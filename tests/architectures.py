@@ -25,6 +25,8 @@ def config_of(model_type: str) -> Any:
     _cut(config.get_text_config(), TEXT_BLOCKS)
     if model_type in {"qwen3_vl", "qwen3_vl_moe"}:
         config.vision_config.deepstack_visual_indexes = [1, 3, 5]
+    if model_type == "aya_vision":
+        config.vision_config.num_attention_heads = 16  # 14 by default, which does not divide 1152
     if model_type == "mllama":
         config.text_config.cross_attention_layers = [3, 8]
     return config

@@ -5,7 +5,7 @@ one of them again. A family that is not listed still adapts by full patterns.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from grit_core.config.model_configs import Modality
 
@@ -88,8 +88,19 @@ def _vlm(
     )
 
 
+def _with_towers(family: Family, *names: str) -> Family:
+    """Add submodules for images that adapt by explicit patterns only."""
+    return replace(family, roots={**family.roots, **dict.fromkeys(names, _VISION)})
+
+
 def _siglip(root: str) -> tuple[str, str, str]:
     attention = f"{root}.encoder.layers.*.self_attn"
+    return root, f"{attention}.q_proj", f"{attention}.v_proj"
+
+
+def _any_tower(root: str) -> tuple[str, str, str]:
+    """Return patterns for towers of several kinds: CLIP's, SigLIP's and Pixtral's names differ."""
+    attention = f"{root}.*.layers.*.*att*"
     return root, f"{attention}.q_proj", f"{attention}.v_proj"
 
 
@@ -135,6 +146,28 @@ _MLLAMA = Family(
     fusion_part="cross_attn",
 )
 
+_LLAMA4 = Family(
+    name="llama4",
+    title="Llama 4",
+    model_types=("llama4",),
+    roots={
+        "vision_model": _VISION,
+        "vision_model.vision_adapter": _CROSS,
+        "multi_modal_projector": _CROSS,
+        "language_model": _TEXT,
+    },
+    queries={
+        _VISION: "vision_model.model.layers.*.self_attn.q_proj",
+        _TEXT: "language_model.model.layers.*.self_attn.q_proj",
+        _CROSS: "vision_model.vision_adapter.mlp.*",
+    },
+    values={
+        _VISION: "vision_model.model.layers.*.self_attn.v_proj",
+        _TEXT: "language_model.model.layers.*.self_attn.v_proj",
+        _CROSS: "multi_modal_projector.linear_1",
+    },
+)
+
 _PROJECTOR = ("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2")
 
 FAMILIES: dict[str, Family] = {
@@ -152,10 +185,11 @@ FAMILIES: dict[str, Family] = {
         ),
         _vlm(
             "llava",
-            "LLaVA 1.5 and LLaVA-NeXT",
+            "LLaVA 1.5, LLaVA-NeXT, VipLLaVA and Pixtral",
             "llava",
             "llava_next",
-            vision=_siglip("model.vision_tower"),
+            "vipllava",
+            vision=_any_tower("model.vision_tower"),
             cross=_PROJECTOR,
         ),
         _vlm(
@@ -249,6 +283,120 @@ FAMILIES: dict[str, Family] = {
             cross=("model.multi_modal_projector.linear",),
         ),
         _MLLAMA,
+        _LLAMA4,
+        _vlm(
+            "idefics2",
+            "Idefics2",
+            "idefics2",
+            vision=_siglip("model.vision_model"),
+            text="model.text_model",
+            connectors=("model.connector",),
+            cross=(
+                "model.connector.perceiver_resampler.layers.*.self_attn.q_proj",
+                "model.connector.perceiver_resampler.layers.*.self_attn.v_proj",
+            ),
+        ),
+        _vlm(
+            "mistral3",
+            "Mistral Small 3.1 and later (vision)",
+            "mistral3",
+            vision=_any_tower("model.vision_tower"),
+            cross=_PROJECTOR,
+        ),
+        _vlm(
+            "cohere_vision",
+            "Aya Vision and Command A Vision",
+            "aya_vision",
+            "cohere2_vision",
+            vision=_siglip("model.vision_tower"),
+            cross=_PROJECTOR,
+        ),
+        _vlm(
+            "glm4v",
+            "GLM-4.1V, GLM-4.5V and GLM-4.6V",
+            "glm4v",
+            "glm4v_moe",
+            "glm46v",
+            vision=_qwen_visual(),
+            connectors=("model.visual.merger",),
+            # PEFT takes the names of the merger's other layers for those of experts.
+            cross=("model.visual.merger.proj",),
+        ),
+        _vlm(
+            "ovis2",
+            "Ovis2",
+            "ovis2",
+            vision=(
+                "model.vision_tower",
+                "model.vision_tower.transformer.encoder.layers.*.attention.q_proj",
+                "model.vision_tower.transformer.encoder.layers.*.attention.v_proj",
+            ),
+            connectors=("model.vision_tower.head_linear",),
+            cross=("model.vision_tower.head_linear",),
+        ),
+        _with_towers(
+            _vlm(
+                "deepseek_vl",
+                "DeepSeek-VL",
+                "deepseek_vl",
+                "deepseek_vl_hybrid",
+                vision=_siglip("model.vision_model"),
+                connectors=("model.aligner",),
+                cross=("model.aligner.*",),
+            ),
+            "model.high_res_vision_model",
+        ),
+        # The towers that draw images have no part in an answer in words.
+        _with_towers(
+            _vlm(
+                "janus",
+                "Janus (answers in words only)",
+                "janus",
+                vision=_siglip("model.vision_model"),
+                connectors=("model.aligner",),
+                cross=("model.aligner.fc1", "model.aligner.hidden_layers.*"),
+            ),
+            "model.vqmodel",
+            "model.generation_aligner",
+            "model.generation_head",
+        ),
+        _vlm(
+            "aria",
+            "Aria",
+            "aria",
+            vision=_siglip("model.vision_tower"),
+            cross=(
+                "model.multi_modal_projector.cross_attn.q_proj",
+                "model.multi_modal_projector.cross_attn.v_proj",
+            ),
+        ),
+        _vlm(
+            "lighton_ocr",
+            "LightOnOCR",
+            "lighton_ocr",
+            vision=_any_tower("model.vision_encoder"),
+            connectors=("model.vision_projection",),
+            cross=("model.vision_projection.linear_1", "model.vision_projection.linear_2"),
+        ),
+        _vlm(
+            "paddleocr_vl",
+            "PaddleOCR-VL",
+            "paddleocr_vl",
+            vision=(
+                "model.visual",
+                "model.visual.vision_model.encoder.layers.*.self_attn.q_proj",
+                "model.visual.vision_model.encoder.layers.*.self_attn.v_proj",
+            ),
+            connectors=("model.projector",),
+            cross=("model.projector.linear_1", "model.projector.linear_2"),
+        ),
+        _vlm(
+            "lfm2_vl",
+            "LFM2-VL",
+            "lfm2_vl",
+            vision=_siglip("model.vision_tower"),
+            cross=_PROJECTOR,
+        ),
         _causal("llama", "Llama and SmolLM (text)", "llama", "smollm3"),
         _causal("mistral", "Mistral (text)", "mistral"),
         _causal("qwen2", "Qwen2 and Qwen2.5 (text)", "qwen2"),

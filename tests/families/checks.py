@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from grit_core.data.collate import collate
+from grit_core.data.collate import Batch, collate_batches
 from grit_core.data.encoder import IGNORED, EncodedRow
 from grit_core.data.image_decoding import decode_image
 from grit_core.errors import ModelUnavailable
@@ -41,10 +41,10 @@ LOSS_TOLERANCE = 1e-4
 
 def check_registration(folder: Path, case: FamilyCase) -> None:
     """It is registered, or refused in the words that the case expects."""
-    if case.refused is not None:
+    if case.refusal is not None:
         with pytest.raises(ModelUnavailable) as refusal:
             register(folder)
-        assert re.search(case.refused, str(refusal.value)), str(refusal.value)
+        assert re.search(case.refusal, str(refusal.value)), str(refusal.value)
         return
     inventory = register(folder)
     assert inventory.model_type == case.model_type
@@ -62,7 +62,7 @@ def check_plan(folder: Path, case: FamilyCase) -> None:
     assert planned == configured
     model = inject_lora(load_base_model(folder), plan, seed=0).eval()
     rows = [row for chat in _lone_turns(case) for row in encode(folder, chat)]
-    label_loss_sum(model, _batch(folder, rows)).backward()
+    _loss_sum(model, folder, rows).backward()
     gradients = {
         name: layer.lora_B["default"].weight.grad for name, layer in lora_layers(model).items()
     }
@@ -118,11 +118,30 @@ def check_batch_loss_is_sum_of_lone_rows(folder: Path, case: FamilyCase) -> None
     assert len({len(row.input_ids) for row in rows}) > 1
     model = base_model(folder)
     with torch.no_grad():
-        lone = [float(label_loss_sum(model, _batch(folder, [row]))) for row in rows]
-        together = float(label_loss_sum(model, _batch(folder, rows)))
-        backward = float(label_loss_sum(model, _batch(folder, rows[::-1])))
+        lone = [float(_loss_sum(model, folder, [row])) for row in rows]
+        together = float(_loss_sum(model, folder, rows))
+        backward = float(_loss_sum(model, folder, rows[::-1]))
     assert together == pytest.approx(sum(lone), rel=LOSS_TOLERANCE)
     assert backward == pytest.approx(sum(lone), rel=LOSS_TOLERANCE)
+
+
+def check_rows_join_as_the_processor_does(folder: Path, case: FamilyCase) -> None:
+    """Rows that were encoded one by one make the batch that the processor makes of all of them."""
+    counts = [count for count in (1, 2, 1) if count in case.image_counts()]
+    kinds = [[count] * 2 for count in set(counts)] if "cross_attention" in case.traits else [counts]
+    for kind in kinds if counts else []:
+        asked = [chat[:1] for chat in _turns(tuple(kind))]
+        rows = [_prompt_row(folder, chat) for chat in asked]
+        [batch] = _batches(folder, rows)
+        whole = _plain_inputs(folder, case, *asked)
+        assert batch.inputs.keys() == whole.keys()
+        tokens = whole["attention_mask"].bool()
+        for name, values in whole.items():
+            joined = batch.inputs[name]
+            assert joined.shape == values.shape, name
+            if values.shape[:2] == tokens.shape:  # what stands at padding is of no account
+                joined, values = joined[tokens], values[tokens]  # noqa: PLW2901
+            assert torch.equal(joined, values), name
 
 
 def check_answers_equal_generate(folder: Path, case: FamilyCase) -> None:
@@ -130,13 +149,13 @@ def check_answers_equal_generate(folder: Path, case: FamilyCase) -> None:
     with _Engine() as engine:
         for count in case.image_counts():
             chat = chats.lone_turn(count, number=1)[:1]
-            expected = _plain_answer(folder, chat)
+            expected = _plain_answer(folder, case, chat)
             assert len(expected) >= 8, f"{case.name} ends its answer after {len(expected)} tokens"
             for again in range(2):  # the second time with what was kept of the first
                 assert engine.answer(folder, chat) == expected, (count, again)
     if case.reads_images:
         shown = [chats.user_turn("What is this?", index) for index in (1, 4)]
-        logits = [_last_logits(folder, [turn]) for turn in shown]
+        logits = [_last_logits(folder, case, [turn]) for turn in shown]
         assert not torch.allclose(*logits, rtol=1e-3, atol=1e-3), "the image changes nothing"
 
 
@@ -223,8 +242,16 @@ def _lone_turns(case: FamilyCase) -> list[list[dict[str, Any]]]:
     return _turns(case.image_counts())
 
 
-def _batch(folder: Path, rows: list[EncodedRow]) -> Any:
-    return collate(rows, pad_token_id=encoder_for(folder).pad_token_id)
+def _batches(folder: Path, rows: list[EncodedRow]) -> tuple[Batch, ...]:
+    """The rows in as few batches as training would make of them."""
+    return collate_batches(
+        rows, batch_size=len(rows), pad_token_id=encoder_for(folder).pad_token_id
+    )
+
+
+def _loss_sum(model: Any, folder: Path, rows: list[EncodedRow]) -> torch.Tensor:
+    losses = [label_loss_sum(model, batch) for batch in _batches(folder, rows)]
+    return torch.stack(losses).sum()
 
 
 def _label_runs(row: EncodedRow) -> list[list[int]]:
@@ -263,23 +290,41 @@ def _mean_loss(model: torch.nn.Module, rows: list[EncodedRow]) -> float:
     return total / count
 
 
-def _plain_inputs(folder: Path, chat: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A chat as the processor of transformers makes it, by the steps of its documentation."""
+def _plain_inputs(
+    folder: Path, case: FamilyCase, *asked: list[dict[str, Any]]
+) -> dict[str, torch.Tensor]:
+    """Chats as the processor of transformers makes them, by the steps of its documentation."""
     processor = load_processor(folder)
-    record = parse_prompt(chat)
-    images = [decode_image(data, index=index) for index, data in enumerate(record.images)]
-    messages = [
-        _plain_message(turn, seeing=processor.__class__.__name__.endswith("Processor"))
-        for turn in chat
-    ]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer is processor:
-        return dict(processor(text, return_tensors="pt", add_special_tokens=False))
-    written = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    options = {"add_special_tokens": False} if written else {}
-    shown = {"images": [images]} if images else {}
-    return dict(processor(text=[text], **shown, return_tensors="pt", **options))
+    seeing = tokenizer is not processor
+    records = [parse_prompt(chat) for chat in asked]
+    images = [
+        [decode_image(data, index=index) for index, data in enumerate(record.images)]
+        for record in records
+    ]
+    if case.write_prompt is not None:
+        texts = [
+            case.write_prompt(record.messages[0].text, len(record.images)) for record in records
+        ]
+    else:
+        texts = [
+            processor.apply_chat_template(
+                [_plain_message(turn, seeing=seeing) for turn in chat],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for chat in asked
+        ]
+    options: dict[str, Any] = {"return_tensors": "pt"}
+    if len(texts) > 1:
+        options |= {"padding": True, "padding_side": "right"}
+    if not seeing or (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token)):
+        options["add_special_tokens"] = False
+    if not seeing:
+        return dict(processor(texts, **options))
+    shown = {"images": images} if any(images) else {}
+    inputs = processor(text=texts, **shown, **options)
+    return {name: values for name, values in inputs.items() if name != "labels"}
 
 
 def _plain_message(turn: dict[str, Any], *, seeing: bool) -> dict[str, Any]:
@@ -292,15 +337,23 @@ def _plain_message(turn: dict[str, Any], *, seeing: bool) -> dict[str, Any]:
     return {"role": turn["role"], "content": parts}
 
 
-def _prompt_ids(folder: Path, chat: list[dict[str, Any]]) -> list[int]:
+def _prompt_row(folder: Path, chat: list[dict[str, Any]]) -> EncodedRow:
+    """A prompt of ours as a row without labels."""
     record = parse_prompt(chat)
     images = [decode_image(data, index=index) for index, data in enumerate(record.images)]
-    inputs = encoder_for(folder).encode_prompt(record.messages, images)
-    return inputs["input_ids"][0].tolist()
+    features = encoder_for(folder).encode_prompt(record.messages, images)
+    input_ids = features.pop("input_ids")[0]
+    del features["attention_mask"]
+    labels = torch.full_like(input_ids, IGNORED)
+    return EncodedRow(input_ids=input_ids, labels=labels, features=features)
 
 
-def _plain_answer(folder: Path, chat: list[dict[str, Any]]) -> list[int]:
-    inputs = _plain_inputs(folder, chat)
+def _prompt_ids(folder: Path, chat: list[dict[str, Any]]) -> list[int]:
+    return _prompt_row(folder, chat).input_ids.tolist()
+
+
+def _plain_answer(folder: Path, case: FamilyCase, chat: list[dict[str, Any]]) -> list[int]:
+    inputs = _plain_inputs(folder, case, chat)
     model = load_base_model(folder)
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=NUM_ANSWER_TOKENS, do_sample=False)
@@ -308,6 +361,6 @@ def _plain_answer(folder: Path, chat: list[dict[str, Any]]) -> list[int]:
     return output[0, length:].tolist()
 
 
-def _last_logits(folder: Path, chat: list[dict[str, Any]]) -> torch.Tensor:
+def _last_logits(folder: Path, case: FamilyCase, chat: list[dict[str, Any]]) -> torch.Tensor:
     with torch.no_grad():
-        return base_model(folder)(**_plain_inputs(folder, chat)).logits[0, -1]
+        return base_model(folder)(**_plain_inputs(folder, case, chat)).logits[0, -1]

@@ -65,7 +65,7 @@ def _table(cases: Iterable[FamilyCase]) -> str:
     ]
     lines += [
         f"| {_title(case)} | `{case.model_type}`{_variant(case)} | {_images(case)}"
-        f" | {_traits(case)} | {_parts(case)} | {case.needs} |"
+        f" | {_traits(case)} | {_parts(case)} | {_needs(case)} |"
         for case in sorted(cases, key=_order)
     ]
     return "\n".join(line.replace("  ", " ") for line in lines) + "\n"
@@ -100,6 +100,10 @@ def _images(case: FamilyCase) -> str:
         return "none"
     least = 1 if case.needs_images else 0
     return f"{least} or more" if case.max_images is None else f"{least} to {case.max_images}"
+
+
+def _needs(case: FamilyCase) -> str:
+    return ", ".join(need for need in (case.package, case.needs) if need)
 
 
 def _traits(case: FamilyCase) -> str:

@@ -14,6 +14,7 @@ FAST = (
     checks.check_registration,
     checks.check_plan,
     checks.check_labels,
+    checks.check_rows_join_as_the_processor_does,
     checks.check_batch_loss_is_sum_of_lone_rows,
     checks.check_answers_equal_generate,
     checks.check_mixed_training,
@@ -27,7 +28,11 @@ SLOW = (
 """Added by `make families`."""
 CHECKS = (*FAST, *SLOW) if os.environ.get("FAMILIES") == "full" else FAST
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    # Transformers' own PaliGemmaProcessor.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +55,7 @@ def _pairs() -> list[object]:
         pytest.param(case, check, id=f"{case.name}-{check.__name__.removeprefix('check_')}")
         for case in CASES
         for check in CHECKS
-        if case.refused is None or check is checks.check_registration
+        if case.refusal is None or check is checks.check_registration
     ]
 
 

@@ -1,5 +1,6 @@
 """The second set of vision-language families."""
 
+from tests.families import vlm_fixed, vlm_grid, vlm_tiled
 from tests.families.case import FamilyCase
 
-CASES: tuple[FamilyCase, ...] = ()
+CASES: tuple[FamilyCase, ...] = (*vlm_fixed.CASES, *vlm_tiled.CASES, *vlm_grid.CASES)
