@@ -7,7 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from grit_core.data.encoder import IGNORED, EncodedRow, follows_tokens
+from grit_core.data.encoder import IGNORED, EncodedRow
+from grit_core.data.processor import follows_tokens
 
 CROSS_ATTENTION_MASK: Final = "cross_attention_mask"
 """Which tokens attend to which images, `(1, tokens, images, tiles)`."""

@@ -27,7 +27,12 @@ class ProcessorInputs:
         if not self.reads_images:
             return dict(self._tokenizer(text, **options))
         shown = [list(images)] if images else None
-        return dict(self._processor(text=[text], images=shown, **options))
+        inputs = self._processor(text=[text], images=shown, **options)
+        # Llama 4's processor makes bfloat16, whatever the model is.
+        return {
+            name: values.float() if values.is_floating_point() else values
+            for name, values in inputs.items()
+        }
 
     def mark_answers(
         self,

@@ -12,6 +12,7 @@ from grit_core.config.families import Family, family_of
 from grit_core.config.model_configs import Modality
 from grit_core.errors import Fault, InvalidConfig, ModelUnavailable
 from grit_core.inventory import LayerRecord, ModelInventory
+from grit_core.models.interfaces import refuse_other_interfaces
 from grit_core.models.missing_packages import explain_missing_packages
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def build_inventory(source: str | Path) -> ModelInventory:
 
     try:
         config = _read_config(source)
+        refuse_other_interfaces(config, source)
         _refuse_absurd_depth(config, source)
         with torch.device("meta"):
             model = _auto_model_for(config).from_config(config)

@@ -324,7 +324,12 @@ def _plain_inputs(
         return dict(processor(texts, **options))
     shown = {"images": images} if any(images) else {}
     inputs = processor(text=texts, **shown, **options)
-    return {name: values for name, values in inputs.items() if name != "labels"}
+    precision = base_model(folder).dtype
+    return {
+        name: values.to(precision) if values.is_floating_point() else values
+        for name, values in inputs.items()
+        if name != "labels"
+    }
 
 
 def _plain_message(turn: dict[str, Any], *, seeing: bool) -> dict[str, Any]:
