@@ -26,8 +26,8 @@ NEEDS = """
 
 - `config.json`, weights as `*.safetensors`, and the tokenizer's files. A model that reads images
   also needs `preprocessor_config.json` or `processor_config.json`.
-- A chat template: `chat_template.jinja`, `chat_template.json`, or in `tokenizer_config.json`. A text
-  model without one is trained on lines of `User:` and `Assistant:`.
+- A chat template: `chat_template.jinja`, `chat_template.json`, or in `tokenizer_config.json`.
+  A text model without one is trained on lines of `User:` and `Assistant:`.
 - `tokenizer.json`. Where only `tokenizer.model` is there, the package `sentencepiece` must be
   installed.
 
