@@ -16,7 +16,13 @@ from grit_core.config.model_configs import (
 )
 from grit_core.errors import Fault, InvalidConfig
 from grit_core.inventory import LayerRecord, ModelInventory
-from grit_core.matching import default_patterns, match_layers, no_default_fault, unmatched_faults
+from grit_core.matching import (
+    default_patterns,
+    match_layers,
+    no_default_fault,
+    unmatched_defaults_fault,
+    unmatched_faults,
+)
 from grit_core.selection import Selection, select_layers
 
 
@@ -143,7 +149,12 @@ def _matched(draft: ModalityDraft, inventory: ModelInventory) -> tuple[LayerReco
     match = match_layers(patterns, inventory)
     draft.pattern_of = match.pattern_of
     if draft.by_default:
-        return tuple(layer for layer in match.layers if inventory.uses(layer))
+        layers = tuple(layer for layer in match.layers if inventory.uses(layer))
+        if not layers:
+            draft.faults.append(
+                unmatched_defaults_fault(patterns, draft.modality, inventory, pointer=draft.pointer)
+            )
+        return layers
     if match.unmatched and (draft.named or not match.layers):
         draft.faults += unmatched_faults(
             match.unmatched, inventory, modality=draft.modality, pointer=draft.named_at

@@ -30,6 +30,22 @@ class LayerRecord:
     out_features: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeFacts:
+    """What encoding a row and adapting the default layers showed when the model was registered."""
+
+    takes_text_only: bool
+    """Whether a row without an image can be encoded."""
+    max_images: int
+    """Most images of a row that was tried and could be encoded: 0, 1 or 2."""
+    image_tokens: int | None
+    """Positions in the language model of the probe's one small image; `None` without images."""
+    default_layers: int
+    """Layers that the family's default patterns reach; 0 where none are known."""
+    notes: tuple[str, ...] = ()
+    """What does not stop a job and should be known before one, a sentence each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInventory:
     """A model's linear layers in depth order, and what an estimate needs to know."""
@@ -64,6 +80,8 @@ class ModelInventory:
     """Layers that hold a weight matrix and cannot adapt, counted by class."""
     chat_format: Mapping[str, Any] | None = None
     """Of its template, as `grit_core.data.end_of_turn.describe_chat_format` finds it."""
+    probe: ProbeFacts | None = None
+    """Of models that were registered; no part of the hash."""
 
     @cached_property
     def hash(self) -> str:
@@ -122,6 +140,7 @@ class ModelInventory:
             })
             for layer in data["layers"]
         )
+        values["probe"] = _probe_facts(data.get("probe"))
         inventory = cls(**values)
         if data.get("hash", inventory.hash) != inventory.hash:
             raise PlanMismatch([
@@ -133,3 +152,11 @@ class ModelInventory:
                 )
             ])
         return inventory
+
+
+def _probe_facts(data: Mapping[str, Any] | None) -> ProbeFacts | None:
+    if data is None:
+        return None
+    known = {item.name for item in fields(ProbeFacts)}
+    values = {name: value for name, value in data.items() if name in known}
+    return ProbeFacts(**{**values, "notes": tuple(data.get("notes", ()))})

@@ -105,6 +105,20 @@ def no_default_fault(modality: Modality, inventory: ModelInventory, *, pointer: 
     )
 
 
+def unmatched_defaults_fault(
+    patterns: Sequence[str], modality: Modality, inventory: ModelInventory, *, pointer: str
+) -> Fault:
+    """The fault of a modality whose default patterns match no layer of this model."""
+    shown = ", ".join(repr(pattern) for pattern in patterns[:MAX_HINTS])
+    return Fault(
+        pointer=f"{pointer}/layer_patterns",
+        code="no_layers_matched",
+        detail=f"The default {modality} patterns of this {inventory.model_type} model ({shown})"
+        f" match none of its layers; give layer_patterns, or leave {modality} out."
+        f"{_sample(inventory)}",
+    )
+
+
 def family_warning(config: ModelGRITConfig, inventory: ModelInventory) -> str | None:
     """A word on a configuration that was made for another family, or nothing."""
     meant = family_of(config.model_type)

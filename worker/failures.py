@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import signal
-import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +25,7 @@ from grit_core.errors import (
     TrainingDiverged,
 )
 from grit_core.events import TrainingFailed
+from grit_core.library_errors import is_device_failure, ran_out_of_memory
 from store.errors import StorageFull
 
 EXIT_STOPPED = 75
@@ -33,8 +33,6 @@ EXIT_STOPPED = 75
 EXIT_FAILED = 1
 """The child's exit status after it has reported a `TrainingFailed`."""
 
-_OUT_OF_MEMORY_MARKS = ("out of memory", "can't allocate memory", "cannot allocate memory")
-_DEVICE_MARKS = ("cuda error", "cublas", "cudnn", "mps backend", "device-side assert")
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -239,14 +237,12 @@ _LIBRARY: tuple[tuple[type[Exception], FailureCode, str, str, bool], ...] = (
 
 
 def _memory_failure(error: BaseException) -> TrainingFailed | None:
-    torch = sys.modules.get("torch")  # the worker's parent must be able to ask without loading it
-    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if not ran_out_of_memory(error):
+        return None
     text = str(error)
-    if not on_device and not isinstance(error, MemoryError):
-        marked = any(mark in text.lower() for mark in _OUT_OF_MEMORY_MARKS)
-        if not (isinstance(error, RuntimeError | OSError) and marked):
-            return None
-        on_device = "cuda" in text.lower() or "mps" in text.lower()
+    on_device = type(error).__name__ == "OutOfMemoryError" or any(
+        name in text.lower() for name in ("cuda", "mps")
+    )
     place = "device" if on_device else "machine"
     code = FailureCode.OUT_OF_MEMORY_DEVICE if on_device else FailureCode.OUT_OF_MEMORY_HOST
     return _failed(
@@ -267,7 +263,7 @@ def _system_failure(error: BaseException) -> TrainingFailed | None:
             hint="Free space in the worker's home folder (GRIT_HOME) or in the object store.",
             retryable=True,
         )
-    if any(mark in str(error).lower() for mark in _DEVICE_MARKS):
+    if is_device_failure(error):
         return _failed(
             FailureCode.DEVICE_LOST,
             f"The device failed: {_first_line(str(error))}",

@@ -18,7 +18,13 @@ from grit_core.models.missing_packages import explain_missing_packages
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LayerRecord", "ModelInventory", "build_inventory", "inventory_of"]
+__all__ = [
+    "LayerRecord",
+    "ModelInventory",
+    "build_inventory",
+    "build_meta_model",
+    "inventory_of",
+]
 
 MAX_DECLARED_BLOCKS = 1_000
 """A config that declares more blocks is refused before anything is built."""
@@ -28,6 +34,17 @@ _DEPTH_FIELDS = ("num_hidden_layers", "depth", "n_layer", "num_layers")
 
 def build_inventory(source: str | Path) -> ModelInventory:
     """Record the layers of a base model without its weights.
+
+    Args:
+        source: A local folder or a hub id. A folder is read without any network.
+
+    A source without a usable config raises `ModelUnavailable`, which says what is missing.
+    """
+    return inventory_of(build_meta_model(source))
+
+
+def build_meta_model(source: str | Path) -> "nn.Module":
+    """Build a base model on the meta device, from its config and without its weights.
 
     Args:
         source: A local folder or a hub id. A folder is read without any network.
@@ -50,7 +67,8 @@ def build_inventory(source: str | Path) -> ModelInventory:
         missing = explain_missing_packages(error)
         detail = f": {reason}" if missing is None else f". {missing} ({reason})"
         raise ModelUnavailable(f"The model {source} cannot be used{detail}") from error
-    return inventory_of(model)
+    built: nn.Module = model
+    return built
 
 
 def inventory_of(model: "nn.Module") -> ModelInventory:

@@ -21,6 +21,7 @@ from grit_core.config.model_configs import GRITLoRAConfig, Modality, ModelGRITCo
 from grit_core.config.presets import resolve_config
 from grit_core.curvature.capture import CurvatureCapture
 from grit_core.errors import Fault, InvalidConfig, PlanMismatch
+from grit_core.library_errors import library_errors_as, reason
 from grit_core.models.inventory import inventory_of
 from grit_core.models.pretrained import known_warnings_ignored
 from grit_core.optimizer import (
@@ -71,7 +72,8 @@ def inject_lora(model: nn.Module, plan: AdaptationPlan, *, seed: int = 0) -> Pef
     base model's type. The model stays in training or evaluation mode, whichever it was in.
 
     A model with other layers than the plan was made from is refused with `PlanMismatch`, and so is
-    an outcome in which PEFT wrapped other layers, or with other ranks, than planned.
+    an outcome in which PEFT wrapped other layers, or with other ranks, than planned. Layers that
+    PEFT cannot adapt raise `InvalidConfig`.
 
     Args:
         model: A transformers model whose layers are those the plan was made from.
@@ -84,7 +86,7 @@ def inject_lora(model: nn.Module, plan: AdaptationPlan, *, seed: int = 0) -> Pef
     config = lora_config_of(
         plan, spared=spared_modules(names, [name for name, _ in model.named_modules()])
     )
-    with known_warnings_ignored():
+    with known_warnings_ignored(), library_errors_as(_not_adaptable):
         adapted = get_peft_model(model, config)
     wrapped = lora_layers(adapted)
     _refuse_other_layers(wrapped, plan)
@@ -313,6 +315,11 @@ def _refuse_other_layers(wrapped: Mapping[str, LoraLayer], plan: AdaptationPlan)
             f"PEFT adapted other layers, or otherwise, than planned: {', '.join(differing[:5])}."
         )
         raise PlanMismatch([Fault(pointer="/plan", code="plan_mismatch", detail=detail)])
+
+
+def _not_adaptable(error: Exception) -> InvalidConfig:
+    detail = f"PEFT cannot adapt a planned layer; leave it out of the patterns. {reason(error)}"
+    return InvalidConfig([Fault(pointer="/config", code="layer_not_adaptable", detail=detail)])
 
 
 def _initialise(module: LoraLayer, generator: torch.Generator) -> None:
