@@ -76,7 +76,7 @@ class Child:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     pass_fds=(write_fd, *keep_fds),
-                    env=_environment(),
+                    env=environment_without_secrets(),
                     process_group=0,
                 )
         except BaseException:
@@ -171,8 +171,8 @@ class Child:
             _log.warning("unreadable_event", line=line[:200], child=self.pid)
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment without the deployment's keys: training needs none."""
+def environment_without_secrets() -> dict[str, str]:
+    """Return the environment without the deployment's keys: a child needs none."""
     return {
         name: value
         for name, value in os.environ.items()  # noqa: TID251 - passed on to a child, not read as configuration

@@ -1,4 +1,4 @@
-"""The inference worker: answers what waits in the mailbox, and reads the layers of new base models.
+"""The inference worker: answers what waits in the mailbox, and has new base models probed.
 
 Loads torch when the first task needs it, or ahead of that once the worker is ready. Whatever goes
 wrong with a request is answered: nobody waits for a request that was dropped silently.
@@ -16,7 +16,6 @@ from celery import signals
 
 from grit_core.errors import (
     AdapterInvalid,
-    GritError,
     Interrupted,
     InvalidConfig,
     InvalidDataset,
@@ -33,6 +32,7 @@ from store.settings import Settings
 from worker.adapter_cache import AdapterCache
 from worker.answer_stream import AnswerStream
 from worker.app import app
+from worker.model_probe import probe_in_process
 from worker.periodic import Periodic
 from worker.running import RunningRequest, RunningRequests
 
@@ -73,6 +73,7 @@ class InferenceWorker:
         self._stop_at: float | None = None
         self._threads: set[threading.Thread] = set()
         self._registering = threading.Lock()
+        self._models_rung = threading.Event()
         self._models = Periodic(
             "models", self.register_models, interval_seconds=settings.ring_again_seconds
         )
@@ -102,6 +103,7 @@ class InferenceWorker:
 
     def start(self) -> None:
         """Load torch, look for requests and models whose bell was lost; each in a thread."""
+        threading.Thread(target=lambda: self.engine, name="warm-up", daemon=True).start()
         self._running.start()
         self._models.start()
         self._look.start()
@@ -266,34 +268,39 @@ class InferenceWorker:
     # --- base models
 
     def register_models(self) -> None:
-        """Read the layers of every base model that waits for it."""
-        _ = self.engine  # the first import of transformers is for one thread at a time
-        from grit_core.models.inventory import build_inventory  # noqa: PLC0415 - loads torch
+        """Probe every base model that waits for it, the oldest first.
 
-        with self._registering:
-            with transaction(self._database, read_only=True) as session:
-                waiting = [(row.id, row.source) for row in base_models.registering(session)]
-            for model_id, source in waiting:
-                try:
-                    inventory = build_inventory(source)
-                except Exception as error:  # noqa: BLE001 - the reason goes into the row
-                    code = (
-                        "model_unavailable" if isinstance(error, GritError) else "model_unsupported"
-                    )
-                    _log.info("model_refused", model=model_id, code=code)
-                    with transaction(self._database) as session:
-                        base_models.save_failure(
-                            session, id=model_id, code=code, message=str(error)
-                        )
-                    continue
-                with transaction(self._database) as session:
-                    base_models.save_inventory(
-                        session,
-                        id=model_id,
-                        inventory=inventory.to_json(),
-                        inventory_hash=inventory.hash,
-                    )
-                _log.info("model_registered", model=model_id, num_layers=len(inventory.layers))
+        While another thread does so this returns, and that thread looks again.
+        """
+        self._models_rung.set()
+        while self._models_rung.is_set() and self._registering.acquire(blocking=False):
+            try:
+                self._models_rung.clear()
+                with transaction(self._database, read_only=True) as session:
+                    waiting = [(row.id, row.source) for row in base_models.registering(session)]
+                for model_id, source in waiting:
+                    self._register(model_id, source)
+            except Interrupted:
+                return  # it stays registering, for the next worker
+            finally:
+                self._registering.release()
+
+    def _register(self, model_id: str, source: str) -> None:
+        """Probe a base model and record its layers, or in words why it cannot be used."""
+        try:
+            inventory = probe_in_process(source, should_stop=lambda: self._stop_at is not None)
+        except ModelUnavailable as error:
+            _log.info("model_refused", model=model_id, reason=str(error)[:500])
+            with transaction(self._database) as session:
+                base_models.save_failure(
+                    session, id=model_id, code="model_unavailable", message=str(error)
+                )
+            return
+        with transaction(self._database) as session:
+            base_models.save_inventory(
+                session, id=model_id, inventory=inventory, inventory_hash=inventory["hash"]
+            )
+        _log.info("model_registered", model=model_id, num_layers=len(inventory["layers"]))
 
 
 def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
@@ -357,7 +364,7 @@ def infer(task: Any, _request_id: str) -> None:
 
 @app.task(name=REGISTER_MODELS_TASK, bind=True)  # type: ignore[untyped-decorator] # as above
 def register_models(task: Any) -> None:
-    """Read the layers of the base models that wait for it."""
+    """Probe the base models that wait for it."""
     inference_worker(_device_of(task)).register_models()
 
 

@@ -1,5 +1,6 @@
 """The inference worker against a real broker, database and object store."""
 
+import shutil
 import threading
 import time
 
@@ -157,33 +158,55 @@ def test_a_bell_without_a_request_is_no_work(worker):
     worker.serve()
 
 
-def test_registering_records_the_layers_or_the_reason(sqlite_engine, worker, model, tmp_path):
-    empty = tmp_path / "empty"
+def settled(engine, name, *, seconds=120):
+    """The row of a base model once it is no longer registering."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with transaction(engine, read_only=True) as session:
+            row = base_models.get(session, name)
+        if row.status != ModelStatus.REGISTERING:
+            return row
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_registering_records_the_layers_and_the_probe_or_the_reason_and_goes_on_after_a_failure(
+    sqlite_engine, start, model, tmp_path
+):
+    empty, torn = tmp_path / "empty", shutil.copytree(model, tmp_path / "torn")
     empty.mkdir()
+    (torn / "chat_template.jinja").write_text("{{ raise_exception('no chat') }}")
     with transaction(sqlite_engine) as session:
-        base_models.register(session, id="tiny", source=str(model))
         base_models.register(session, id="empty", source=str(empty))
-    worker.register_models()
-    with transaction(sqlite_engine, read_only=True) as session:
-        ready = base_models.get(session, "tiny")
-        failed = base_models.get(session, "empty")
+        base_models.register(session, id="torn", source=str(torn))
+        base_models.register(session, id="tiny", source=str(model))
+    start().register_models()
+    ready = settled(sqlite_engine, "tiny")
     assert ready.status == ModelStatus.READY
     assert any(row["modality"] == "vision" for row in ready.inventory["layers"])
-    assert failed.status == ModelStatus.FAILED
-    assert "config.json" in failed.failure["message"]
+    assert ready.inventory["probe"]["max_images"] == 2
+    missing, refused = settled(sqlite_engine, "empty"), settled(sqlite_engine, "torn")
+    assert missing.status == refused.status == ModelStatus.FAILED
+    assert "config.json" in missing.failure["message"]
+    assert refused.failure["code"] == "model_unavailable"
+    assert "no chat" in refused.failure["message"]
 
 
 def test_a_model_whose_bell_was_lost_is_registered_all_the_same(sqlite_engine, model, start):
     start(ring_again_seconds=0.2)
     with transaction(sqlite_engine) as session:
         base_models.register(session, id="late", source=str(model))
-    deadline = time.monotonic() + 20
-    status = None
-    while status != ModelStatus.READY and time.monotonic() < deadline:
-        time.sleep(0.1)
-        with transaction(sqlite_engine, read_only=True) as session:
-            status = base_models.get(session, "late").status
-    assert status == ModelStatus.READY
+    assert settled(sqlite_engine, "late").status == ModelStatus.READY
+
+
+def test_a_worker_that_stops_leaves_a_model_to_the_next(sqlite_engine, model, start):
+    worker = start(stop_grace_seconds=0)
+    worker.drain()
+    with transaction(sqlite_engine) as session:
+        base_models.register(session, id="later", source=str(model))
+    worker.register_models()
+    with transaction(sqlite_engine, read_only=True) as session:
+        assert base_models.get(session, "later").status == ModelStatus.REGISTERING
 
 
 # --- many at once, streams, ends
