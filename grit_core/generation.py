@@ -19,7 +19,14 @@ import torch
 
 from grit_core.adapter_folder import read_adapter_folder
 from grit_core.data.image_decoding import decode_image
-from grit_core.errors import Fault, Interrupted, InvalidConfig
+from grit_core.errors import (
+    Fault,
+    Interrupted,
+    InvalidConfig,
+    InvalidDataset,
+    ModelUnavailable,
+)
+from grit_core.library_errors import library_errors_as, reason
 from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
 from grit_core.serving.batch import Batch
@@ -177,15 +184,16 @@ class GenerationEngine:
                 self._bases.move_to_end(source)
                 resident.in_flight += 1
                 return resident
-        resident = ResidentModel.load(
-            source,
-            device=self._device,
-            dtype=self._dtype,
-            num_slots=self._max_adapters,
-            max_adapter_bytes=self._max_adapter_bytes,
-            image_cache_bytes=self._image_cache_bytes,
-            prefix_cache_bytes=self._prefix_cache_bytes,
-        )
+        with library_errors_as(lambda error: _not_loaded(source, error)):
+            resident = ResidentModel.load(
+                source,
+                device=self._device,
+                dtype=self._dtype,
+                num_slots=self._max_adapters,
+                max_adapter_bytes=self._max_adapter_bytes,
+                image_cache_bytes=self._image_cache_bytes,
+                prefix_cache_bytes=self._prefix_cache_bytes,
+            )
         with self._changed:
             self._bases[source] = resident
             resident.in_flight += 1
@@ -304,11 +312,15 @@ class GenerationEngine:
                     return False
             self._withdraw(ticket)
             if not resident.shares_steps:
-                answer_alone(ticket)
+                with library_errors_as(_chat_refused):
+                    answer_alone(ticket)
                 batch.release(ticket)
                 ticket.finish()
                 return True
-            prefilled = resident.prefill(ticket.prompt, slot=ticket.slot, adapter=ticket.adapter)
+            with library_errors_as(_chat_refused):
+                prefilled = resident.prefill(
+                    ticket.prompt, slot=ticket.slot, adapter=ticket.adapter
+                )
             if ticket.begin(prefilled):
                 batch.release(ticket)
                 ticket.finish()
@@ -368,7 +380,8 @@ def _encode(resident: ResidentModel, request: GenerationRequest) -> Prompt:
         InvalidConfig: Prompt and answer together are longer than the model's context.
     """
     images = [decode_image(data, index=i) for i, data in enumerate(request.chat.images)]
-    with resident.encoding:  # tokenizers are not made to be shared by two threads
+    # Tokenizers are not made to be shared by two threads.
+    with resident.encoding, library_errors_as(_chat_refused):
         inputs = resident.encoder.encode_prompt(request.chat.messages, images)
     prompt_tokens, most = inputs["input_ids"].shape[1], resident.max_positions
     if most is not None and prompt_tokens + request.max_new_tokens > most:
@@ -385,3 +398,14 @@ def _encode(resident: ResidentModel, request: GenerationRequest) -> Prompt:
             torch.isin(inputs["input_ids"], resident.encoder.image_token_ids).sum().item()
         ),
     )
+
+
+def _chat_refused(error: Exception) -> InvalidDataset:
+    return InvalidDataset(
+        f"the model or its processor refuses the chat: {reason(error)}; look at its images and at"
+        " the order of its messages"
+    )
+
+
+def _not_loaded(source: str, error: Exception) -> ModelUnavailable:
+    return ModelUnavailable(f"The model {source} cannot be loaded: {reason(error)}")

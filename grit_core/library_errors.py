@@ -2,9 +2,10 @@
 
 Transformers and PEFT check their input while they run and raise built-in exceptions: "image
 features and image tokens do not match" is a `ValueError` like any other. Whose exception it is
-follows from where it was raised: the traceback's innermost frame outside of torch is a library's,
-or it is ours. The text of an exception decides only whether memory or a device failed, because
-torch has no other sign of some of these.
+follows from where it was raised: if the traceback's innermost frame outside of torch and the
+standard library is a library's, the input was refused; otherwise the error is the program's own.
+The text of an exception decides only whether memory or a device failed, because torch has no other
+sign of some of these.
 """
 
 import sys
@@ -25,7 +26,8 @@ _LIBRARIES: Final = frozenset({
     *("transformers", "peft", "tokenizers", "jinja2", "PIL"),
     *("accelerate", "huggingface_hub", "safetensors"),
 })
-_OURS: Final = frozenset({"grit_core", "worker", "store"})
+_PLUMBING: Final = frozenset({"", "torch", "numpy"}) | sys.stdlib_module_names
+"""What both sides call: the caller decides. Compiled chat templates have no module name."""
 
 MAX_REASON_CHARACTERS: Final = 500
 
@@ -79,14 +81,14 @@ def library_errors_as(translate: Callable[[Exception], GritError]) -> Iterator[N
 
 
 def _innermost_package(error: BaseException) -> str | None:
-    """Return the package of the innermost frame that is a known library's or ours."""
+    """Return the package of the innermost frame that is no plumbing."""
     packages = []
     trace = error.__traceback__
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
         packages.append(name.partition(".")[0])
         trace = trace.tb_next
-    return next((p for p in reversed(packages) if p in _LIBRARIES or p in _OURS), None)
+    return next((p for p in reversed(packages) if p not in _PLUMBING), None)
 
 
 def _holds(error: BaseException, marks: tuple[str, ...]) -> bool:

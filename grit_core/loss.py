@@ -1,6 +1,8 @@
 """The loss on label tokens, with logits computed at no other place."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from grit_core.data.collate import Batch
 from grit_core.data.encoder import IGNORED
+from grit_core.errors import Fault, GritError, InvalidConfig, InvalidDataset
+from grit_core.library_errors import library_errors_as, reason
 
 
 def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
@@ -34,6 +38,9 @@ def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     The vocabulary projection is the largest activation of a small model, so models that accept
     `logits_to_keep` are asked only for the columns in which some row has a label.
 
+    A batch that the model refuses raises `InvalidDataset`, or `InvalidConfig` when its rows are
+    longer than the model's positions.
+
     Args:
         model: A causal model or a VLM, PEFT-wrapped or not; called with the batch's inputs.
         batch: Rows on the model's device.
@@ -44,10 +51,11 @@ def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     targets = batch.labels[:, 1:]
     inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
-    if keeps_chosen_logits(model):
-        columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-        return model(**inputs, logits_to_keep=columns).logits, targets[:, columns]
-    return model(**inputs).logits[:, :-1], targets
+    with _refusals_of(model, batch):
+        if keeps_chosen_logits(model):
+            columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+            return model(**inputs, logits_to_keep=columns).logits, targets[:, columns]
+        return model(**inputs).logits[:, :-1], targets
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -62,3 +70,37 @@ def keeps_chosen_logits(model: nn.Module) -> bool:
     """Tell whether the model computes logits only where it is asked to."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+@contextmanager
+def _refusals_of(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Turn what the model's own code raises about a batch into the user's error."""
+    with library_errors_as(lambda error: _refusal(model, batch, error)):
+        yield
+
+
+def _refusal(model: nn.Module, batch: Batch, error: Exception) -> GritError:
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    width = batch.labels.shape[1]
+    positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and width > positions:
+        detail = (
+            f"A row has {width} tokens and the model has positions for {positions}; lower"
+            f" training.max_length to {positions} and choose training.on_long_rows. {reason(error)}"
+        )
+        pointer = "/training/max_length"
+        return InvalidConfig([Fault(pointer=pointer, code="out_of_range", detail=detail)])
+    largest, known = int(batch.inputs["input_ids"].max()), _num_embeddings(base)
+    if known is not None and largest >= known:
+        return InvalidDataset(
+            f"the token {largest} is beyond the model's {known} embeddings; the tokenizer holds"
+            f" tokens that the model does not know, and a row uses one ({reason(error)})"
+        )
+    return InvalidDataset(f"the model refuses the rows of a batch: {reason(error)}")
+
+
+def _num_embeddings(model: Any) -> int | None:
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return None

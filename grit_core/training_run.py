@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from grit_core.data.encoder import IGNORED
 from grit_core.data.rows import StepRows
 from grit_core.data.stream import StepStream
 from grit_core.durable_files import canonical_json
-from grit_core.errors import CheckpointCorrupt, DeviceUnavailable
+from grit_core.errors import CheckpointCorrupt, DeviceUnavailable, InvalidDataset
 from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent, Warned
 from grit_core.loss import label_loss_sum, to_device
 from grit_core.models.gradient_checkpointing import enable_gradient_checkpointing
@@ -44,6 +44,10 @@ from grit_core.training_rows import TrainingRows, open_rows
 
 if TYPE_CHECKING:
     from grit_core.curvature.capture import LayerSums
+
+
+MAX_NAMED_LINES: Final = 64
+"""Rows of a step that an error names by their lines."""
 
 
 @dataclass(kw_only=True)
@@ -196,7 +200,7 @@ class TrainingRun:
             wanted=observe,
         ):
             for batch in rows.batches:
-                with self.autocast():
+                with self.autocast(), self._lines_named():
                     loss = label_loss_sum(self.model, to_device(batch, self.device))
                 # One division for the whole step, so that micro-batches of unequal length add up.
                 mean = loss / rows.num_label_tokens
@@ -204,6 +208,26 @@ class TrainingRun:
                 total += loss.detach()
         total = self.processes.add_up_gradients(list(self.parameters.values()), total)
         return float(total) / rows.num_label_tokens
+
+    @contextmanager
+    def _lines_named(self) -> Iterator[None]:
+        """Name the lines of this process's step where the model refuses its rows.
+
+        Raises:
+            InvalidDataset: It does.
+        """
+        try:
+            yield
+        except InvalidDataset as error:
+            step, file = self.progress.step, self.train_rows.file
+            lines = sorted(file.record(index).line for index in self.sampler.rows_of(step))
+            shown = ", ".join(str(line) for line in lines[:MAX_NAMED_LINES])
+            more = (
+                f" and {len(lines) - MAX_NAMED_LINES} more" if len(lines) > MAX_NAMED_LINES else ""
+            )
+            raise InvalidDataset(
+                f"{file.path.name}, step {step + 1}, among lines {shown}{more}: {error}"
+            ) from error
 
     @property
     def loss_scale(self) -> float:

@@ -1,7 +1,7 @@
 """What becomes of a job whose attempt did not succeed: another try after a wait, or the end."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -10,6 +10,14 @@ from store.database_time import database_now, database_time_in
 from store.lifecycle import transition
 from store.models import Attempt, AttemptOutcome, Job, JobStatus
 from store.settings import Settings
+
+DETERMINISTIC_CODE: Final = "unexpected"
+"""Of failures without a known cause: one that comes back word for word will come back again."""
+
+REPEATED_HINT: Final = (
+    "It failed in the same way twice in a row, so it is not tried again. The attempt's log holds"
+    " the details; please report them."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,8 @@ def settle(
 ) -> Job:
     """End a held attempt that did not succeed, and decide what becomes of its job."""
     status = JobStatus(job.status)
+    if _repeats(session, job, failure):
+        failure = replace(failure, retryable=False, hint=REPEATED_HINT)
     again = failure.retryable and job.charged_attempts < job.max_attempts
     if status is JobStatus.CANCELLING:
         to, reason = JobStatus.CANCELLED, job.status_reason
@@ -73,6 +83,21 @@ def settle(
     return transition(
         session, job.id, to=to, expected_attempt=job.attempt, reason=reason, **columns
     )
+
+
+def _repeats(session: Session, job: Job, failure: Failure) -> bool:
+    """Tell whether the attempt before ended in the same unknown failure, at the same step."""
+    if failure.code != DETERMINISTIC_CODE:
+        return False
+    before = session.execute(
+        select(Attempt.failure, Attempt.last_step).where(
+            Attempt.job_id == job.id, Attempt.number == job.attempt - 1
+        )
+    ).one_or_none()
+    if before is None or before.failure is None:
+        return False
+    same = (before.failure["code"], before.failure["message"]) == (failure.code, failure.message)
+    return same and before.last_step == (job.progress or {}).get("step")
 
 
 def end_attempt(

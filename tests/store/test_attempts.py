@@ -306,6 +306,52 @@ def test_a_poison_job_is_tried_as_often_as_allowed_and_names_every_reason(engine
     assert _outcomes(engine, job.id) == ["failed", "failed", "lost"]
 
 
+def _unexpected(message: str) -> Failure:
+    return Failure(code="unexpected", message=message, retryable=True)
+
+
+def test_an_unknown_failure_that_comes_back_word_for_word_is_not_tried_again(
+    engine: Engine,
+) -> None:
+    job = running_job(engine, max_attempts=5)
+    first = _fail(engine, job, _unexpected("KeyError: 'x'"))
+    assert first.status == JobStatus.QUEUED
+    end_wait(engine, job.id)
+    claim(engine)
+    ended = _fail(engine, _job(engine, job.id), _unexpected("KeyError: 'x'"))
+    assert ended.status == JobStatus.FAILED
+    assert ended.error is not None
+    assert ended.error["retryable"] is False
+    assert "twice in a row" in ended.error["hint"]
+    assert len(ended.error["attempts"]) == 2
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        _unexpected("KeyError: 'y'"),
+        Failure(code="killed", message="KeyError: 'x'", retryable=True),
+    ],
+)
+def test_another_failure_is_tried_again(engine: Engine, second: Failure) -> None:
+    job = running_job(engine, max_attempts=5)
+    _fail(engine, job, _unexpected("KeyError: 'x'"))
+    end_wait(engine, job.id)
+    claim(engine)
+    assert _fail(engine, _job(engine, job.id), second).status == JobStatus.QUEUED
+
+
+def test_an_unknown_failure_after_further_steps_is_tried_again(engine: Engine) -> None:
+    job = running_job(engine, max_attempts=5)
+    _fail(engine, job, _unexpected("KeyError: 'x'"))
+    end_wait(engine, job.id)
+    claim(engine)
+    with transaction(engine) as session:
+        session.get_one(Job, job.id).progress = {"step": 7}
+    again = _fail(engine, _job(engine, job.id), _unexpected("KeyError: 'x'"))
+    assert again.status == JobStatus.QUEUED
+
+
 def test_the_wait_between_attempts_doubles_up_to_its_cap(engine: Engine) -> None:
     job = running_job(engine, max_attempts=9)
     waits = []

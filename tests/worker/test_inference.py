@@ -1,5 +1,6 @@
 """The inference worker against a real broker, database and object store."""
 
+import json
 import shutil
 import threading
 import time
@@ -152,6 +153,30 @@ def test_a_model_that_went_away_is_named_in_the_answer(embedded_settings, worker
     reply = ask(embedded_settings, worker, model={"id": "gone", "source": str(gone)})
     assert reply["error"]["code"] == "model_unavailable"
     assert str(gone) in reply["error"]["message"]
+
+
+def without_image_in_its_template(folder):
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ '<image>' }}", ""))
+
+
+def with_another_image_token(folder):
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "image_token_id": 8}))
+
+
+@pytest.mark.parametrize("change", [without_image_in_its_template, with_another_image_token])
+def test_what_a_processor_or_model_refuses_is_the_users_fault_and_the_next_is_answered(
+    embedded_settings, worker, model, tmp_path, change
+):
+    folder = shutil.copytree(model, tmp_path / "changed")
+    change(folder)
+    named = {"id": "changed", "source": str(folder)}
+    error = ask(embedded_settings, worker, model=named)["error"]
+    assert (error["code"], error["category"]) == ("chat_invalid", "user")
+    assert "refuses the chat: ValueError" in error["message"]
+    words = [{"role": "user", "content": "Hello?"}]
+    assert "output" in ask(embedded_settings, worker, model=named, messages=words)
 
 
 def test_a_bell_without_a_request_is_no_work(worker):
