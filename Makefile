@@ -50,8 +50,9 @@ families: setup ## Try every family of models end to end, and write docs/familie
 	FAMILIES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families
 	$(BIN)/python -m tests.families
 
+# docopt has no wheel, and only the command line of num2words imports it.
 lock: setup ## Compile the hashed locks again (torch stays an install step of its own)
-	printf 'torch ; python_version < "0"\n' > .cache-overrides.txt
+	printf '%s ; python_version < "0"\n' torch docopt > .cache-overrides.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK) -o requirements/dev.lock
 	$(BIN)/uv pip compile pyproject.toml --extra api $(LOCK) --constraint requirements/dev.lock -o requirements/api.lock
 	$(BIN)/uv pip compile pyproject.toml --extra worker $(LOCK) --constraint requirements/dev.lock -o requirements/worker.lock

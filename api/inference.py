@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from api.errors import InvalidRequest, Item, Problem
 from api.intake.conversation import Conversation, names_urls
 from api.intake.remote_images import RemoteImages, fetch_limiter
+from api.presentation import describe_unready
 from api.schemas.infer import InferAnswer, InferRequest
 from api.services import Services
 from api.submission import DEVICE_SEEN_SECONDS
@@ -110,7 +111,7 @@ def _model(session: Session, model_id: str) -> Any:
         item = Item(code="model_not_found", detail=detail, pointer="/model", input=model_id)
         raise InvalidRequest([item]) from None
     if row.status != ModelStatus.READY:
-        raise Problem("model_not_ready", f"The model {model_id!r} is {row.status}.")
+        raise Problem("model_not_ready", describe_unready(row))
     return row
 
 

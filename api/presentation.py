@@ -187,8 +187,15 @@ def present_model(row: BaseModelRow) -> ModelRead:
         "model_type": inventory.get("model_type"),
         "total_parameters": inventory.get("total_parameters"),
         "num_layers": None if layers is None else len(layers),
+        "probe": inventory.get("probe"),
         "links": {"self": f"/models/{row.id}", "layers": f"/models/{row.id}/layers"},
     })
+
+
+def describe_unready(row: BaseModelRow) -> str:
+    """Return why a base model cannot be used yet, or at all."""
+    reason = (row.failure or {}).get("message")
+    return f"The model {row.id!r} is {row.status}" + (f": {reason}" if reason else ".")
 
 
 def present_key(key: ApiKey) -> KeyRead:

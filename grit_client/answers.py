@@ -145,6 +145,7 @@ class BaseModel(TypedDict, total=False):
     model_type: str | None
     total_parameters: int | None
     num_layers: int | None
+    probe: dict[str, Any] | None
     failure: dict[str, Any] | None
     created_at: str
     ready_at: str | None

@@ -17,6 +17,7 @@ from api.intake.adapter_files import AdapterOrder, AdapterVerdict
 from api.intake.judgement import judged_adapter
 from api.intake.quota import refuse_upload
 from api.intake.upload import copy_upload, name_of, refuse_filename, text_of
+from api.presentation import describe_unready
 from api.services import Services
 from grit_core.adapter_folder import WEIGHTS
 from grit_core.adapter_settings import CONFIG
@@ -117,7 +118,7 @@ def _inventory_of(services: Services, model: str) -> Mapping[str, Any]:
             item = Item(code="model_not_found", detail=detail, pointer="/model", input=model)
             raise InvalidRequest([item]) from None
     if row.status != ModelStatus.READY or row.inventory is None:
-        raise Problem("model_not_ready", f"The model {model!r} is {row.status}.")
+        raise Problem("model_not_ready", describe_unready(row))
     return row.inventory
 
 

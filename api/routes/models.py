@@ -8,7 +8,7 @@ from api.auth import requires
 from api.dependencies import ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Problem
-from api.presentation import present_model
+from api.presentation import describe_unready, present_model
 from api.routing import ServiceRouter
 from api.schemas.models import ModelCreate, ModelLayers, ModelList, ModelRead
 from api.submission import refuse_source
@@ -38,7 +38,11 @@ def register_model(
     response: Response,
     services: ServicesDep,
 ) -> ModelRead:
-    """Register a base model; a worker reads its layers, and `status` becomes `ready`."""
+    """Register a base model; a worker probes it, and `status` becomes `ready` or `failed`.
+
+    A model that could not be trained fails here, with the reason in `failure`: weights that lack
+    tensors, a processor that cannot encode a row, default layers that cannot adapt.
+    """
     source = body.source or body.id
     pointer = "/source" if body.source else "/id"
     with transaction(services.engine, read_only=True) as session:
@@ -66,7 +70,7 @@ def read_model_layers(model_id: str, services: ServicesDep) -> ModelLayers:
     with transaction(services.engine, read_only=True) as session:
         row = base_models.get(session, model_id)
     if row.status != ModelStatus.READY or row.inventory is None:
-        raise Problem("model_not_ready", f"The model {model_id!r} is {row.status}.")
+        raise Problem("model_not_ready", describe_unready(row))
     modalities: dict[str, list[dict[str, Any]]] = {}
     for layer in row.inventory.get("layers", ()):
         modalities.setdefault(layer.get("modality") or "other", []).append(layer)

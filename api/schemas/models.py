@@ -16,6 +16,21 @@ class ModelCreate(Body):
     """An allowed folder or hub id; without it, the id itself."""
 
 
+class ModelProbe(Answer):
+    """What trying a base model out showed when it was registered."""
+
+    takes_text_only: bool
+    """Whether rows without an image can be trained on."""
+    max_images: int
+    """Most images of a row that was tried: 0, 1 or 2."""
+    image_tokens: int | None
+    """Tokens of the one small image that was tried."""
+    default_layers: int
+    """Layers that adapt by default; 0 when a job needs layer_patterns of its own."""
+    notes: list[str]
+    """What stops no job and should be known before one."""
+
+
 class ModelRead(Answer):
     """A base model."""
 
@@ -27,6 +42,7 @@ class ModelRead(Answer):
     total_parameters: int | None
     num_layers: int | None
     """Adaptable linear layers."""
+    probe: ModelProbe | None
     failure: dict[str, Any] | None
     created_at: datetime
     ready_at: datetime | None

@@ -1,6 +1,7 @@
 """`grit models list, add, layers`."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -43,18 +44,22 @@ def add(
         float, typer.Option(help="Seconds to wait until its layers are read; 0 does not.", min=0)
     ] = 120.0,
 ) -> None:
-    """Register a base model, and wait until its layers are read."""
+    """Register a base model, and wait until it is ready or the reason why it is not."""
     from grit_client.commands.tables import facts  # noqa: PLC0415 - for --help's sake
 
     with session.client() as client:
         model = client.register_model(source, id=name, wait_seconds=wait or None)
+    probe = model.get("probe") or {}
     pairs = {
         "model": model["id"],
         "type": model.get("model_type"),
         "status": model["status"],
         "parameters": model.get("total_parameters"),
         "adaptable layers": model.get("num_layers"),
+        "layers by default": probe.get("default_layers"),
+        "images in a row": _images(probe),
         "source": model.get("source"),
+        "notes": "\n".join(probe.get("notes", ())) or None,
     }
     session.emit(model, lambda: facts(pairs))
 
@@ -82,3 +87,14 @@ def layers(
         for layer in found
     ]
     session.emit(answer, lambda: table(["layer", "modality", "block", "in", "out"], rows))
+
+
+def _images(probe: Mapping[str, Any]) -> str | None:
+    if not probe:
+        return None
+    most = probe.get("max_images", 0)
+    if not most:
+        return "none"
+    return ("0" if probe.get("takes_text_only") else "1") + (
+        " to 2 or more" if most > 1 else " to 1"
+    )

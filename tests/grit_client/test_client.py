@@ -22,7 +22,7 @@ from grit_core.config import (
     get_model_config,
 )
 from grit_core.config.training import TrainingConfig
-from store import events, lifecycle
+from store import base_models, events, lifecycle
 from store.database import transaction
 from store.keys import Scope
 from store.models import JobStatus
@@ -303,6 +303,29 @@ def test_registering_a_model_that_is_not_there_is_refused_at_once(client: GritCl
     with pytest.raises(InvalidRequest) as raised:
         client.register_model("/nowhere/at/all", id="gone")
     assert "/nowhere/at/all" in str(raised.value)
+
+
+def test_registering_a_model_that_fails_its_probe_gives_the_reason(
+    client: GritClient, service: Service, tmp_path: Path
+) -> None:
+    engine = service.services.engine
+
+    def refuse() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with transaction(engine) as session:
+                if base_models.find(session, "torn") is not None:
+                    base_models.save_failure(
+                        session, id="torn", code="model_unavailable", message="It lacks 3 tensors."
+                    )
+                    return
+
+    (tmp_path / "config.json").write_text("{}")
+    worker = threading.Thread(target=refuse)
+    worker.start()
+    with pytest.raises(InvalidInput, match="'torn' cannot be used: It lacks 3 tensors"):
+        client.register_model(tmp_path, id="torn")
+    worker.join()
 
 
 def test_registering_waits_no_longer_than_told(client: GritClient, service: Service) -> None:
