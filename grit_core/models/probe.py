@@ -27,7 +27,6 @@ from grit_core.library_errors import reason
 from grit_core.matching import default_patterns
 from grit_core.models.inventory import build_meta_model, inventory_of
 from grit_core.models.pretrained import load_processor
-from grit_core.models.requirements import missing_packages
 from grit_core.models.vlm_adapter import inject_lora
 from grit_core.models.weights import compare_weights
 from grit_core.plan import AdaptationPlan, plan_adaptation
@@ -54,16 +53,16 @@ def probe_model(source: str | Path) -> ModelInventory:
     Raises:
         ModelUnavailable: The model cannot be trained; the message says what, why and the fix.
     """
-    with _failing_as(f"The model {source} cannot be built", source):
+    with _failing_as(f"The model {source} cannot be built"):
         model = build_meta_model(source)
         inventory = inventory_of(model)
     if not inventory.layers:
         raise ModelUnavailable(
             f"The model {source} ({inventory.architecture}) has no linear layer to adapt."
         )
-    with _failing_as(f"The weights of {source} cannot be compared with config.json", source):
+    with _failing_as(f"The weights of {source} cannot be compared with config.json"):
         notes = compare_weights(source, model)
-    with _failing_as(f"The processor of {source} cannot be loaded", source):
+    with _failing_as(f"The processor of {source} cannot be loaded"):
         encoder = ChatEncoder(load_processor(source))
     rows, encoding_notes = _encode_rows(source, model, encoder)
     default_layers, plan_notes = _adapt(
@@ -277,7 +276,7 @@ def _adapt(
     plan, notes = _default_plan(inventory)
     if plan is None:
         return 0, [*notes, *_try_each_kind(model, inventory)]
-    with _failing_as(f"The default layers of {source} cannot be adapted", source):
+    with _failing_as(f"The default layers of {source} cannot be adapted"):
         inject_lora(model, plan)
     return len(plan.layers), notes
 
@@ -341,23 +340,17 @@ def _plan_by_names(inventory: ModelInventory, names: Sequence[str]) -> Adaptatio
 
 
 @contextmanager
-def _failing_as(what: str, source: str | Path) -> Iterator[None]:
-    """Turn every exception into the model's failure, naming the packages that it lacks.
+def _failing_as(what: str) -> Iterator[None]:
+    """Turn every exception into the model's failure.
 
     Raises:
         ModelUnavailable: Anything went wrong.
     """
     try:
         yield
+    except ModelUnavailable:
+        raise
     except Exception as error:
-        packages = missing_packages(source, error)
-        if packages:
-            raise ModelUnavailable(
-                f"{what}: it needs {' and '.join(packages)}, which this worker lacks: pip install"
-                f" {' '.join(packages)}. {_words(error)}"
-            ) from error
-        if isinstance(error, ModelUnavailable):
-            raise
         raise ModelUnavailable(f"{what}: {_words(error)}") from error
 
 
