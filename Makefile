@@ -7,6 +7,9 @@ TORCH ?= torch==2.13.0
 MINUTES ?= 30
 SEED ?= 1
 
+# Left out of the locks: torch is an install step of its own; docopt has no wheel, and only the
+# command line of num2words imports it.
+UNLOCKED := torch docopt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
@@ -50,9 +53,8 @@ families: setup ## Try every family of models end to end, and write docs/familie
 	FAMILIES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families
 	$(BIN)/python -m tests.families
 
-# docopt has no wheel, and only the command line of num2words imports it.
 lock: setup ## Compile the hashed locks again (torch stays an install step of its own)
-	printf '%s ; python_version < "0"\n' torch docopt > .cache-overrides.txt
+	printf '%s ; python_version < "0"\n' $(UNLOCKED) > .cache-overrides.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK) -o requirements/dev.lock
 	$(BIN)/uv pip compile pyproject.toml --extra api $(LOCK) --constraint requirements/dev.lock -o requirements/api.lock
 	$(BIN)/uv pip compile pyproject.toml --extra worker $(LOCK) --constraint requirements/dev.lock -o requirements/worker.lock
