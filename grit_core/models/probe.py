@@ -19,7 +19,6 @@ from PIL import Image
 from torch import nn
 
 from grit_core.config.model_configs import Modality, ModalityConfig, ModelGRITConfig
-from grit_core.data.collate import collate
 from grit_core.data.encoder import IGNORED, ChatEncoder, EncodedRow
 from grit_core.errors import InvalidConfig, ModelUnavailable, NoLayersMatched
 from grit_core.inventory import ModelInventory, ProbeFacts
@@ -116,7 +115,7 @@ def _encode_rows(
             f"The tokenizer has {tokens} tokens and the model {known} embeddings: rows that hold"
             " one of the last tokens cannot be trained on."
         )
-    return rows, [*notes, *_collation_notes(rows, encoder)]
+    return rows, notes
 
 
 def _encode(encoder: ChatEncoder, num_images: int) -> EncodedRow:
@@ -201,19 +200,6 @@ def _answer_is_learned(encoder: ChatEncoder, row: EncodedRow) -> bool:
         return True  # this vocabulary cannot write the probe's words
     text = "".join(tokenizer.decode(learned.tolist()).split()).lower()
     return "".join(ANSWER.split()).lower() in text
-
-
-def _collation_notes(rows: Mapping[int, EncodedRow], encoder: ChatEncoder) -> list[str]:
-    """Join all rows to one batch, as a step does."""
-    try:
-        collate(list(rows.values()), pad_token_id=encoder.pad_token_id)
-    except Exception as error:  # noqa: BLE001 - which one depends on the family's features
-        note = (
-            "Rows with different numbers of images cannot share a batch, so training.batch_size"
-            f" must be 1 unless all rows have as many: {reason(error)}."
-        )
-        return [note]
-    return []
 
 
 def _image_tokens(row: EncodedRow, model: nn.Module, encoder: ChatEncoder) -> int:
