@@ -43,22 +43,19 @@ IMAGE_SIZE_PIXELS: Final = (96, 64)
 def probe_model(source: str | Path) -> ModelInventory:
     """Build a base model without its weights and try out what every job does with it.
 
+    A model that cannot be trained raises `ModelUnavailable`, which says what fails, why, and what
+    to do about it.
+
     Args:
         source: A local folder or a hub id. A folder is read without any network.
 
     Returns:
         The layers, with what the probe has shown in `probe`.
-
-    Raises:
-        ModelUnavailable: The model cannot be trained; the message says what, why and the fix.
     """
     with _failing_as(f"The model {source} cannot be built"):
         model = build_meta_model(source)
         inventory = inventory_of(model)
-    if not inventory.layers:
-        raise ModelUnavailable(
-            f"The model {source} ({inventory.architecture}) has no linear layer to adapt."
-        )
+    _refuse_without_layers(source, model, inventory)
     with _failing_as(f"The weights of {source} cannot be compared with config.json"):
         notes = compare_weights(source, model)
     with _failing_as(f"The processor of {source} cannot be loaded"):
@@ -75,6 +72,21 @@ def probe_model(source: str | Path) -> ModelInventory:
         notes=(*notes, *encoding_notes, *plan_notes),
     )
     return dataclasses.replace(inventory, probe=facts)
+
+
+def _refuse_without_layers(source: str | Path, model: nn.Module, inventory: ModelInventory) -> None:
+    """Refuse a model of which only the output layer, or nothing, can adapt.
+
+    Raises:
+        ModelUnavailable: It is one.
+    """
+    head = _output_layer_name(model)
+    if all(layer.name == head for layer in inventory.layers):
+        others = ", ".join(f"{count} {kind}" for kind, count in inventory.unsupported.items())
+        raise ModelUnavailable(
+            f"The model {source} ({inventory.architecture}) has no linear layer to adapt:"
+            f" {others or 'nothing'}; LoRA is put on nn.Linear layers only."
+        )
 
 
 # --- rows
@@ -297,9 +309,7 @@ def _default_plan(inventory: ModelInventory) -> tuple[AdaptationPlan | None, lis
 def _try_each_kind(model: nn.Module, inventory: ModelInventory) -> list[str]:
     """Adapt the first layer of every kind (names that differ in numbers are of one kind)."""
     kinds: dict[str, str] = {}
-    head = next(
-        (name for name, module in model.named_modules() if module is _output_layer(model)), None
-    )
+    head = _output_layer_name(model)
     for layer in inventory.layers:
         if layer.name == head:  # often tied to the embeddings, and adapted by no default
             continue
@@ -312,9 +322,10 @@ def _try_each_kind(model: nn.Module, inventory: ModelInventory) -> list[str]:
     return []
 
 
-def _output_layer(model: Any) -> nn.Module | None:
-    found: nn.Module | None = model.get_output_embeddings()
-    return found
+def _output_layer_name(model: Any) -> str | None:
+    head = model.get_output_embeddings()
+    names = (name for name, module in model.named_modules() if module is head)
+    return next(names, None)
 
 
 def _plan_by_names(inventory: ModelInventory, names: Sequence[str]) -> AdaptationPlan:

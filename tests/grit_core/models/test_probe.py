@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import FalconMambaConfig, FalconMambaForCausalLM, MixtralConfig
+from transformers import (
+    FalconMambaConfig,
+    FalconMambaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+)
 
 from grit_core.errors import ModelUnavailable
 from grit_core.inventory import ModelInventory
@@ -234,6 +240,13 @@ def test_a_template_that_leaves_out_the_answer_is_the_models_failure(causal: Pat
 def test_a_torn_tokenizer_is_the_models_failure(causal: Path) -> None:
     (causal / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE"')
     assert "The processor of" in refusal_of(causal)
+
+
+def test_a_model_whose_only_linear_layer_is_its_output_is_refused(causal: Path) -> None:
+    vocabulary = json.loads((causal / "config.json").read_text())["vocab_size"]
+    config = GPT2Config(vocab_size=vocabulary, n_embd=8, n_layer=2, n_head=1)
+    GPT2LMHeadModel(config).save_pretrained(causal)
+    assert "8 Conv1D; LoRA is put on nn.Linear layers only" in refusal_of(causal)
 
 
 def test_a_model_type_without_default_layers_is_ready_and_says_which_layers_cannot_adapt(
