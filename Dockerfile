@@ -41,6 +41,8 @@ COPY grit_core grit_core
 COPY store store
 COPY migrations migrations
 COPY worker worker
+# What the files of some model families need, and the lock must hold.
+RUN python -c "import google.protobuf, num2words, sentencepiece"
 USER grit
 # One worker per device: `cpu`, `cuda` or `mps`; the inference worker listens on `infer.<device>`.
 CMD ["python", "-m", "celery", "-A", "worker.app", "worker", "--queues", "cpu", "--pool", "solo", "--without-gossip", "--without-mingle"]

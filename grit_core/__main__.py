@@ -5,6 +5,7 @@
     python -m grit_core compress --model MODEL --adapter DIR --dataset rows.jsonl --output DIR
     python -m grit_core plan job.json [--dataset rows.jsonl]
     python -m grit_core inventory MODEL
+    python -m grit_core probe MODEL
 
 `job.json` is the body of `POST /jobs`; its `model` may be a folder, its datasets are those of the
 options. Exit status: 0 done, 1 failed, 2 refused input, 130 interrupted (a checkpoint is saved).
@@ -151,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     inventory = commands.add_parser("inventory", help="print a model's layers, as JSON")
     inventory.add_argument("model", help="a folder or hub id")
     inventory.set_defaults(run=_inventory)
+    probe = commands.add_parser(
+        "probe", help="try a model out as its registration does: weights, processor, default layers"
+    )
+    probe.add_argument("model", help="a folder or hub id")
+    probe.set_defaults(run=_probe)
     return parser
 
 
@@ -275,6 +281,19 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _inventory(options: argparse.Namespace) -> int:
     _say(json.dumps(build_inventory(options.model).to_json(), indent=2))
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    # Loaded here, so that the other commands do not wait for it.
+    from transformers.utils import logging
+
+    from grit_core.models.probe import probe_model  # noqa: PLC0415 - as above
+
+    logging.disable_progress_bar()
+    found = probe_model(options.model).to_json()
+    shown = ("model_type", "architecture", "total_parameters", "probe", "chat_format", "hash")
+    _say(json.dumps({name: found[name] for name in shown}, indent=2))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import tomllib
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,21 @@ def test_no_package_is_below_the_version_that_closed_its_holes(package: str) -> 
         ]
         assert len(set(pinned)) == 1
     assert pinned
+
+
+def test_the_worker_has_the_packages_that_families_of_models_need() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = extras["optional-dependencies"]
+    names = [re.split(r"[><=]", requirement)[0] for requirement in extras["families"]]
+    assert "families" in extras["worker"][0]
+    for lock in ("worker.lock", "dev.lock"):
+        locked = {requirement.partition("==")[0] for requirement in requirements_of(lock)}
+        assert locked >= {"num2words", "sentencepiece", "protobuf"} == set(names)
+    api = {requirement.partition("==")[0] for requirement in requirements_of("api.lock")}
+    assert api.isdisjoint(names)
+    for module in ("google.protobuf", "num2words", "sentencepiece"):
+        assert importlib.util.find_spec(module) is not None
+        assert module in dockerfile()
 
 
 def makefile() -> str:

@@ -133,6 +133,19 @@ def test_a_plan_of_layers_that_read_images_warns_of_rows_without_any(
         assert len([warning for warning in warnings if "no image" in warning]) == num_warnings
 
 
+def test_probe_prints_what_a_registration_would_find_or_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_vlm_folder(tmp_path)
+    assert main(["probe", str(folder)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["probe"]["max_images"] == 2
+    assert found["chat_format"]["end_of_turn"] == "<end_of_utterance>"
+    (folder / "processor_config.json").unlink()
+    assert main(["probe", str(folder)]) == 2
+    assert "processor_config.json" in capsys.readouterr().err
+
+
 def test_inventory_prints_a_models_layers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -14,6 +15,8 @@ from transformers import (
     FalconMambaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MixtralConfig,
 )
 
@@ -240,6 +243,32 @@ def test_a_template_that_leaves_out_the_answer_is_the_models_failure(causal: Pat
 def test_a_torn_tokenizer_is_the_models_failure(causal: Path) -> None:
     (causal / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE"')
     assert "The processor of" in refusal_of(causal)
+
+
+def test_a_tokenizer_that_is_only_a_sentencepiece_model_is_read(causal: Path) -> None:
+    text = causal / "text.txt"
+    words = ["what is shown here", "a small test picture", "user and assistant speak in turns"]
+    text.write_text("\n".join(f"{word} {number}" for word in words for number in range(40)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(causal / "tokenizer"),
+        model_type="bpe",
+        vocab_size=320,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (causal / "tokenizer.json").unlink()
+    (causal / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (causal / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    config = json.loads((causal / "config.json").read_text())
+    LlamaForCausalLM(LlamaConfig(**{**config, "vocab_size": 320})).save_pretrained(causal)
+    facts = probe_model(causal).probe
+    assert facts is not None
+    assert facts.default_layers == 4
 
 
 def test_a_model_whose_only_linear_layer_is_its_output_is_refused(causal: Path) -> None:
