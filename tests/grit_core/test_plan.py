@@ -132,6 +132,30 @@ def test_patterns_that_match_nothing_name_real_layers() -> None:
         plan_adaptation(config, smolvlm_256m())
 
 
+def test_default_patterns_that_match_nothing_are_a_fault_and_no_plan_of_no_layers() -> None:
+    # LLaVA with Pixtral's vision model, whose layers have other names.
+    start = "model.vision_tower.transformer.layers.0.attention"
+    layers = tuple(
+        LayerRecord(
+            name=f"{start}.{name}",
+            modality=Modality.VISION,
+            block=0,
+            in_features=32,
+            out_features=32,
+        )
+        for name in ("q_proj", "v_proj")
+    )
+    inventory = ModelInventory(
+        model_type="llava", architecture="Llava", layers=layers, total_parameters=1, family="llava"
+    )
+    with pytest.raises(NoLayersMatched) as caught:
+        plan_adaptation(ModelGRITConfig(vision=ModalityConfig()), inventory)
+    (fault,) = caught.value.faults
+    assert fault.pointer == "/config/vision/layer_patterns"
+    assert "give layer_patterns" in fault.detail
+    assert "model.vision_tower.encoder.layers.*.self_attn.q_proj" in fault.detail
+
+
 def test_a_pattern_that_is_idle_beside_others_is_a_warning() -> None:
     idle = "model.vision_model.layers.*.q_proj"
     config = ModelGRITConfig(vision=ModalityConfig(layer_patterns=[Q, idle]))

@@ -195,3 +195,21 @@ def test_an_unknown_field_is_told_at_its_own_place() -> None:
         "/config/rank",
     }
     assert "Did you mean n_layers?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        (name, model_type)
+        for name in preset_names()
+        for model_type in describe_preset(name)["model_types"]
+    ],
+)
+def test_every_modality_of_a_preset_has_layers_in_every_type_of_its_family(
+    name: str, model_type: str
+) -> None:
+    config = get_model_config(name)
+    plan = plan_adaptation(config, inventory_of_family(model_type))
+    wanted = [modality for modality in Modality if getattr(config, modality.value) is not None]
+    assert wanted
+    assert [modality for modality in wanted if not plan.of(modality)] == []
