@@ -1,8 +1,6 @@
 """The loss on label tokens, with logits computed at no other place."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from grit_core.data.collate import Batch
 from grit_core.data.encoder import IGNORED
-from grit_core.errors import Fault, GritError, InvalidConfig, InvalidDataset
-from grit_core.library_errors import library_errors_as, reason
+from grit_core.model_refusals import refusals_named
 
 
 def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
@@ -51,7 +48,7 @@ def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     targets = batch.labels[:, 1:]
     inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
-    with _refusals_of(model, batch):
+    with refusals_named(model, batch):
         if keeps_chosen_logits(model):
             columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
             return model(**inputs, logits_to_keep=columns).logits, targets[:, columns]
@@ -70,37 +67,3 @@ def keeps_chosen_logits(model: nn.Module) -> bool:
     """Tell whether the model computes logits only where it is asked to."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
-
-
-@contextmanager
-def _refusals_of(model: nn.Module, batch: Batch) -> Iterator[None]:
-    """Turn what the model's own code raises about a batch into the user's error."""
-    with library_errors_as(lambda error: _refusal(model, batch, error)):
-        yield
-
-
-def _refusal(model: nn.Module, batch: Batch, error: Exception) -> GritError:
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    width = batch.labels.shape[1]
-    positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and width > positions:
-        detail = (
-            f"A row has {width} tokens and the model has positions for {positions}; lower"
-            f" training.max_length to {positions} and choose training.on_long_rows. {reason(error)}"
-        )
-        pointer = "/training/max_length"
-        return InvalidConfig([Fault(pointer=pointer, code="out_of_range", detail=detail)])
-    largest, known = int(batch.inputs["input_ids"].max()), _num_embeddings(base)
-    if known is not None and largest >= known:
-        return InvalidDataset(
-            f"the token {largest} is beyond the model's {known} embeddings; the tokenizer holds"
-            f" tokens that the model does not know, and a row uses one ({reason(error)})"
-        )
-    return InvalidDataset(f"the model refuses the rows of a batch: {reason(error)}")
-
-
-def _num_embeddings(model: Any) -> int | None:
-    try:
-        return int(model.get_input_embeddings().weight.shape[0])
-    except (AttributeError, NotImplementedError):
-        return None
