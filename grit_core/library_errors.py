@@ -19,6 +19,7 @@ _OUT_OF_MEMORY_MARKS: Final = (
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
+    "not enough memory",
 )
 _DEVICE_MARKS: Final = ("cuda error", "cublas", "cudnn", "mps backend", "device-side assert")
 

@@ -11,7 +11,7 @@ from grit_core.data.collate import Batch, collate_batches
 from grit_core.data.encoder import IGNORED, ChatEncoder, EncodedRow
 from grit_core.data.processor import follows_tokens
 from grit_core.errors import InvalidDataset
-from grit_core.memory_marks import is_out_of_memory
+from grit_core.library_errors import ran_out_of_memory
 from grit_core.records import ChatRecord
 from grit_core.row_file import RowFile
 
@@ -131,7 +131,7 @@ def faults_at(place: str) -> Iterator[None]:
     except InvalidDataset as error:
         raise InvalidDataset(f"{place}: {error}.") from error
     except _PROCESSOR_ERRORS as error:
-        if is_out_of_memory(error):
+        if ran_out_of_memory(error):
             raise
         said = (str(error).strip().splitlines() or ["no more is known"])[0][:MAX_SAID]
         raise InvalidDataset(
