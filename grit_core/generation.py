@@ -311,7 +311,7 @@ class GenerationEngine:
                 if ticket.slot is None:
                     return False
             self._withdraw(ticket)
-            if not resident.shares_steps:
+            if not resident.shares(ticket.num_tokens):
                 with library_errors_as(_chat_refused):
                     answer_alone(ticket)
                 batch.release(ticket)

@@ -11,10 +11,14 @@ from torch.nn.functional import cross_entropy
 from grit_core.data.collate import Batch
 from grit_core.data.encoder import IGNORED
 from grit_core.model_refusals import refusals_named
+from grit_core.models.shared_length import rope_limit
 
 
 def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     """Sum the cross entropy over a batch's label tokens.
+
+    The sum is that of the rows on their own: where the model would compute a short row otherwise
+    beside a long one, the two go through it one after the other.
 
     Args:
         model: A causal model or a VLM, PEFT-wrapped or not; called with the batch's inputs.
@@ -23,10 +27,13 @@ def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         A float32 scalar; divide by the number of label tokens of the whole step.
     """
-    logits, targets = predictions(model, batch)
-    return cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    total = torch.zeros((), device=batch.labels.device)
+    for part in _alike(model, batch):
+        logits, targets = predictions(model, part)
+        total = total + cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+    return total
 
 
 def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -55,6 +62,25 @@ def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return model(**inputs).logits[:, :-1], targets
 
 
+def _alike(model: nn.Module, batch: Batch) -> list[Batch]:
+    """Split a batch of text at the length beyond which the model's rotary frequencies change."""
+    config: Any = getattr(_base(model), "config", None)
+    limit = None if config is None else rope_limit(config.get_text_config())
+    if limit is None or any(t.shape != batch.labels.shape for t in batch.inputs.values()):
+        return [batch]
+    lengths = batch.inputs["attention_mask"].sum(dim=1)
+    parts = [rows for rows in (lengths <= limit, lengths > limit) if rows.any()]
+    return [batch] if len(parts) == 1 else [_selected(batch, rows, lengths) for rows in parts]
+
+
+def _selected(batch: Batch, rows: Tensor, lengths: Tensor) -> Batch:
+    width = int(lengths[rows].max())
+    return Batch(
+        inputs={name: tensor[rows, :width] for name, tensor in batch.inputs.items()},
+        labels=batch.labels[rows, :width],
+    )
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy a batch to a device."""
     if device.type == "cpu":
@@ -65,5 +91,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def keeps_chosen_logits(model: nn.Module) -> bool:
     """Tell whether the model computes logits only where it is asked to."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    return "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+
+
+def _base(model: nn.Module) -> nn.Module:
+    base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base

@@ -22,6 +22,7 @@ from grit_core.data.encoder import ChatEncoder
 from grit_core.errors import InvalidDataset
 from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import load_base_model, load_processor
+from grit_core.models.shared_length import shared_length
 from grit_core.serving.adapter_weights import AdapterWeights
 from grit_core.serving.grouped_attention import share_heads
 from grit_core.serving.image_features import ImageFeatures
@@ -130,6 +131,7 @@ class ResidentModel:
         penalty = getattr(self.model.generation_config, "repetition_penalty", None) or 1.0
         self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
         self.shares_steps = self._can_share_steps()
+        self._shared_length = shared_length(text)
         self.encoding = threading.Lock()
         """Held while its processor is used."""
         self.in_flight = 0
@@ -150,6 +152,11 @@ class ResidentModel:
         if not resident.shares_steps:
             _log.info("%s answers one request at a time", source)
         return resident
+
+    def shares(self, num_tokens: int) -> bool:
+        """Whether a request of so many tokens, its answer included, can share steps."""
+        limit = self._shared_length
+        return self.shares_steps and (limit is None or num_tokens <= limit)
 
     def features_of(self, prompt: Prompt, adapter: AdapterWeights | None) -> Hashable | None:
         """What the features of a prompt's images depend on; none where there are none."""
