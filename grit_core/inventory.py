@@ -77,7 +77,9 @@ class ModelInventory:
     stored_dtype: str | None = None
     """Of the weights, as `config.json` states it."""
     unsupported: Mapping[str, int] = field(default_factory=dict)
-    """Layers that hold a weight matrix and cannot adapt, counted by class."""
+    """Modules that hold a weight matrix and cannot adapt, counted by class."""
+    bypassed: Mapping[str, str] = field(default_factory=dict)
+    """Linear layers that are not in `layers`, by pattern, and why LoRA does not reach them."""
     chat_format: Mapping[str, Any] | None = None
     """Of its template, as `grit_core.data.end_of_turn.describe_chat_format` finds it."""
     probe: ProbeFacts | None = None
@@ -104,6 +106,11 @@ class ModelInventory:
             and all(each is None for each in sees)
             and all(layer.modality == Modality.TEXT for layer in self.layers)
         )
+
+    @property
+    def stacked_experts(self) -> dict[str, int]:
+        """The unsupported modules that hold a layer's experts in one parameter, by class."""
+        return {kind: count for kind, count in self.unsupported.items() if "Expert" in kind}
 
     def of(self, modality: Modality) -> tuple[LayerRecord, ...]:
         """The layers of one modality."""

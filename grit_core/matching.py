@@ -11,6 +11,12 @@ from grit_core.errors import Fault
 from grit_core.inventory import LayerRecord, ModelInventory
 from grit_core.patterns import matching
 
+ATTENTION_INPUTS = frozenset({
+    *("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"),
+    *("q_b_proj", "kv_b_proj", "kv_proj", "in_proj"),
+})
+"""Last names of the layers that make queries or values, or a state-space layer's input."""
+
 MAX_HINTS = 5
 """Unmatched patterns that get their own list of near names; finding one is slow."""
 
@@ -48,13 +54,13 @@ def default_patterns(modality: Modality, inventory: ModelInventory) -> list[str]
     """What an empty list of patterns stands for.
 
     The queries and values of the family's attention, or its connector. For a text-only model of an
-    unknown family: the language model's layers named `q_proj` and `v_proj`, where it has such.
+    unknown family: the language model's layers with a name of `ATTENTION_INPUTS`.
     """
     family = family_of(inventory.model_type)
     if family is not None:
         return family.default_patterns(modality)
     names = [layer.name for layer in inventory.of(modality)]
-    wanted = [name for name in names if name.rpartition(".")[2] in {"q_proj", "v_proj"}]
+    wanted = [name for name in names if name.rpartition(".")[2] in ATTENTION_INPUTS]
     return list(dict.fromkeys(_INDEX.sub("*", name) for name in wanted))
 
 
@@ -77,12 +83,37 @@ def unmatched_faults(
         Fault(
             pointer=f"{pointer}/{place}",
             code="no_layers_matched",
-            detail=f"No linear layer of this {inventory.model_type} model fits {pattern!a}."
+            detail=_bypassed(pattern, inventory)
+            or f"No linear layer of this {inventory.model_type} model fits {pattern!a}."
             + (_nearest(pattern, inventory, modality) if count < MAX_HINTS else ""),
             input=pattern,
         )
         for count, (place, pattern) in enumerate(unmatched)
     ]
+
+
+def _bypassed(pattern: str, inventory: ModelInventory) -> str | None:
+    """Say why a layer that is there cannot adapt, when a pattern or name asks for such a one."""
+    asked = _INDEX.sub("0", pattern)
+    for group, reason in inventory.bypassed.items():
+        if matching([asked], [group.replace("*", "0")]):
+            return (
+                f"{group} of this {inventory.model_type} model cannot adapt: {reason}, so an"
+                " adapter there would never be used."
+            )
+    return None
+
+
+def experts_warning(inventory: ModelInventory) -> str | None:
+    """A word on experts that stay as they are, or nothing."""
+    experts = inventory.stacked_experts
+    if not experts:
+        return None
+    kinds = ", ".join(f"{count} {kind}" for kind, count in experts.items())
+    return (
+        f"The experts of this model ({kinds}) keep their weights in stacked parameters, not in"
+        " linear layers, and do not adapt; attention and the layers outside of the experts can."
+    )
 
 
 def no_default_fault(modality: Modality, inventory: ModelInventory, *, pointer: str) -> Fault:

@@ -13,7 +13,7 @@ from grit_core.draft import ModalityDraft, drafts_of, fill, overlap_faults, rank
 from grit_core.errors import Fault, InvalidConfig, NoLayersMatched
 from grit_core.estimate import Estimate, estimate, resolve_training
 from grit_core.inventory import LayerRecord, ModelInventory
-from grit_core.matching import family_warning
+from grit_core.matching import experts_warning, family_warning
 from grit_core.planned import AdaptationPlan, DroppedLayer, PlannedLayer, hash_of
 
 __all__ = [
@@ -104,8 +104,8 @@ def _plan(
     drafts: Sequence[ModalityDraft], config: ModelGRITConfig, inventory: ModelInventory
 ) -> AdaptationPlan:
     layers, dropped, warnings = [], [], []
-    general = family_warning(config, inventory)
-    warnings += [] if general is None else [general]
+    general = (family_warning(config, inventory), experts_warning(inventory))
+    warnings += [warning for warning in general if warning is not None]
     warnings += _chat_format_warnings(inventory)
     for draft in drafts:
         warnings += draft.warnings

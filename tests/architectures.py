@@ -1,5 +1,6 @@
 """Real transformers classes of every known family, built small or on the meta device."""
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -15,12 +16,25 @@ TEXT_BLOCKS = 10
 
 _DEPTH_FIELDS = ("num_hidden_layers", "depth")
 
+_MIXED = ["mamba", "mamba", "attention", "mamba", "mamba"] * (TEXT_BLOCKS // 5)
+_SETTINGS: dict[str, dict[str, Any]] = {
+    # Gemma 4 has a vision tower only where its config says so.
+    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "granitemoehybrid": {"num_hidden_layers": TEXT_BLOCKS, "layer_types": _MIXED},
+    "bamba": {"attn_layer_indices": [2, 7]},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16, "num_hidden_layers": 32},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+}
+"""What configs leave open that every member of the family states."""
+
 
 def config_of(model_type: str) -> Any:
     """A family's own config with its own sizes, only the depths cut."""
-    # Gemma 4 has a vision tower only where its config says so.
-    sighted = {"vision_config": {"model_type": "gemma4_vision"}} if model_type == "gemma4" else {}
-    config = AutoConfig.for_model(model_type, **sighted)
+    config = AutoConfig.for_model(model_type, **_SETTINGS.get(model_type, {}))
     _cut(getattr(config, "vision_config", None), VISION_BLOCKS)
     _cut(config.get_text_config(), TEXT_BLOCKS)
     if model_type in {"qwen3_vl", "qwen3_vl_moe"}:
@@ -98,7 +112,9 @@ def _cut(part: Any, blocks: int) -> None:
         if hasattr(part, name):
             setattr(part, name, blocks)
     if getattr(part, "layer_types", None):
-        part.layer_types = part.layer_types[:blocks]
+        # Some types derive it from the depth, and it cannot be set.
+        with suppress(AttributeError):
+            part.layer_types = part.layer_types[:blocks]
 
 
 def small_smolvlm_config() -> Any:

@@ -143,7 +143,8 @@ def _preset(name: str) -> Preset:
         Fault(
             pointer="/preset",
             code="unknown_preset",
-            detail=f"There is no preset {shown(name)}. {hint}All presets: {', '.join(_PRESETS)}.",
+            detail=f"There is no preset {shown(name)}. {hint}Every family has NAME_fast and"
+            f" NAME_balanced; the families are {', '.join(FAMILIES)}.",
             input=name if isinstance(name, str) and len(name) <= 100 else None,
         )
     ])
@@ -156,7 +157,7 @@ def _fast(family: Family, *, name: str) -> ModelGRITConfig:
         model_name=name,
         model_type=family.model_types[0],
         vision=None if vision is None else _first(3, vision),
-        text=_last(4, text, *family.also.get(Modality.TEXT, ())),
+        text=_last(4, text, *family.mixers),
         cross_modal=_all_of(family, Modality.CROSS_MODAL),
         fusion=_all_of(family, Modality.FUSION),
     )
@@ -179,7 +180,7 @@ def _balanced(
         )
         if vision
         else None,
-        text=_last(8, *text),
+        text=_last(family.balanced_blocks, *text),
         cross_modal=_all_of(family, Modality.CROSS_MODAL),
         fusion=_all_of(family, Modality.FUSION),
         max_layers_per_modality=MAX_LAYERS_BALANCED,
@@ -217,7 +218,7 @@ def _parts(family: Family) -> tuple[str, str]:
     has_cross = Modality.CROSS_MODAL in family.queries
     fast = ("3 vision layers (first_n), " if has_vision else "") + "4 text layers (last_n)"
     balanced = "every 3rd vision block, " if has_vision else ""
-    balanced += "queries and values of the last 8 text blocks"
+    balanced += f"queries and values of the last {family.balanced_blocks} text blocks"
     tail = ", the connector (all)" if has_cross else ""
     tail += ", the attention to images (all)" if Modality.FUSION in family.queries else ""
     return fast + tail, balanced + tail

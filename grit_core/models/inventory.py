@@ -4,7 +4,6 @@ Torch and transformers are imported inside the functions, so that whoever only r
 loads neither.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from grit_core.errors import Fault, InvalidConfig, ModelUnavailable
 from grit_core.inventory import LayerRecord, ModelInventory
 from grit_core.models.interfaces import refuse_other_interfaces
 from grit_core.models.missing_packages import explain_missing_packages
+from grit_core.models.quantization import refuse_quantized
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +24,7 @@ __all__ = [
     "build_inventory",
     "build_meta_model",
     "inventory_of",
+    "refuse_without_layers",
 ]
 
 MAX_DECLARED_BLOCKS = 1_000
@@ -38,9 +39,12 @@ def build_inventory(source: str | Path) -> ModelInventory:
     Args:
         source: A local folder or a hub id. A folder is read without any network.
 
-    A source without a usable config raises `ModelUnavailable`, which says what is missing.
+    A source without a usable config, or of whose blocks no layer can adapt, raises
+    `ModelUnavailable`, which says what is missing.
     """
-    return inventory_of(build_meta_model(source))
+    inventory = inventory_of(build_meta_model(source))
+    refuse_without_layers(inventory, source)
+    return inventory
 
 
 def build_meta_model(source: str | Path) -> "nn.Module":
@@ -57,6 +61,7 @@ def build_meta_model(source: str | Path) -> "nn.Module":
     try:
         config = _read_config(source)
         refuse_other_interfaces(config, source)
+        refuse_quantized(config, source)
         _refuse_absurd_depth(config, source)
         with torch.device("meta"):
             model = _auto_model_for(config).from_config(config)
@@ -71,6 +76,22 @@ def build_meta_model(source: str | Path) -> "nn.Module":
     return built
 
 
+def refuse_without_layers(inventory: ModelInventory, source: str | Path) -> None:
+    """Refuse a model of which nothing but a head or a connector could adapt.
+
+    Raises:
+        ModelUnavailable: None of its blocks has a linear layer.
+    """
+    if any(layer.block is not None for layer in inventory.layers):
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in inventory.unsupported.items())
+    raise ModelUnavailable(
+        f"The model {source} ({inventory.architecture}) keeps the weights of its blocks in"
+        f" {kinds or 'no linear layer'}; LoRA is put on nn.Linear layers only, so none of them"
+        " would adapt."
+    )
+
+
 def inventory_of(model: "nn.Module") -> ModelInventory:
     """Record the layers of a model that is built already, before anything is injected into it.
 
@@ -79,6 +100,11 @@ def inventory_of(model: "nn.Module") -> ModelInventory:
     Raises:
         InvalidConfig: The model carries LoRA layers already, so its names are no longer its own.
     """
+    from grit_core.models.linear_layers import (  # noqa: PLC0415 - loads torch
+        count_unsupported,
+        find_linear_layers,
+    )
+
     adapted = [name for name, _ in model.named_modules() if name.endswith(".lora_A")]
     if adapted:
         raise InvalidConfig([_already_adapted(len(adapted))])
@@ -86,15 +112,16 @@ def inventory_of(model: "nn.Module") -> ModelInventory:
     model_type = str(config.model_type)
     family = family_of(model_type)
     text_only = family is None and getattr(config, "vision_config", None) is None
+    found, lists = find_linear_layers(model), _block_lists(model)
     layers = tuple(
         LayerRecord(
             name=name,
             modality=_modality_of(name, family, text_only=text_only),
-            block=block,
+            block=_block_of(name, lists),
             in_features=int(module.in_features),
             out_features=int(module.out_features),
         )
-        for name, module, block in _linear_layers(model)
+        for name, module in found.reached.items()
     )
     return ModelInventory(
         model_type=model_type,
@@ -102,7 +129,8 @@ def inventory_of(model: "nn.Module") -> ModelInventory:
         layers=layers,
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         family=None if family is None else family.name,
-        unsupported=_unsupported(model),
+        unsupported=count_unsupported(model),
+        bypassed=found.bypassed,
         **_facts(config),
     )
 
@@ -159,19 +187,10 @@ def _auto_model_for(config: Any) -> Any:
     )
 
 
-def _linear_layers(model: "nn.Module") -> list[tuple[str, Any, int | None]]:
-    """Every layer that LoRA can reach, with the index of the outermost block around it."""
+def _block_lists(model: "nn.Module") -> set[str]:
     from torch import nn
 
-    modules = dict(model.named_modules())
-    lists = {name for name, module in modules.items() if isinstance(module, nn.ModuleList)}
-    found: list[tuple[str, Any, int | None]] = []
-    for name, module in modules.items():
-        # MultiheadAttention reads its projection's weight and never calls the layer.
-        inside_fused = isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
-        if isinstance(module, nn.Linear) and not inside_fused:
-            found.append((name, module, _block_of(name, lists)))
-    return found
+    return {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
 
 
 def _block_of(name: str, lists: set[str]) -> int | None:
@@ -180,20 +199,6 @@ def _block_of(name: str, lists: set[str]) -> int | None:
         if ".".join(parts[:length]) in lists:
             return int(parts[length])
     return None
-
-
-def _unsupported(model: "nn.Module") -> dict[str, int]:
-    from torch import nn
-
-    reached = {id(module) for _, module, _ in _linear_layers(model)}
-    counts = Counter(
-        type(module).__name__
-        for module in model.modules()
-        if id(module) not in reached
-        and not isinstance(module, nn.Embedding)
-        and any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
-    )
-    return dict(sorted(counts.items()))
 
 
 def _modality_of(name: str, family: Family | None, *, text_only: bool) -> Modality | None:

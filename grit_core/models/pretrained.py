@@ -23,6 +23,7 @@ from grit_core.data.processor import CONFIG_IMAGE_IDS
 from grit_core.errors import ModelUnavailable
 from grit_core.models.missing_packages import explain_missing_packages
 from grit_core.models.processor_parts import assemble, find_processor_class, has_unused_parts
+from grit_core.models.quantization import refuse_quantized
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -50,6 +51,7 @@ def load_base_model(
     options = _options(source)
     try:
         config = AutoConfig.from_pretrained(source, **options)
+        refuse_quantized(config, source)
         auto = _auto_model_for(config)
         model, report = auto.from_pretrained(
             source,

@@ -24,7 +24,11 @@ from grit_core.errors import InvalidConfig, ModelUnavailable, NoLayersMatched
 from grit_core.inventory import ModelInventory, ProbeFacts
 from grit_core.library_errors import reason
 from grit_core.matching import default_patterns
-from grit_core.models.inventory import build_meta_model, inventory_of
+from grit_core.models.inventory import (
+    build_meta_model,
+    inventory_of,
+    refuse_without_layers,
+)
 from grit_core.models.pretrained import load_processor
 from grit_core.models.vlm_adapter import inject_lora
 from grit_core.models.weights import compare_weights
@@ -55,7 +59,7 @@ def probe_model(source: str | Path) -> ModelInventory:
     with _failing_as(f"The model {source} cannot be built"):
         model = build_meta_model(source)
         inventory = inventory_of(model)
-    _refuse_without_layers(source, model, inventory)
+    refuse_without_layers(inventory, source)
     with _failing_as(f"The weights of {source} cannot be compared with config.json"):
         notes = compare_weights(source, model)
     with _failing_as(f"The processor of {source} cannot be loaded"):
@@ -72,21 +76,6 @@ def probe_model(source: str | Path) -> ModelInventory:
         notes=(*notes, *encoding_notes, *plan_notes),
     )
     return dataclasses.replace(inventory, probe=facts)
-
-
-def _refuse_without_layers(source: str | Path, model: nn.Module, inventory: ModelInventory) -> None:
-    """Refuse a model of which only the output layer, or nothing, can adapt.
-
-    Raises:
-        ModelUnavailable: It is one.
-    """
-    head = _output_layer_name(model)
-    if all(layer.name == head for layer in inventory.layers):
-        others = ", ".join(f"{count} {kind}" for kind, count in inventory.unsupported.items())
-        raise ModelUnavailable(
-            f"The model {source} ({inventory.architecture}) has no linear layer to adapt:"
-            f" {others or 'nothing'}; LoRA is put on nn.Linear layers only."
-        )
 
 
 # --- rows

@@ -10,6 +10,7 @@ from transformers import AutoConfig, GPT2Config
 from grit_core.config.families import FAMILIES
 from grit_core.config.model_configs import Modality, ModalityConfig, ModelGRITConfig
 from grit_core.errors import InvalidConfig, ModelUnavailable, NoLayersMatched, PlanMismatch
+from grit_core.matching import experts_warning
 from grit_core.models.inventory import ModelInventory, build_inventory, inventory_of
 from grit_core.models.pretrained import load_base_model
 from grit_core.plan import plan_adaptation
@@ -65,7 +66,7 @@ def test_default_patterns_name_real_layers_of_their_own_part_in_every_block(
         if not family.default_patterns(modality):
             continue
         plan = plan_adaptation(ModelGRITConfig(**{modality.value: ModalityConfig()}), inventory)
-        assert plan.warnings == ()
+        assert plan.warnings == tuple(filter(None, [experts_warning(inventory)]))
         assert {x.modality for x in inventory.layers if x.name in names_of(plan)} == {modality}
         assert not any("lm_head" in name for name in names_of(plan))
         blocks = {layer.block for layer in plan.layers}
@@ -118,8 +119,16 @@ def test_gpt2_keeps_its_weights_where_lora_is_not_offered() -> None:
         plan_adaptation(ModelGRITConfig(text=ModalityConfig()), inventory)
 
 
+def test_a_model_of_which_only_the_head_could_adapt_is_refused_at_registration(
+    tmp_path: Path,
+) -> None:
+    GPT2Config(n_layer=2, n_embd=32, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(ModelUnavailable, match=r"8 Conv1D; LoRA is put on nn\.Linear layers only"):
+        build_inventory(tmp_path)
+
+
 def test_an_unknown_text_model_is_text_and_its_numbered_layers_have_blocks() -> None:
-    config = AutoConfig.for_model("gpt_neox", num_hidden_layers=2, hidden_size=64)
+    config = AutoConfig.for_model("persimmon", num_hidden_layers=2, hidden_size=64)
     inventory = inventory_of(on_meta(config))
     assert inventory.family is None
     assert {layer.modality for layer in inventory.layers} == {Modality.TEXT}
