@@ -74,7 +74,13 @@ def read_model_layers(model_id: str, services: ServicesDep) -> ModelLayers:
     modalities: dict[str, list[dict[str, Any]]] = {}
     for layer in row.inventory.get("layers", ()):
         modalities.setdefault(layer.get("modality") or "other", []).append(layer)
-    return ModelLayers(model=row.id, inventory_hash=row.inventory_hash or "", modalities=modalities)
+    return ModelLayers(
+        model=row.id,
+        inventory_hash=row.inventory_hash or "",
+        modalities=modalities,
+        unsupported=row.inventory.get("unsupported", {}),
+        bypassed=row.inventory.get("bypassed", {}),
+    )
 
 
 @router.get("/models/{model_id:path}", responses=problems("not_found"))

@@ -63,3 +63,7 @@ class ModelLayers(Answer):
     model: str
     inventory_hash: str
     modalities: dict[str, list[dict[str, Any]]]
+    unsupported: dict[str, int]
+    """Modules that hold weights and cannot adapt, such as stacked experts, counted by class."""
+    bypassed: dict[str, str]
+    """Linear layers that cannot adapt, by pattern, and why."""

@@ -179,7 +179,9 @@ def test_presets_devices_and_the_schema_are_listed(team: Team) -> None:
 def test_models_are_listed_registered_and_show_their_layers(team: Team, tmp_path: Path) -> None:
     listed = team.get("/models").json()
     assert [model["status"] for model in listed["data"]] == ["ready"]
-    layers = team.get("/models/tests/tiny-smolvlm/layers").json()["modalities"]
+    answer = team.get("/models/tests/tiny-smolvlm/layers").json()
+    assert (answer["unsupported"], answer["bypassed"]) == ({"Conv2d": 1}, {})
+    layers = answer["modalities"]
     assert {name: len(rows) for name, rows in layers.items()} == {
         "vision": 12,
         "text": 18,
