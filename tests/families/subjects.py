@@ -76,11 +76,11 @@ def default_config(case: FamilyCase) -> ModelGRITConfig:
     if case.preset is not None:
         return resolve_config(None, preset=case.preset)
     family = family_of(case.model_type)
-    assert family is not None, f"{case.model_type} is missing in grit_core/config/families.py"
+    assert family or not case.reads_images, f"{case.model_type} is missing in families.py"
     chosen = {
         modality.value: ModalityConfig(rank=4, alpha=8)
         for modality in Modality
-        if family.default_patterns(modality)
+        if (modality == Modality.TEXT if family is None else family.default_patterns(modality))
     }
     return ModelGRITConfig(model_name="tiny", model_type=case.model_type, **chosen)
 
