@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from grit_core.errors import InvalidDataset
+
 CONFIG_IMAGE_IDS: Final = "grit_image_ids"
 """Attribute of a loaded processor: the tokens that its model's config puts image features at."""
 
@@ -57,14 +59,18 @@ class PaliGemmaInputs(ProcessorInputs):
     """
 
     def __call__(self, text: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Return the model's arguments for a text of `paligemma.TEMPLATE`, as a batch of one."""
+        """Return the model's arguments for a text of `paligemma.TEMPLATE`, as a batch of one.
+
+        Raises:
+            InvalidDataset: There is no image.
+        """
+        if not images:
+            raise InvalidDataset("PaliGemma needs at least one image in a chat, and this has none")
         processor, placeholder = self._processor, self._processor.image_token
         expanded = text.replace(placeholder, placeholder * processor.image_seq_length)
         inputs = dict(self._tokenizer(expanded, add_special_tokens=False, return_tensors="pt"))
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        if images:
-            inputs |= processor.image_processor(list(images), return_tensors="pt")
-        return inputs
+        return inputs | dict(processor.image_processor(list(images), return_tensors="pt"))
 
     def mark_answers(self, features: dict[str, Tensor], answers: Tensor) -> dict[str, Tensor]:
         """Return the features with token types 1 from the answer's first token on."""
