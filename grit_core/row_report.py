@@ -3,10 +3,11 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final
 
+from grit_core.data.row_checker import Finding
 from grit_core.errors import InvalidDataset, InvalidRows
 from grit_core.events import TrainingEvent, Warned
 from grit_core.processes import Processes
-from grit_core.row_check import RowCheck, RowSet, Tally
+from grit_core.row_check import MAX_LISTED, RowCheck, RowSet, Tally
 from grit_core.training_rows import TrainingRows
 
 MAX_NAMED: Final = 20
@@ -53,12 +54,7 @@ def refuse_unusable(sets: Sequence[RowSet], tallies: Sequence[Tally]) -> None:
     """
     count = sum(tally.unusable for tally in tallies)
     if count:
-        names = [each.rows.file.name for each in sets]
-        first = [
-            (name, finding)
-            for name, tally in zip(names, tallies, strict=True)
-            for finding in tally.first_unusable
-        ]
+        first = _by_file(sets, tallies)[:MAX_LISTED]
         named = [finding.words for _, finding in first[:MAX_NAMED]]
         total = sum(tally.num_rows for tally in tallies)
         head = [f"{count} of {total} rows cannot be used:"] if count > 1 else []
@@ -75,10 +71,10 @@ def refuse_unusable(sets: Sequence[RowSet], tallies: Sequence[Tally]) -> None:
     for each, tally in zip(sets, tallies, strict=True):
         if each.used and not tally.usable:
             raise InvalidDataset(
-                f"{each.rows.file.name}: no row is left for {each.purpose}: all {tally.num_rows}"
-                f" are longer than training.max_length ({each.rows.row_encoder.max_length} tokens)"
-                " and are left out; raise max_length, shorten the rows, or set"
-                " training.on_long_rows to truncate."
+                f"{each.rows.file.name}: no row is left for {each.purpose}: of {tally.num_rows}"
+                " none is within training.max_length"
+                f" ({each.rows.row_encoder.max_length} tokens), and longer ones are left out; raise"
+                " max_length, shorten the rows, or set training.on_long_rows to truncate."
             )
 
 
@@ -88,7 +84,7 @@ def shortened(sets: Sequence[RowSet], tallies: Sequence[Tally]) -> Iterator[Warn
         for code, count, done, lines in zip(
             _SHORTENED[each.purpose],
             (tally.left_out, tally.cut),
-            ("left out", "cut"),
+            ("Left out", "Cut"),
             (tally.lines_left_out, tally.lines_cut),
             strict=True,
         ):
@@ -96,10 +92,20 @@ def shortened(sets: Sequence[RowSet], tallies: Sequence[Tally]) -> Iterator[Warn
                 more = f" and {count - len(lines)} more" if count > len(lines) else ""
                 yield Warned(
                     code=code,
-                    message=f"Of {tally.num_rows} rows for {each.purpose}, {count} are longer than"
-                    f" {each.rows.row_encoder.max_length} tokens and are {done}: lines"
+                    message=f"{done}, being longer than {each.rows.row_encoder.max_length} tokens:"
+                    f" {count} of {tally.num_rows} rows for {each.purpose}, lines"
                     f" {', '.join(map(str, lines))}{more} of {each.rows.file.name}.",
                 )
+
+
+def _by_file(sets: Sequence[RowSet], tallies: Sequence[Tally]) -> list[tuple[str, Finding]]:
+    """The unusable rows by file and line; the rows of one file may serve two purposes."""
+    found: dict[str, tuple[str, list[Finding]]] = {}
+    for each, tally in zip(sets, tallies, strict=True):
+        file = each.rows.file
+        _, findings = found.setdefault(str(file.path), (file.name, []))
+        findings.extend(tally.first_unusable)
+    return [(name, finding) for name, findings in found.values() for finding in sorted(findings)]
 
 
 def _bounded(rows: TrainingRows) -> Iterator[Warned]:

@@ -360,7 +360,7 @@ def test_rows_left_out_in_any_process_are_told(tmp: Path) -> None:
     }
     lines = messages["rows_skipped"].partition("lines ")[2].partition(" of")[0].split(", ")
     assert sorted(lines) == ["2", "3", "5"]
-    told = "Of 6 rows for retention, 3 are longer than 200 tokens and are left out: lines 2, 3, 5"
+    told = "Left out, being longer than 200 tokens: 3 of 6 rows for retention, lines 2, 3, 5 of"
     assert messages["retention_rows_skipped"].startswith(told)
 
 

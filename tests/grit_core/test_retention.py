@@ -150,7 +150,7 @@ def test_retention_rows_that_are_left_out_are_counted_once(tmp: Path) -> None:
     warnings = [event for event in train(job) if isinstance(event, Warned)]
     (found,) = [event.message for event in warnings if event.code == "retention_rows_skipped"]
     assert found == (
-        "Of 4 rows for retention, 1 are longer than 200 tokens and are left out: lines 1 of"
+        "Left out, being longer than 200 tokens: 1 of 4 rows for retention, lines 1 of"
         " long-1.jsonl."
     )
 

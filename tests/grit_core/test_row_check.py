@@ -139,8 +139,8 @@ def test_a_purpose_without_a_usable_row_is_refused_at_once(tmp: Path, purpose: s
     with pytest.raises(InvalidDataset) as caught:
         list(train(changed))
     assert str(caught.value).startswith(
-        f"unusable.jsonl: no row is left for {purpose}: all 3 are longer than training.max_length"
-        " (200 tokens)"
+        f"unusable.jsonl: no row is left for {purpose}: of 3 none is within"
+        " training.max_length (200 tokens)"
     )
 
 
@@ -148,8 +148,8 @@ def test_rows_left_out_or_cut_are_counted_once_with_their_first_lines(tmp: Path)
     lines = range(2, 2 + MAX_LINES + 5)
     rows = long_rows(40, *lines)
     for on_long_rows, code, done in (
-        ("skip", "rows_skipped", "left out"),
-        ("truncate", "rows_truncated", "cut"),
+        ("skip", "rows_skipped", "Left out"),
+        ("truncate", "rows_truncated", "Cut"),
     ):
         job = tiny_job(
             tmp, text_only=True, work=code, max_length=200, on_long_rows=on_long_rows, max_steps=30
@@ -159,9 +159,17 @@ def test_rows_left_out_or_cut_are_counted_once_with_their_first_lines(tmp: Path)
         assert [each.code for each in warned] == [code]
         shown = ", ".join(str(line) for line in lines[:MAX_LINES])
         assert warned[0].message == (
-            f"Of 40 rows for training, 25 are longer than 200 tokens and are {done}: lines {shown}"
-            " and 5 more of counted.jsonl."
+            f"{done}, being longer than 200 tokens: 25 of 40 rows for training, lines {shown} and 5"
+            " more of counted.jsonl."
         )
+
+
+@pytest.mark.usefixtures("no_model")
+def test_bad_rows_of_a_file_that_is_split_are_told_in_the_order_of_their_lines(tmp: Path) -> None:
+    job = tiny_job(tmp, text_only=True, work="ordered", eval_fraction=0.5)
+    with pytest.raises(InvalidRows) as caught:
+        list(train(with_rows(job, tmp / "ordered.jsonl", bad_rows(12, *range(1, 13)))))
+    assert [each["line"] for each in caught.value.details["bad_rows"]] == list(range(1, 13))
 
 
 def test_an_evaluation_has_no_more_rows_than_it_may(tmp: Path) -> None:

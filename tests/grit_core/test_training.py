@@ -374,8 +374,7 @@ def test_rows_left_out_for_their_length_are_counted_once_before_the_first_step(t
     warnings = [event for event in events if isinstance(event, Warned)]
     assert [warning.code for warning in warnings] == ["rows_skipped", "diagonal_is_adam"]
     assert warnings[0].message == (
-        "Of 6 rows for training, 1 are longer than 200 tokens and are left out: lines 4 of"
-        " long.jsonl."
+        "Left out, being longer than 200 tokens: 1 of 6 rows for training, lines 4 of long.jsonl."
     )
     assert [event.reason for event in events if isinstance(event, StepSkipped)] == [
         "Every row of the step was left out."
