@@ -1,7 +1,7 @@
 """What serving needs of an adapter's `grit.json`: the tokens that end the turns it was trained on.
 
-An adapter of another origin has no such file, and then none of these tokens. What is there may be
-anybody's, so its size is bounded before it is read and its values are checked one by one.
+An adapter of another origin has no such file, and then none of these tokens. The file may come from
+an untrusted upload, so its size is bounded before it is read and its values are validated.
 """
 
 from pathlib import Path

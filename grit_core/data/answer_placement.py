@@ -96,8 +96,20 @@ class AnswerPlacer:
 
         A template that refuses such a chat raises `InvalidDataset`.
         """
-        chat = (_word_message(Role.USER, "Hello"), _word_message(Role.ASSISTANT, "Hello"))
-        return self.place(chat, 1).end
+        return self.place((self.question("Hello"), _word_message(Role.ASSISTANT, "Hello")), 1).end
+
+    def question(self, word: str) -> Message:
+        """Return a message of the user that the template takes: with an image if it must be."""
+        text = _word_message(Role.USER, word)
+        return Message(Role.USER, (ImagePart(0), *text.content)) if self._needs_image else text
+
+    @cached_property
+    def _needs_image(self) -> bool:
+        try:
+            self.template.prompt((_word_message(Role.USER, WORD),))
+        except InvalidDataset:
+            return self.template.reads_images
+        return False
 
     def _frame(self, before: Sequence[Message], messages: Sequence[Message]) -> tuple[str, str]:
         """Return what the template writes before and after the answer that follows `before`.
@@ -187,7 +199,7 @@ class AnswerPlacer:
     @cached_property
     def _question(self) -> tuple[str, str]:
         """A lone question, with and without a generation prompt."""
-        chat = [_word_message(Role.USER, WORD)]
+        chat = [self.question(WORD)]
         return (
             self.template.render(chat, add_generation_prompt=True),
             self.template.render(chat),

@@ -4,23 +4,27 @@ Templates differ: some write BOS, some leave it to the tokenizer. Here it is tex
 chat in both cases, and tokenizers never add special tokens of their own.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 
-def find_bos(tokenizer: Any) -> str:
-    """Return the BOS token that the tokenizer puts before a text; empty where it puts none."""
-    bos = tokenizer.bos_token
-    if not bos:
-        return ""
-    return str(bos) if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
+class BosText:
+    """Puts one tokenizer's BOS before rendered chats that have none."""
 
+    def __init__(self, tokenizer: Any, *, placeholders: Iterable[str] = ()) -> None:
+        """Find out whether the tokenizer puts BOS before a text.
 
-def begin_with(bos: str, text: str, *, image_token: str | None = None) -> str:
-    """Return the text with BOS first, exactly once; an empty `bos` changes nothing.
+        Args:
+            tokenizer: Of the model.
+            placeholders: What may stand before BOS: some models read their images first.
+        """
+        bos = tokenizer.bos_token
+        adds = bool(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self._bos = str(bos) if adds else ""
+        before = "|".join([r"\s", *map(re.escape, placeholders)])
+        self._begun = re.compile(f"(?:{before})*{re.escape(self._bos)}")
 
-    Images may stand before the BOS that a template writes (PaliGemma).
-    """
-    start = text.lstrip()
-    while image_token and start.startswith(image_token):
-        start = start.removeprefix(image_token)
-    return text if start.startswith(bos) else bos + text
+    def begin(self, text: str) -> str:
+        """Return the text with BOS first; as it is where it has one, or wants none."""
+        return text if self._begun.match(text) else self._bos + text

@@ -7,7 +7,7 @@ from typing import Any, Final
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from grit_core.data.bos import begin_with, find_bos
+from grit_core.data.bos import BosText
 from grit_core.data.content_format import MessageWriter, find_message_writer
 from grit_core.errors import InvalidDataset
 from grit_core.records import ImagePart, Message
@@ -67,19 +67,20 @@ class ChatRenderer:
         special = {str(token) for token in self.tokenizer.all_special_tokens}
         special |= {str(token) for token in added if token.special}
         image_token = getattr(processor, "image_token", None)
-        for name in ("image_token", "video_token", "audio_token"):
-            if isinstance(token := getattr(processor, name, None), str):
-                special.add(token)
+        self._image_token = image_token if isinstance(image_token, str) else None
+        names = ("image_token", "video_token", "audio_token")
+        found = (getattr(processor, name, None) for name in names)
+        placeholders = {token for token in found if isinstance(token, str)}
+        special |= placeholders
         self.control = _any_of(special)
         """Matches a token that a message may not hold."""
         self.end_tokens = _any_of(special | {str(token) for token in added if str(token).strip()})
         """Matches a token that may end a turn; some tokenizers do not call theirs special."""
-        self._bos = find_bos(self.tokenizer)
+        self._bos = BosText(self.tokenizer, placeholders=placeholders)
         source = getattr(processor, "chat_template", None)
         self._source = source.get("default") if isinstance(source, dict) else source
         self.has_marks = bool(self._source and _MARK.search(self._source))
         """Whether the template says itself what the assistant writes."""
-        self._image_token = image_token if isinstance(image_token, str) else None
         self._writer: MessageWriter | None = None
 
     def check(self, messages: Sequence[Message]) -> None:
@@ -132,7 +133,7 @@ class ChatRenderer:
             )
         except _TEMPLATE_FAULTS as error:
             raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error
-        whole = self._begin(rendered[0])
+        whole = self._bos.begin(rendered[0])
         if whole != text:
             raise InvalidDataset("the model's chat template writes a chat in two ways")
         shift = len(whole) - len(rendered[0])
@@ -154,10 +155,7 @@ class ChatRenderer:
             )
         except _TEMPLATE_FAULTS as error:
             raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error
-        return self._begin(str(rendered))
-
-    def _begin(self, text: str) -> str:
-        return begin_with(self._bos, text, image_token=self._image_token)
+        return self._bos.begin(str(rendered))
 
 
 def _any_of(tokens: set[str]) -> re.Pattern[str]:

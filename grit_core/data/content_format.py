@@ -75,12 +75,11 @@ def find_message_writer(
     """
     order = [ContentFormat.PARTS, ContentFormat.TEXT]
     order = order if reads_images else order[::-1]
-    shows_images = False
     formats: dict[Role, ContentFormat] = {}
     fitting = [each for each in order if _writes(render, Role.USER, each, formats, image_token)]
-    if reads_images:
-        showing = [each for each in fitting if _shows(render, each, image_token)]
-        shows_images, fitting = bool(showing), showing or fitting
+    # Some templates refuse a question without an image, so this is no subset of the former.
+    showing = [each for each in order if reads_images and _shows(render, each, image_token)]
+    shows_images, fitting = bool(showing), showing or fitting
     for role in (Role.USER, Role.ASSISTANT, Role.SYSTEM):
         if role is not Role.USER:
             fitting = [each for each in order if _writes(render, role, each, formats, image_token)]

@@ -72,26 +72,24 @@ def describe_chat_format(processor: Any, eos_token_ids: Iterable[int]) -> ChatFo
         eos_token_ids: Of the model's generation settings.
     """
     template = ChatRenderer(processor)
-    end = find_end_of_turn(AnswerPlacer(template))
+    placer = AnswerPlacer(template)
+    end = find_end_of_turn(placer)
     eos = tuple(eos_token_ids)
     return ChatFormat(
         end_of_turn=end.text,
         end_of_turn_token_ids=end.token_ids,
         eos_tokens=tuple(str(token) for token in template.tokenizer.convert_ids_to_tokens(eos)),
         ends_with_eos=not set(eos).isdisjoint(end.token_ids),
-        accepts_system=_accepts_system(template),
+        accepts_system=_accepts_system(placer),
         template="fallback" if processor.chat_template == plain_template(processor) else "own",
     )
 
 
-def _accepts_system(template: ChatRenderer) -> bool:
+def _accepts_system(placer: AnswerPlacer) -> bool:
     """Tell whether the template takes a system message and writes its text."""
     word = "Briefly7"
-    chat = (
-        Message(Role.SYSTEM, (TextPart(word),)),
-        Message(Role.USER, (TextPart("Hello"),)),
-    )
+    chat = (Message(Role.SYSTEM, (TextPart(word),)), placer.question("Hello"))
     try:
-        return word in template.render(chat, add_generation_prompt=True)
+        return word in placer.template.render(chat, add_generation_prompt=True)
     except InvalidDataset:
         return False

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from grit_core.data.encoder import IGNORED, ChatEncoder
+from grit_core.data.end_of_turn import describe_chat_format
 from grit_core.errors import InvalidDataset
 from grit_core.records import ChatRecord, Message, Role, TextPart
 from tests.grit_core.data.chats import image_part, record_of, text_part
@@ -316,6 +317,29 @@ def test_a_template_that_writes_nothing_for_an_image_is_refused_for_images_only(
         assert learned(made, record_of(QUESTION, ("assistant", "7"))) == [" 7</s>"]
         with pytest.raises(InvalidDataset, match="writes nothing for an image"):
             learned(made, record_of(("user", [image_part(), text_part("?")]), ("assistant", "7")))
+    finally:
+        made.chat_template = kept
+
+
+def test_a_template_that_needs_an_image_first_and_writes_bos_after_it_is_read() -> None:
+    made = processor("plain_vlm")
+    kept = made.chat_template
+    made.chat_template = (
+        "{% if messages[0].content[0].type != 'image' %}{{ raise_exception('images first') }}"
+        "{% endif %}{% for m in messages %}"
+        "{% for part in m.content if part.type == 'image' %}{{ '<image>' }}{% endfor %}"
+        "{% if loop.first %}{{ bos_token }}{% endif %}"
+        "{% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+        "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+    )
+    try:
+        record = record_of(("user", [image_part(), text_part("?")]), ("assistant", "7"))
+        assert trained_text(made, record) == ["<image><image><image><image><s>?\n7</s>"]
+        assert learned(made, record) == ["7</s>"]
+        described = describe_chat_format(made, [made.tokenizer.eos_token_id])
+        assert (described.end_of_turn, described.accepts_system) == ("</s>", False)
+        with pytest.raises(InvalidDataset, match="images first"):
+            learned(made, record_of(QUESTION, ("assistant", "7")))
     finally:
         made.chat_template = kept
 

@@ -72,9 +72,7 @@ def expected_before(one: Family, tokens: str, messages: tuple[Message, ...]) -> 
     return before.removesuffix(one.blank).removesuffix(one.dropped).removesuffix(one.unlabelled)
 
 
-def ids_and_text(
-    one: Family, tokens: str, record: ChatRecord, before: str, count: int
-) -> list[int]:
+def prompt_ids(one: Family, tokens: str, record: ChatRecord, before: str, count: int) -> list[int]:
     """The ids of a text with the first `count` images of the record, by the processor itself."""
     made = processor(one.name, tokens)
     if one.image_token is None:
@@ -142,7 +140,7 @@ def check_labels(one: Family, tokens: str, record: ChatRecord) -> None:
         shown = sum(
             isinstance(p, ImagePart) for each in record.messages[:index] for p in each.content
         )
-        prompt = ids_and_text(one, tokens, record, before, shown)
+        prompt = prompt_ids(one, tokens, record, before, shown)
         mine = [
             run
             for run in runs
