@@ -136,7 +136,7 @@ class AnswerPlacer:
         """Return the prompt of inference, and what the template puts between it and the answer.
 
         Raises:
-            InvalidDataset: The two cannot be told apart.
+            InvalidDataset: The two cannot be separated.
         """
         if not any(message.role is Role.USER for message in before):
             # Inference sends no such chat, so the template's own text before the answer counts.

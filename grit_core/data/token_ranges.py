@@ -143,7 +143,7 @@ class TokenRanges:
                 return both[len(first) :]
         raise InvalidDataset(
             "the tokenizer joins the start of an answer to the text before it, so its tokens cannot"
-            f" be told from the prompt's; begin the answer otherwise than with {text[:8]!r}"
+            f" be separated from the prompt's; begin the answer otherwise than with {text[:8]!r}"
         )
 
 
