@@ -132,7 +132,7 @@ def check_labels(one: Family, tokens: str, record: ChatRecord) -> None:
         ids = row.input_ids.tolist()
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             assert labels[start:end] == ids[start:end]
-            runs.append((ids[:start], ids[start:end]))
+            runs.append((ids[:start], ids[start:end], end == len(ids)))
     for index, message in enumerate(record.messages):
         if message.role is not Role.ASSISTANT:
             continue
@@ -150,10 +150,11 @@ def check_labels(one: Family, tokens: str, record: ChatRecord) -> None:
         answer = one.blank + one.trims(message.text)
         history_end = one.end if one.history_end is None else one.history_end
         assert len(mine) == 1, f"{len(mine)} runs for the answer {index} {answer!r}: {runs}"
-        assert any(
-            is_written_after(made, before + one.unlabelled, answer + end, mine[0][1])
-            for end in (one.end, history_end)
-        ), f"{decoded(made, mine[0][1])!r} for the answer {index} {answer!r}"
+        _, ids, is_last = mine[0]
+        text = answer + (one.end if is_last else history_end)
+        assert is_written_after(made, before + one.unlabelled, text, ids), (
+            f"{decoded(made, ids)!r} for the answer {index} {text!r}"
+        )
         runs.remove(mine[0])
     assert runs == [], "labels on something else"
 
