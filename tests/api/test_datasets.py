@@ -104,6 +104,7 @@ def test_an_archive_of_rows_and_images_is_read(
     made = answer.json()
     assert (made["num_rows"], made["num_images"]) == (2, 2)
     assert made["details"]["format"] == kind
+    assert made["details"]["file_name"] == "set.bin"
     assert made["details"]["unused_file_names"] == ["set/images/unused.png"]
     stored = services.objects.get_bytes(f"datasets/{made['sha256']}.jsonl")
     assert b"data:image/jpeg;base64," in stored
