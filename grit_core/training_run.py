@@ -219,14 +219,14 @@ class TrainingRun:
         try:
             yield
         except InvalidDataset as error:
-            step, file = self.progress.step, self.train_rows.file
-            lines = sorted(file.record(index).line for index in self.sampler.rows_of(step))
+            step, file = self.progress.step, self.train_rows.file  # the step counts from 1 here
+            lines = sorted(file.record(index).line for index in self.sampler.rows_of(step - 1))
             shown = ", ".join(str(line) for line in lines[:MAX_NAMED_LINES])
             more = (
                 f" and {len(lines) - MAX_NAMED_LINES} more" if len(lines) > MAX_NAMED_LINES else ""
             )
             raise InvalidDataset(
-                f"{file.path.name}, step {step + 1}, among lines {shown}{more}: {error}"
+                f"{file.path.name}, step {step}, among lines {shown}{more}: {error}"
             ) from error
 
     @property

@@ -279,14 +279,24 @@ class InferenceWorker:
                 with transaction(self._database, read_only=True) as session:
                     waiting = [(row.id, row.source) for row in base_models.registering(session)]
                 for model_id, source in waiting:
-                    self._register(model_id, source)
-            except Interrupted:
-                return  # it stays registering, for the next worker
+                    if self._stop_at is None:  # else it is left to the next worker
+                        self._register(model_id, source)
             finally:
                 self._registering.release()
 
     def _register(self, model_id: str, source: str) -> None:
-        """Probe a base model and record its layers, or in words why it cannot be used."""
+        """Probe a base model and record its layers, or in words why it cannot be used.
+
+        One that could not be probed or recorded stays registering, and the others have their turn.
+        """
+        try:
+            self._probe(model_id, source)
+        except Interrupted:
+            _log.info("model_probe_interrupted", model=model_id)
+        except Exception:  # noqa: BLE001 - the log has it, and the next round tries again
+            _log.exception("model_not_registered", model=model_id)
+
+    def _probe(self, model_id: str, source: str) -> None:
         try:
             inventory = probe_in_process(source, should_stop=lambda: self._stop_at is not None)
         except ModelUnavailable as error:

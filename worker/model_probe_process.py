@@ -12,11 +12,13 @@ import os
 import resource
 import sys
 import traceback
-from typing import Any
+from typing import Any, Final
 
 from grit_core.errors import ModelUnavailable
 from grit_core.library_errors import ran_out_of_memory, reason
 from worker.attempt import die_with_parent
+
+MAX_FAILURE_CHARACTERS: Final = 4_000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,8 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (options.memory_bytes, options.memory_bytes))
     answer = _probe(options.source, memory_bytes=options.memory_bytes)
     with os.fdopen(options.result_fd, "wb") as out:
-        out.write(json.dumps(answer).encode())
+        out.write(_storable(answer))
     return 0
+
+
+def _storable(answer: dict[str, Any]) -> bytes:
+    """Return JSON that every database takes: without NUL and without halves of surrogate pairs."""
+    text = json.dumps(answer, ensure_ascii=False).replace("\\u0000", "\N{REPLACEMENT CHARACTER}")
+    return text.encode("utf-8", "replace")
 
 
 def _probe(source: str, *, memory_bytes: int) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def _probe(source: str, *, memory_bytes: int) -> dict[str, Any]:
     try:
         return {"inventory": probe_model(source).to_json()}
     except ModelUnavailable as error:
-        return {"failure": str(error)}
+        return {"failure": str(error)[:MAX_FAILURE_CHARACTERS]}
     except BaseException as error:  # noqa: BLE001 - a tokenizer's panic is no Exception
         traceback.print_exc()
         if ran_out_of_memory(error):

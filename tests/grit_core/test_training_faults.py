@@ -1,5 +1,6 @@
 """What goes wrong while a run trains: memory, the disk, damaged checkpoints, values not finite."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,13 +12,15 @@ import torch
 from grit_core.checkpoint_files import step_folders
 from grit_core.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from grit_core.data.rows import StepRows
-from grit_core.errors import CheckpointCorrupt, TrainingDiverged
+from grit_core.errors import CheckpointCorrupt, InvalidDataset, TrainingDiverged
 from grit_core.events import CheckpointSaved, StepCompleted, TrainingEvent, Warned
+from grit_core.sampler import Sampler
 from grit_core.training import train
 from grit_core.training_job import TrainingJob
 from grit_core.training_run import TrainingRun
 from tests.grit_core.test_checkpoints import checkpoint_at
 from tests.grit_core.training_jobs import tiny_job
+from worker.failures import failure_of
 
 FSYNC = os.fsync
 
@@ -78,6 +81,23 @@ def test_a_lack_of_memory_tells_how_large_the_step_was(
     for part in ("tokens", "pixel values", "layers of ranks 2 to 4"):
         assert part in message
     assert "\n" not in message
+
+
+def test_rows_that_the_model_refuses_are_named_by_their_lines_and_are_the_users(
+    tmp_path: Path,
+) -> None:
+    job = tiny_job(tmp_path, num_rows=6)
+    config = Path(job.model) / "config.json"
+    other_token = {**json.loads(config.read_text()), "image_token_id": 8}
+    config.write_text(json.dumps(other_token))
+    with pytest.raises(InvalidDataset) as caught:
+        list(train(job))
+    first = Sampler(rows=tuple(range(6)), rows_per_step=2, seed=job.training.seed).rows_of(0)
+    lines = ", ".join(str(index + 1) for index in sorted(first))
+    named = f"{job.dataset.name}, step 1, among lines {lines}: the model refuses"
+    assert named in str(caught.value)
+    failure = failure_of(caught.value)
+    assert (failure.code, failure.category, failure.retryable) == ("dataset_invalid", "user", False)
 
 
 def test_another_error_keeps_its_words(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

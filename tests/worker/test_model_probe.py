@@ -48,3 +48,14 @@ def test_a_probe_without_enough_memory_is_a_failure_in_words(tmp_path: Path) -> 
     folder = tiny_causal_folder(tmp_path)
     with pytest.raises(ModelUnavailable, match=r"0\.0625 GiB|without a result"):
         probe_in_process(str(folder), should_stop=never, memory_bytes=64 * 1024**2)
+
+
+def test_a_failure_holds_nothing_that_a_database_refuses(tmp_path: Path) -> None:
+    folder = tiny_causal_folder(tmp_path)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('a\\x00b\\ud800c') }}")
+    with pytest.raises(ModelUnavailable) as caught:
+        probe_in_process(str(folder), should_stop=never)
+    message = str(caught.value)
+    assert "\x00" not in message
+    message.encode()  # no half of a surrogate pair
+    assert "a\N{REPLACEMENT CHARACTER}b" in message
