@@ -181,9 +181,9 @@ class Settings(BaseSettings):
     """Globs of the hosts that images may be fetched from. Empty: data URLs only."""
     remote_image_seconds: PositiveSeconds = 10.0
     """Longest time that fetching one image may take."""
-    inventory_wait_seconds: PositiveSeconds = 60.0
+    inventory_wait_seconds: PositiveSeconds = 50.0
     """How long `POST /jobs` waits for the probe of a model that it names first; the probe's process
-    loads torch, which takes seconds, and more on a busy machine."""
+    loads torch, which takes seconds, and more on a busy machine. Clients wait 60 s for a sign."""
 
     @model_validator(mode="after")
     def _derive_from_home(self) -> Self:

@@ -26,9 +26,9 @@ class ModelCalls(Calls):
         source: str | Path,
         *,
         id: str | None = None,  # noqa: A002 - the field's name on the wire
-        wait_seconds: float | None = 60.0,
+        wait_seconds: float | None = 120.0,
     ) -> BaseModel:
-        """`POST /models`: make a base model known, and wait until its layers are read.
+        """`POST /models`: make a base model known, and wait until it has been probed.
 
         Args:
             source: A Hugging Face folder or hub id, as the service sees it.
@@ -36,7 +36,7 @@ class ModelCalls(Calls):
             wait_seconds: How long to wait until it is ready; None does not wait.
 
         Raises:
-            InvalidInput: The service could not read the model.
+            InvalidInput: The model cannot be trained; the message says why.
             TimeoutError: It is not ready in time.
         """
         local = Path(source).expanduser()
