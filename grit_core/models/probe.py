@@ -98,7 +98,7 @@ def _encode_rows(
     for count in range(MAX_IMAGES + 1 if sees else 1):
         try:
             rows[count] = _encode(encoder, count)
-        except Exception as error:  # noqa: BLE001 - a processor may raise anything; it is told
+        except Exception as error:  # noqa: BLE001 - a processor may raise anything; it is reported
             refused[count] = _words(error)
         else:
             _check_row(source, model, encoder, rows[count], num_images=count)

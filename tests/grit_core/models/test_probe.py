@@ -186,7 +186,7 @@ def test_one_tensor_for_each_expert_is_complete_and_experts_in_one_tensor_are_no
     assert facts.default_layers == 2
 
 
-def test_an_image_model_with_a_tokenizer_only_is_told_what_is_missing(vlm: Path) -> None:
+def test_an_image_model_with_only_a_tokenizer_names_the_missing_files(vlm: Path) -> None:
     (vlm / "processor_config.json").unlink()
     message = refusal_of(vlm)
     assert "preprocessor_config.json" in message
