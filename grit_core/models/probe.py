@@ -65,9 +65,8 @@ def probe_model(source: str | Path) -> ModelInventory:
     with _failing_as(f"The processor of {source} cannot be loaded"):
         encoder = ChatEncoder(load_processor(source))
     rows, encoding_notes = _encode_rows(source, model, encoder)
-    default_layers, plan_notes = _adapt(
-        source, model, inventory
-    )  # changes the model, so it comes last
+    # The last, because it changes the model.
+    default_layers, plan_notes = _adapt(source, model, inventory)
     facts = ProbeFacts(
         takes_text_only=0 in rows,
         max_images=max(rows),
