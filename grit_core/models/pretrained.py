@@ -111,10 +111,12 @@ def _load_image_processor(source: str | Path, config: Any, options: dict[str, An
         ModelUnavailable: No file of the model says how it reads images.
     """
     processor_class = find_processor_class(source, config, options)
-    if processor_class is not None and has_unused_parts(processor_class):
+    if processor_class is None:
+        processor = AutoProcessor.from_pretrained(source, backend="pil", **options)
+    elif has_unused_parts(processor_class):
         processor = assemble(processor_class, source, options)
     else:
-        processor = AutoProcessor.from_pretrained(source, backend="pil", **options)
+        processor = processor_class.from_pretrained(source, backend="pil", **options)
     if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
         raise ModelUnavailable(
             f"The model {source} has no processor with a tokenizer and an image processor; add its"

@@ -6,8 +6,11 @@ prepared by PIL, so that pixels are the same with and without torchvision.
 """
 
 import json
+import sys
+import threading
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +20,9 @@ from transformers.utils.hub import cached_file
 
 UNUSED_PARTS: Final = frozenset({"video_processor", "feature_extractor", "audio_processor"})
 """Parts for videos and sounds, by their names in processors."""
+
+_LOCK: Final = threading.Lock()
+"""Held while a module stands in for another during an import."""
 
 _NAMING_FILES: Final = (
     "processor_config.json",
@@ -51,8 +57,8 @@ def find_processor_class(source: str | Path, config: Any, options: dict[str, Any
         if isinstance(name, str):
             found = processor_class_from_name(name)
             if found is not None:
-                return found
-    return PROCESSOR_MAPPING.get(type(config), None)
+                return _with_pil_only(found)
+    return _with_pil_only(PROCESSOR_MAPPING.get(type(config), None))
 
 
 def has_unused_parts(processor_class: Any) -> bool:
@@ -105,6 +111,24 @@ def _without_unused_parts(processor_class: Any) -> Any:
         "check_argument_for_proper_class": check,
     }
     return type(processor_class.__name__, (processor_class,), members)
+
+
+def _with_pil_only(processor_class: Any) -> Any:
+    """Return a class that transformers withholds for its import of torchvision, where PIL will do.
+
+    Pixtral's takes a function of sizes from its image processor's module, whose version for PIL
+    has the same function.
+    """
+    if getattr(processor_class, "__name__", "") != "PixtralProcessor" or find_spec("torchvision"):
+        return processor_class
+    package = "transformers.models.pixtral"
+    withheld = f"{package}.image_processing_pixtral"
+    with _LOCK:
+        sys.modules[withheld] = import_module(f"{package}.image_processing_pil_pixtral")
+        try:
+            return import_module(f"{package}.processing_pixtral").PixtralProcessor
+        finally:
+            del sys.modules[withheld]
 
 
 def _need_no_number_words(processor_class: Any) -> None:

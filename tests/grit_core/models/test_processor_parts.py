@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from transformers.models.smolvlm import processing_smolvlm
 from grit_core.errors import ModelUnavailable
 from grit_core.models.pretrained import load_processor
 from grit_core.models.processor_parts import UnusedPart
+from tests.families.folders import write_processor
 from tests.families.gemma_vl import build_gemma4
 from tests.families.internvl import build_internvl
 from tests.families.qwen_vl import build_qwen2_vl
 from tests.families.smolvlm import build_smolvlm
+from tests.families.tokenizers import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,31 @@ def test_a_folder_without_an_image_processor_is_refused_with_the_file_it_lacks(
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ModelUnavailable, match=r"preprocessor_config\.json"):
         load_processor(folder)
+
+
+def test_pixtral_s_processor_needs_no_torchvision(folder: Path) -> None:
+    marks = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    tokenizer = byte_tokenizer(("<pad>", "<s>", "</s>", *marks), bos="<s>", eos="</s>", pad="<pad>")
+    write_processor(
+        folder,
+        processor_class="PixtralProcessor",
+        tokenizer=tokenizer,
+        image_processor={
+            "image_processor_type": "PixtralImageProcessor",
+            "size": {"longest_edge": 16},
+            "patch_size": {"height": 4, "width": 4},
+        },
+        chat_template="{{ messages }}",
+        settings={"patch_size": 4, "spatial_merge_size": 2},
+    )
+    processor = load_processor(folder)
+    assert type(processor).__name__ == "PixtralProcessor"
+    assert type(processor.image_processor).__name__ == "PixtralImageProcessorPil"
+    ids = processor(text=["[IMG]"], images=[[Image.new("RGB", (16, 8))]])["input_ids"][0]
+    marked = tokenizer.convert_tokens_to_ids(["[IMG]", "[IMG]", "[IMG_END]"])
+    assert [int(token) for token in ids] == marked
+    withheld = sys.modules.get("transformers.models.pixtral.image_processing_pixtral")
+    assert withheld is None or hasattr(withheld, "PixtralImageProcessor")
 
 
 def test_a_file_that_is_no_json_is_named(folder: Path) -> None:
