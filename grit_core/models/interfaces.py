@@ -48,7 +48,7 @@ def refuse_other_interfaces(config: Any, source: str | Path) -> None:
         )
     elif model_type in OTHER_INTERFACES:
         reason = f"answers no chat: {OTHER_INTERFACES[model_type]}"
-    elif not _reads_images(config) and (media := _media_parts(config)):
+    elif _is_text_only(config) and (media := _media_parts(config)):
         reason = (
             f"declares {' and '.join(media)}, and transformers has no class of it that answers"
             " about images; as a text model it would not see them"
@@ -67,7 +67,12 @@ def _media_parts(config: Any) -> list[str]:
     return [name for name in names if getattr(config, name, None) is not None]
 
 
-def _reads_images(config: Any) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+def _is_text_only(config: Any) -> bool:
+    """Tell whether transformers has the model as a causal language model and no other."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = type(config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
