@@ -512,6 +512,25 @@ FAMILIES: dict[str, Family] = {
             cross=("model.projector.linear_1", "model.projector.linear_2"),
         ),
         _vlm(
+            "exaone4_5",
+            "EXAONE 4.5",
+            "exaone4_5",
+            vision=_qwen_visual(),
+            connectors=("model.visual.merger",),
+            cross=("model.visual.merger.mlp.*",),
+        ),
+        _vlm(
+            "qianfan_ocr",
+            "Qianfan-OCR",
+            "qianfan_ocr",
+            vision=(
+                "model.vision_tower",
+                "model.vision_tower.layers.*.attention.q_proj",
+                "model.vision_tower.layers.*.attention.v_proj",
+            ),
+            cross=_PROJECTOR,
+        ),
+        _vlm(
             "lfm2_vl",
             "LFM2-VL",
             "lfm2_vl",

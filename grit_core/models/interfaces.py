@@ -19,6 +19,7 @@ OTHER_INTERFACES: Final = {
     "got_ocr2": _OWN_PROMPT,
     "pp_chart2table": _OWN_PROMPT,
     "idefics": "its processor takes lists of texts and images and no chat",
+    "chameleon": "its processor ends every text with a separator, after which no answer can stand",
     "fuyu": "its processor gives patches of images as lists, which no batch of rows can hold",
     "shieldgemma2": "it sorts images into safe and unsafe ones and writes no text",
     "diffusion_gemma": "it writes whole blocks by diffusion, not token by token",
