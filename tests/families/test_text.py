@@ -101,7 +101,7 @@ def test_rows_around_a_model_s_limit_are_answered_together_as_by_generate(
     folder = built(case, tmp_path)
     monkeypatch.setattr(checks, "NUM_ANSWER_TOKENS", 24)
     asked = [[chats.user_turn(text)] for text in QUESTIONS]
-    expected = [checks._plain_answer(folder, chat) for chat in asked]
+    expected = [checks._plain_answer(folder, case, chat) for chat in asked]
     with checks._Engine() as engine, ThreadPoolExecutor(len(asked)) as pool:
         assert list(pool.map(lambda chat: engine.answer(folder, chat), asked)) == expected
 
@@ -146,4 +146,4 @@ def test_answers_do_not_repeat_one_token(case: FamilyCase, tmp_path: Path) -> No
     """A model that says the same to everything would pass every comparison of answers."""
     folder = built(case, tmp_path)
     asked = [chats.lone_turn(0, number=number)[:1] for number in (1, 2)]
-    assert len({token for chat in asked for token in checks._plain_answer(folder, chat)}) > 1
+    assert len({token for chat in asked for token in checks._plain_answer(folder, case, chat)}) > 1
