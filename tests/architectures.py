@@ -28,6 +28,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2, 7]},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16, "num_hidden_layers": 32},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_vl": {
+        "text_config": {
+            "model_type": "lfm2",
+            "layer_types": ["conv", "full_attention"] * 16,
+            "num_hidden_layers": 32,
+        }
+    },
 }
 """What configs leave open that every member of the family states."""
 

@@ -136,7 +136,7 @@ def test_an_unknown_text_model_is_text_and_its_numbered_layers_have_blocks() -> 
 
 
 def test_an_unknown_seeing_model_claims_no_modality() -> None:
-    inventory = inventory_of(on_meta(config_of("llava_next_video")))
+    inventory = inventory_of(on_meta(config_of("video_llava")))
     assert {layer.modality for layer in inventory.layers} == {None}
 
 
