@@ -318,7 +318,7 @@ def _plain_inputs(
     options: dict[str, Any] = {"return_tensors": "pt"}
     if len(texts) > 1:
         options |= {"padding": True, "padding_side": "right"}
-    if not seeing or (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token)):
+    if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token):
         options["add_special_tokens"] = False
     if not seeing:
         return dict(processor(texts, **options))
