@@ -156,9 +156,13 @@ class AnswerPlacer:
         if sent is not None and written is not None:
             if written.startswith(sent):
                 return prompt, written[len(sent) :]
-            # The prompt opens a thought that a finished turn drops, or blanks differ.
-            if sent.startswith(written) or _squash(sent) == _squash(written):
+            # The prompt opens a thought that a finished turn drops.
+            if sent.startswith(written):
                 return prompt, ""
+            # Blanks differ, and a thought that the prompt opens is closed in a finished turn.
+            rest = _after_squashed(sent, written)
+            if rest is not None:
+                return prompt, rest
         raise InvalidDataset(
             "the model's chat template writes another text before the answer than it writes when"
             " it asks for one, so the answer cannot be placed with certainty"
@@ -311,6 +315,15 @@ def _after(word: str, text: str) -> str | None:
     """What follows the only occurrence of a word."""
     parts = text.split(word)
     return parts[1] if len(parts) == 2 else None
+
+
+def _after_squashed(start: str, text: str) -> str | None:
+    """What follows `start` in a text that begins with it but for white space."""
+    wanted = _squash(start)
+    for at in range(len(text) + 1):
+        if _squash(text[:at]) == wanted:
+            return text[at:] if text[at:].strip() else ""
+    return None
 
 
 def _squash(text: str) -> str:
