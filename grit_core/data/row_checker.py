@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from grit_core.data.encoder import ChatEncoder, EncodedRow
-from grit_core.data.image_size import image_size
+from grit_core.data.image_decoding import read_size
 from grit_core.data.image_tokens import ImageTokens, Sizes
 from grit_core.data.rows import RowEncoder, faults_at
 from grit_core.errors import InvalidDataset
@@ -72,7 +72,7 @@ class RowChecker:
             return self._encoded(self._row_encoder.whole(record, place=place), record, place)
         with faults_at(place):
             plain = plain_sequences(self._row_encoder.encoder, record)
-            sizes = tuple(image_size(data, index=i) for i, data in enumerate(record.images))
+            sizes = tuple(read_size(data, index=i) for i, data in enumerate(record.images))
         shown: list[Sizes] = [tuple(sizes[i] for i in each.images) for each in plain]
         bounds = [
             self._image_tokens.bounds(each.num_tokens, own)

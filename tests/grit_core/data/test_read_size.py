@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from grit_core.data.image_size import image_size
+from grit_core.data.image_decoding import read_size
 from grit_core.errors import InvalidDataset
 
 
@@ -30,7 +30,7 @@ def test_the_size_is_that_of_the_image_as_a_person_sees_it(
     data = encoded(kind, **({} if orientation is None else {"exif": turned(orientation)}))
     with Image.open(io.BytesIO(data)) as image:
         seen = ImageOps.exif_transpose(image).size
-    assert image_size(data, index=0) == seen
+    assert read_size(data, index=0) == seen
     assert (seen == (20, 30)) == (orientation in {5, 6, 7, 8})
 
 
@@ -43,9 +43,9 @@ def test_no_pixel_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decode)
     monkeypatch.setattr(Image.Image, "load", decode)
-    assert image_size(data, index=0) == (30, 20)
+    assert read_size(data, index=0) == (30, 20)
 
 
 def test_bytes_that_are_no_image_are_named_by_their_place() -> None:
     with pytest.raises(InvalidDataset, match="image 3 cannot be decoded: not an image"):
-        image_size(b"\x89PNG\r\n\x1a\nnothing", index=3)
+        read_size(b"\x89PNG\r\n\x1a\nnothing", index=3)
