@@ -47,5 +47,5 @@ def test_no_pixel_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_bytes_that_are_no_image_are_named_by_their_place() -> None:
-    with pytest.raises(InvalidDataset, match="image 3 cannot be decoded: not an image"):
+    with pytest.raises(InvalidDataset, match="image 3 cannot be decoded: not a PNG"):
         read_size(b"\x89PNG\r\n\x1a\nnothing", index=3)
