@@ -59,6 +59,7 @@ def tiny_inventory() -> ModelInventory:
         hidden_size=128,
         num_blocks=6,
         vocabulary_size=329,
+        unsupported={"Conv2d": 1},
     )
 
 
