@@ -4,15 +4,19 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import PngImagePlugin
 
 from grit_core.data.encoder import ChatEncoder
+from grit_core.data.image_tokens import ImageTokens, Sizes
 from grit_core.data.row_checker import Finding, RowChecker, RowFate
 from grit_core.data.rows import RowEncoder
+from grit_core.images import data_url
 from grit_core.models.pretrained import load_processor
 from grit_core.row_file import RowFile
+from tests.image_encodings import raw_png
 from tests.tiny_models import (
     png_data_url,
     tiny_causal_folder,
@@ -112,6 +116,33 @@ def test_rows_of_several_images_and_of_none_are_measured_too(tmp_path: Path) -> 
     found = found_in(path, max_length=longest - 1)
     assert found
     assert f"has {longest} tokens" in found[0].words
+
+
+def test_images_are_measured_as_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken metadata, and an orientation that a PNG has in words, are no fault of a row."""
+    ramp = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    upright = (
+        b'XML:com.adobe.xmp\0\0\0\0\0<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+        b' tiff:Orientation="6"/>'
+    )
+    broken = raw_png(ramp, colour=0, before=((b"eXIf", b"hello"),))
+    turned = raw_png(ramp, colour=0, before=((b"iTXt", upright),))
+    rows = tiny_chat_rows(6)
+    for row, data in zip(rows, [broken, turned] * 3, strict=True):
+        url = data_url(data)
+        row["messages"][0]["content"][0]["image_url"]["url"] = url
+    measured = set()
+    bounds = ImageTokens.bounds
+
+    def noted(self: ImageTokens, num_plain: int, sizes: Sizes) -> tuple[int, int] | None:
+        measured.add(sizes)
+        return bounds(self, num_plain, sizes)
+
+    monkeypatch.setattr(ImageTokens, "bounds", noted)
+    assert found_in(write_jsonl(tmp_path / "rows.jsonl", rows)) == []
+    assert measured == {((20, 10),), ((10, 20),)}
 
 
 def test_every_kind_of_bad_row_is_found_by_the_files_name_and_the_line(tmp_path: Path) -> None:
