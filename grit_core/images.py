@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -10,7 +11,7 @@ MAX_IMAGE_BYTES: Final = 20 * 1024**2
 MAX_HEAD: Final = 1024
 """Characters up to the comma of a `data:` URL: its media type and parameters."""
 _MARK: Final = re.compile(r";\s*base64\s*,", re.IGNORECASE)
-_SPACE: Final = re.compile(r"\s+")
+_LONE_SPACE: Final = re.compile(r"\S \S")
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 _OTHER_FORMATS: Final = (
     (re.compile(rb"GIF8[79]a"), "GIF"),
@@ -68,7 +69,8 @@ def decode_data_url(url: str) -> bytes:
     padding. All are read. The media type decides nothing: the first bytes do (`media_type`).
 
     Raises:
-        ValueError: If the URL is not a base64 one, or its base64 is broken.
+        ValueError: If the URL is not a base64 one, or its base64 is broken. Decoding it without its
+            spaces would give another picture where they stand for `+`.
     """
     mark = _MARK.search(url, 0, MAX_HEAD) if is_data_url(url) else None
     if mark is None:
@@ -78,10 +80,23 @@ def decode_data_url(url: str) -> bytes:
         return base64.b64decode(body, validate=True)
     except ValueError:
         pass  # not in the canonical spelling, which is tried first because it is the fast one
-    body = _SPACE.sub("", unquote(body) if "%" in body else body).translate(_URL_SAFE)
+    pieces = (unquote(body) if "%" in body else body).split()
+    if _LONE_SPACE.search(body) and not _are_lines(pieces):
+        raise ValueError(
+            "The base64 of the data URL has spaces within its lines: a form has read each `+` as a"
+            " space. Write `+` as %2B there."
+        )
+    body = "".join(pieces).translate(_URL_SAFE)
     body = body.rstrip("=")
     body += "=" * (-len(body) % 4)
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("The base64 of the data URL is broken.") from None
+
+
+def _are_lines(pieces: Sequence[str]) -> bool:
+    """Tell whether pieces of base64 are lines of one length, the last perhaps shorter."""
+    *lines, last = map(len, pieces)
+    whole = sum(map(len, pieces)) % 4 == 0
+    return whole and len(set(lines)) <= 1 and last <= max(lines, default=last)

@@ -49,7 +49,7 @@ class ImageValues:
             detail = f"The image is {kind_name(text)}; write its bytes in base64."
             self._report(path, "type_invalid", detail)
             return None
-        url = text if is_data_url(text) else f"data:image/png;base64,{''.join(text.split())}"
+        url = text if is_data_url(text) else f"data:image/png;base64,{text}"
         try:
             return decode_data_url(url)
         except ValueError as error:

@@ -95,3 +95,20 @@ def test_a_format_that_is_not_read_is_named_with_what_to_do(head: bytes, name: s
 def test_bytes_of_no_known_format_are_called_no_image(data: bytes) -> None:
     expected = "The image is not a PNG, JPEG or WebP by its first bytes."
     assert describe_format(data) == expected
+
+
+def test_a_plus_that_a_form_has_made_a_space_is_refused_and_not_left_out() -> None:
+    """Without it the base64 may still be that of a JPEG, which shows another picture."""
+    image = b"\xff\xd8\xff" + bytes(range(240, 256)) * 40 + b"\xfb\xef\xbe" * 60
+    text = base64.b64encode(image).decode()
+    assert "+" in text
+    for lost in (text.replace("+", " "), text.replace("+", " ", 1)):
+        with pytest.raises(ValueError, match="%2B"):
+            decode_data_url(f"data:image/jpeg;base64,{lost}")
+
+
+def test_lines_that_were_folded_with_spaces_are_read() -> None:
+    image = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    text = base64.b64encode(image).decode()
+    folded = " ".join(text[at : at + 76] for at in range(0, len(text), 76))
+    assert decode_data_url(f"data:image/png;base64,{folded}") == image
