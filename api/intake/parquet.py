@@ -41,6 +41,11 @@ class ParquetSource:
         if any(group.total_byte_size > _MAX_ROW_GROUP_BYTES for group in groups):
             detail = f"A row group has more than {_MAX_ROW_GROUP_BYTES} bytes; write smaller ones."
             raise Refused("archive_limits", detail)
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if twice:  # of which a row would hold the last
+            named = ", ".join(twice)[:300]
+            detail = f"The Parquet file has columns of the same name: {named}. Rename or drop them."
+            raise Refused("dataset_invalid", detail)
         if "messages" not in columns:
             raise Refused("dataset_invalid", self._without_messages(columns))
         # Numbers say nothing that is read, and an embedding a row would be most of the file.

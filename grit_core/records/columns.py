@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from grit_core.images import is_data_url
 from grit_core.records.chat import Message
-from grit_core.records.faults import is_empty, kind_name, shown_name
+from grit_core.records.faults import holds_false, is_empty, kind_name, shown_name
 from grit_core.records.foreign_formats import is_chat
 from grit_core.records.image_values import is_base64_image
 
@@ -62,6 +62,10 @@ _TEXTS: Final = frozenset({
 })
 """Words that other formats put beside the messages; here they would not be read."""
 _WEIGHTS: Final = frozenset({"weight", "weights", "sample_weight", "loss_weight"})
+_SWITCHES: Final = _WEIGHTS | {
+    name for name, fix in _FIXES.items() if fix in {_NO_TEMPLATE, _BY_WEIGHT}
+}
+"""Columns in which false says what to train, and not that there is nothing."""
 _IMAGE_HEADS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _IMAGE_ENDS: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _LOOKED_AT: Final = 8
@@ -84,7 +88,11 @@ def unread_columns(
     texts = [message.text.strip() for message in messages] if others else []
     for name, value in others.items():
         if is_empty(value):
-            continue
+            if not holds_false(value):
+                continue
+            if _plain(name) not in _SWITCHES:
+                ignored += [] if may_bear_meaning(name) else [name]
+                continue
         fix = _fix(name, value, texts, shows_images=shows_images)
         if fix is None:
             ignored.append(name)

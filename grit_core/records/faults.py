@@ -1,6 +1,7 @@
 """What is wrong with a row, and how its values are named in words."""
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Final
 
 from grit_core.errors import InvalidDataset
@@ -60,9 +61,10 @@ def shown_name(name: str) -> str:
 def is_empty(value: Any) -> bool:
     """Tell whether a value says nothing: null, false, an empty text, list or object, or only such.
 
-    Parquet writes every field of every struct, and exporters write `[]` or the text "[]".
+    Parquet writes every field of every struct, and exporters write `[]` or the text "[]"; a number
+    that is missing among others is NaN.
     """
-    if value is None or value is False:
+    if value is None or value is False or (isinstance(value, float) and isnan(value)):
         return True
     if isinstance(value, str):
         # Not stripped whole: a text may be a megabyte.
@@ -75,3 +77,12 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(is_empty(item) for item in value)
     return False
+
+
+def holds_false(value: Any) -> bool:
+    """Tell whether a value is false, or holds it: where a switch is meant, that says something."""
+    if isinstance(value, dict):
+        return any(holds_false(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(holds_false(item) for item in value)
+    return value is False

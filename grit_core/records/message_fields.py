@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from grit_core.records.chat import Role
-from grit_core.records.faults import is_empty
+from grit_core.records.faults import holds_false, is_empty
 
 IGNORED: Final = frozenset({"name"})
 """No template of the supported families writes it; it is reported as `messages.name`."""
@@ -26,6 +26,7 @@ _FIXES: Final[dict[str, str]] = {
     ),
     "refusal": "Write the refusal as the `content`, or drop the field.",
 }
+_SWITCHES: Final = frozenset(name for name, fix in _FIXES.items() if fix == _BY_WEIGHT)
 _DROP: Final = "A message has `role`, `content` and, of the assistant, `weight`; drop the field."
 
 _OTHER_ROLES: Final[dict[str, str]] = {
@@ -61,6 +62,16 @@ _OTHER_PARTS: Final[dict[str, str]] = {
 def fix_for_field(name: str) -> str:
     """Return what to do about a field of a message that is not read."""
     return _FIXES.get(name, _DROP)
+
+
+def switched_off(value: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of a message that are false and mean it, and those that may mean nothing.
+
+    `train: false` says that an answer is not to be learned, whatever other fields say by a false.
+    """
+    names = {str(key): item for key, item in value.items() if is_empty(item) and holds_false(item)}
+    meant = {name: item for name, item in names.items() if name in _SWITCHES}
+    return meant, [name for name in names if name not in _FIXES]
 
 
 def fix_for_role(role: str) -> str:

@@ -28,6 +28,7 @@ from grit_core.records.message_fields import (
     fix_for_field,
     fix_for_part,
     fix_for_role,
+    switched_off,
 )
 
 MAX_MESSAGES: Final = 64
@@ -210,7 +211,11 @@ class RowReader:
             )
             return None
         before = len(self.faults)
-        given = fields({key: value[key] for key in value.keys() - _MESSAGE_FIELDS})
+        others = {key: value[key] for key in value.keys() - _MESSAGE_FIELDS}
+        given = fields(others)
+        meant, unread = switched_off(others)
+        given |= meant
+        self.ignored.update(f"messages.{name}" for name in unread)
         for name in sorted(given):
             if name in IGNORED:
                 self.ignored.add(f"messages.{name}")
@@ -303,9 +308,9 @@ class RowReader:
             self._fault(path, "image_count_mismatch", detail, image=image)
             return None
         if kind == "image" and not any(name in given for name in SOURCES):
-            return self._part_of_column(value.get("index"), path, image)
+            return self._part_of_column(given.get("index"), path, image)
         self._seen += 1
-        if value.get("index") is not None:
+        if "index" in given:
             detail = "The part has an image of its own and an `index`; drop one of the two."
             self._fault((*path, "index"), "field_unknown", detail, image=image)
         return self._keep(self._own_image(value, kind, path, image), path, image)

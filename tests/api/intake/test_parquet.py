@@ -124,3 +124,35 @@ def test_a_file_without_messages_is_refused_and_its_format_named(
     assert "no column `messages`" in error.detail
     assert name in error.detail
     assert ("which is not read" in error.detail) == bool(name)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Of the two a row would hold the last, here one without an image."""
+    chats = pa.array([CHAT], pa.list_(TURN))
+    images = [pa.array([PICTURE], IMAGE), pa.array([None], IMAGE)]
+    table = pa.Table.from_arrays([chats, *images], names=["messages", "image", "image"])
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    error = refused(tmp_path, buffer.getvalue())
+    assert (error.code, "same name: image" in error.detail) == ("dataset_invalid", True)
+
+
+def test_a_missing_number_is_nothing(tmp_path: Path) -> None:
+    """Pandas writes NaN for an `index` that a part has not."""
+    part = pa.struct([("type", pa.string()), ("text", pa.string()), ("index", pa.float64())])
+    turn = pa.struct([("role", pa.string()), ("content", pa.list_(part))])
+    nan = float("nan")
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "text": None, "index": nan},
+                {"type": "text", "text": "What?", "index": nan},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "Red", "index": nan}]},
+    ]
+    images = pa.array([[PICTURE]], pa.list_(IMAGE))
+    data = parquet({"messages": pa.array([chat], pa.list_(turn)), "images": images})
+    assert take(tmp_path, data).faults == []
+    assert image_urls(tmp_path) == [1]

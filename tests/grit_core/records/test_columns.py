@@ -1,5 +1,6 @@
 """Columns beside the messages: refused where they bear meaning, else ignored and named."""
 
+from math import nan
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from grit_core.images import data_url
 from grit_core.json_text import pointer_of
 from grit_core.records import InvalidRecord
-from grit_core.records.faults import is_empty
+from grit_core.records.faults import holds_false, is_empty
 from tests.grit_core.records.chats import RED, base64_text, chat, read, refuse
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -40,6 +41,10 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}
         ("history", [["q", "a"]], "into `messages`"),
         ("loss_mask", [0, 1], "`weight` 0"),
         ("labels", [-100, 5], "`weight` 0"),
+        ("loss_mask", [False, False], "`weight` 0"),
+        ("enable_thinking", False, "template"),
+        ("chat_template_kwargs", {"enable_thinking": False}, "template"),
+        ("weight", False, "Rows have no weight"),
         ("weight", 0.5, "Rows have no weight"),
         ("input_ids", [1, 2], "tokenized"),
         ("dialog", [{"role": "user", "content": "Another"}], "into `messages`"),
@@ -79,7 +84,7 @@ def test_the_name_of_an_image_beside_the_image_is_only_reported() -> None:
     assert read(chat(image="a.png", file_name="scan-17.jpg")).ignored_columns == ("file_name",)
 
 
-@pytest.mark.parametrize("empty", [None, "", "  ", [], {}, [None], {"a": None}, "[]", "{}", False])
+@pytest.mark.parametrize("empty", [None, "", " ", [], {}, [None], {"a": None}, "[]", "{}", nan])
 @pytest.mark.parametrize(
     "column", ["tools", "videos", "system", "chosen", "chat_template_kwargs", "documents", "id"]
 )
@@ -87,6 +92,11 @@ def test_a_column_that_holds_nothing_is_neither_refused_nor_reported(
     column: str, empty: Any
 ) -> None:
     assert read(chat(**{column: empty})).ignored_columns == ()
+
+
+@pytest.mark.parametrize("column", ["tools", "videos", "system", "chosen", "documents"])
+def test_a_false_in_place_of_what_bears_meaning_says_that_there_is_none(column: str) -> None:
+    assert read(chat(**{column: False})).ignored_columns == ()
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,7 @@ def test_a_column_that_holds_nothing_is_neither_refused_nor_reported(
         ("label", 3),
         ("labels", "red"),
         ("score", 0.5),
+        ("verified", False),
         ("weight", 1),
         ("metadata", {"tools": 3}),
         ("text", "anything"),
@@ -156,4 +167,6 @@ def test_a_column_that_holds_something_is_read_or_refused_or_reported(
         assert refused
         assert refused <= {pointer_of((name,)) for name in row}
         return
-    assert seen == {name for name, value in row.items() if not is_empty(value)} - {"messages"}
+    del row["messages"]
+    holding = {name for name, value in row.items() if not is_empty(value)}
+    assert holding <= seen <= holding | {name for name in row if holds_false(row[name])}

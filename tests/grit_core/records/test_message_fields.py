@@ -84,6 +84,12 @@ def test_the_name_of_a_message_is_ignored_and_reported() -> None:
     assert read(row).ignored_columns == ("messages.name",)
 
 
+def test_a_false_that_may_mean_something_is_reported() -> None:
+    row = chat()
+    row["messages"][1] |= {"trainable": False, "tool_calls": False, "refusal": False}
+    assert read(row).ignored_columns == ("messages.trainable",)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
@@ -93,6 +99,9 @@ def test_the_name_of_a_message_is_ignored_and_reported() -> None:
         ("reasoning_content", "Hm.", "Reasoning"),
         ("thinking", "Hm.", "Reasoning"),
         ("loss", True, "`weight` 0"),
+        ("loss", False, "`weight` 0"),
+        ("train", False, "`weight` 0"),
+        ("mask", [False], "`weight` 0"),
         ("images", ["a.png"], "part of `content`"),
         ("refusal", "No.", "refusal"),
         ("created", 1700000000, "drop"),
