@@ -14,10 +14,10 @@ from anyio import sleep, to_thread
 from sqlalchemy.orm import Session
 
 from api.errors import InvalidRequest, Item, Problem, item_of
-from api.intake.notes import dataset_notes
 from api.schemas.jobs import JobCreate
 from api.services import Services
 from grit_core.config.devices import KINDS, DeviceChoice, DeviceStrategy, choose_device, kind_of
+from grit_core.dataset_notes import dataset_notes
 from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
 from grit_core.image_use import image_faults, image_warnings
 from grit_core.job_spec import ResolvedJob, resolve_job

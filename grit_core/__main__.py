@@ -35,6 +35,7 @@ from grit_core.config.devices import (
     choose_device,
     training_precision,
 )
+from grit_core.dataset_notes import local_notes
 from grit_core.errors import (
     DeviceUnavailable,
     Fault,
@@ -343,8 +344,9 @@ def _resolve(
     faults = image_faults(inventory, {"--dataset": num_images})
     if faults:
         raise InvalidConfig(faults)
-    warnings = (*resolved.plan.warnings, *image_warnings(resolved.plan, num_images=num_images))
-    plan = dataclasses.replace(resolved.plan, warnings=warnings)
+    warnings = [*resolved.plan.warnings, *image_warnings(resolved.plan, num_images=num_images)]
+    warnings += [] if rows is None else local_notes(rows)
+    plan = dataclasses.replace(resolved.plan, warnings=tuple(warnings))
     return choice, dataclasses.replace(resolved, plan=plan)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from api.intake.images import ImageJudge
-from api.intake.notes import dataset_notes
 from api.intake.refusal import Refused
 from api.intake.rows import Row
 from api.intake.sources import open_source
+from grit_core.dataset_notes import dataset_notes
 from grit_core.records import ChatRecord, InvalidRecord, RowFault
 
 MAX_REPORTED: Final = 10_000
@@ -79,7 +79,7 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
         source = open_source(path, scratch, stack)
         intake = Intake(format=source.format)
         ignored: Counter[str] = Counter()
-        num_placed = 0
+        num_placed = num_marked = 0
         written = _Canonical()
         judge = ImageJudge()
         with target.open("wb") as sink:
@@ -91,6 +91,7 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
                 intake.num_rows += 1
                 intake.num_images += len(record.images)
                 num_placed += record.num_placed_images > 0
+                num_marked += record.keeps_markers
                 ignored.update(name[:MAX_SHOWN] for name in record.ignored_columns)
         intake.sha256, intake.size_bytes = written.digest.hexdigest(), written.size_bytes
         found = source.details()
@@ -100,6 +101,8 @@ def take_in(path: Path, target: Path, *, scratch: Path) -> Intake:
             intake.details["ignored_columns"] = sorted(map(printable, ignored))[:MAX_COLUMNS]
         if num_placed:
             intake.details["rows_with_placed_images"] = num_placed
+        if num_marked:
+            intake.details["rows_with_unused_markers"] = num_marked
         notes = dataset_notes(intake.details)
         if notes:
             intake.details["notes"] = notes

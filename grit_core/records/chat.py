@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from grit_core.images import data_url
+
+MARKER: Final = "<image>"
+"""Where LLaVA's way of writing puts an image into a text."""
 
 
 class Role(StrEnum):
@@ -58,6 +61,12 @@ class ChatRecord:
     """Where in the row each image was written, as JSON pointers."""
     num_placed_images: int = field(default=0, compare=False)
     """Images of a column that no part or marker places: put before the first user's words."""
+
+    @property
+    def keeps_markers(self) -> bool:
+        """Whether a user's text still holds `<image>`, which no image has taken the place of."""
+        users = (message for message in self.messages if message.role is Role.USER)
+        return any(MARKER in message.text for message in users)
 
     def to_json(self) -> dict[str, Any]:
         """Return the canonical row: list content, every image inside as a `data:` URL."""

@@ -4,12 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from grit_core.records.chat import ImagePart, Message, Role, TextPart
+from grit_core.records.chat import MARKER, ImagePart, Message, Role, TextPart
 from grit_core.records.faults import is_empty
 
 NAMES: Final = ("images", "image")
-MARKER: Final = "<image>"
-"""Where LLaVA's way of writing puts an image into a text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,11 @@ from typing import Any, Final
 
 from grit_core.images import MAX_IMAGE_BYTES, describe_format, media_type
 from grit_core.json_text import has_lone_surrogate, pointer_of
-from grit_core.records.chat import ChatRecord, ImagePart, Message, Role, TextPart
+from grit_core.records.chat import MARKER, ChatRecord, ImagePart, Message, Role, TextPart
 from grit_core.records.columns import unread_columns
 from grit_core.records.faults import InvalidRecord, Path, RowFault, kind_name, shown_name
 from grit_core.records.foreign_formats import foreign_format, is_sharegpt
 from grit_core.records.image_columns import (
-    MARKER,
     NAMES,
     ImageColumn,
     count_markers,

@@ -133,6 +133,18 @@ def test_a_plan_of_layers_that_read_images_warns_of_rows_without_any(
         assert len([warning for warning in warnings if "no image" in warning]) == num_warnings
 
 
+def test_what_the_rows_hold_and_is_not_read_is_said(
+    tmp_path: Path, spec: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "source": "web"} for row in tiny_chat_rows(8)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    note = "rows.jsonl: The dataset has columns that are not read: source."
+    assert run(tmp_path, "plan", spec, "--dataset", str(path)) == 0
+    assert note in json.loads(capsys.readouterr().out)["warnings"]
+    assert run(tmp_path, "train", spec, *train_options(tmp_path)) == 0
+    assert note in capsys.readouterr().err
+
+
 def test_probe_prints_what_a_registration_would_find_or_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,3 +145,14 @@ def test_weights_reach_the_stored_form(tmp_path: Path) -> None:
     take(tmp_path, jsonl(row))
     [stored] = taken_rows(tmp_path)
     assert [message.get("weight") for message in stored["messages"]] == [None, None, None, 0]
+
+
+def test_markers_that_no_image_takes_the_place_of_are_noted(tmp_path: Path) -> None:
+    shown = question() | {"image": data_url(RED)}
+    shown["messages"][0]["content"] = "<image> What?"
+    lost = question(image=None)
+    lost["messages"][0]["content"] = "<image> What?"
+    taken = take(tmp_path, jsonl(shown, lost))
+    assert (taken.num_images, taken.details["rows_with_unused_markers"]) == (1, 1)
+    [note] = taken.details["notes"]
+    assert note.startswith("In 1 row a user's text holds <image> as words")
