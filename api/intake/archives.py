@@ -24,6 +24,10 @@ MAX_RATIO: Final = 200
 _RATIO_FROM_BYTES: Final = 16 * 1024**2
 _CHUNK_BYTES: Final = 1024**2
 _NESTED: Final = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+_METHODS: Final = frozenset({
+    *(zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA),
+})
+_OTHER_METHODS: Final = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
 _DECOMPRESSORS: Final[dict[bytes, Callable[..., Any]]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -287,6 +291,13 @@ def _refuse_zip_member(info: zipfile.ZipInfo) -> None:
         raise UnsafeMember(info.filename, "is a link, a device or another special file")
     if info.flag_bits & 1:
         raise Refused("archive_limits", f"{_shown(info.filename)} is encrypted.")
+    if info.compress_type not in _METHODS:
+        method = _OTHER_METHODS.get(info.compress_type, f"method {info.compress_type}")
+        detail = (
+            f"{_shown(info.filename)} is compressed by {method}, which is not read; pack it by"
+            " deflate, the usual method."
+        )
+        raise Refused("archive_limits", detail)
     if "\x00" in info.orig_filename:
         raise UnsafeMember(info.orig_filename, "has a NUL in its name")
 

@@ -156,3 +156,14 @@ def test_markers_that_no_image_takes_the_place_of_are_noted(tmp_path: Path) -> N
     assert (taken.num_images, taken.details["rows_with_unused_markers"]) == (1, 1)
     [note] = taken.details["notes"]
     assert note.startswith("In 1 row a user's text holds <image> as words")
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (98, "PPMd"), (77, "method 77")])
+def test_a_zip_of_a_method_that_is_not_read_says_so(tmp_path: Path, method: int, name: str) -> None:
+    data = zipped({"rows.jsonl": jsonl(question())})
+    local, central = data.index(b"PK\x03\x04") + 8, data.index(b"PK\x01\x02") + 10
+    for at in (local, central):
+        data = data[:at] + method.to_bytes(2, "little") + data[at + 2 :]
+    error = refused(tmp_path, data)
+    assert error.code == "archive_limits"
+    assert f"compressed by {name}, which is not read" in error.detail
