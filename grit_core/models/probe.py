@@ -17,9 +17,11 @@ from typing import Any, Final
 import torch
 from PIL import Image
 from torch import nn
+from transformers import GenerationConfig
 
 from grit_core.config.model_configs import Modality, ModalityConfig, ModelGRITConfig
 from grit_core.data.encoder import IGNORED, ChatEncoder, EncodedRow
+from grit_core.data.end_of_turn import describe_chat_format
 from grit_core.errors import InvalidConfig, ModelUnavailable, NoLayersMatched
 from grit_core.inventory import ModelInventory, ProbeFacts
 from grit_core.library_errors import reason
@@ -29,7 +31,7 @@ from grit_core.models.inventory import (
     inventory_of,
     refuse_without_layers,
 )
-from grit_core.models.pretrained import load_processor
+from grit_core.models.pretrained import is_folder, load_processor
 from grit_core.models.vlm_adapter import inject_lora
 from grit_core.models.weights import compare_weights
 from grit_core.plan import AdaptationPlan, plan_adaptation
@@ -63,8 +65,11 @@ def probe_model(source: str | Path) -> ModelInventory:
     with _failing_as(f"The weights of {source} cannot be compared with config.json"):
         notes = compare_weights(source, model)
     with _failing_as(f"The processor of {source} cannot be loaded"):
-        encoder = ChatEncoder(load_processor(source))
+        processor = load_processor(source)
+        encoder = ChatEncoder(processor)
     rows, encoding_notes = _encode_rows(source, model, encoder)
+    with _failing_as(f"The chat template of {source} cannot be used"):
+        chat_format = describe_chat_format(processor, _eos_token_ids(source, model))
     # The last, because it changes the model.
     default_layers, plan_notes = _adapt(source, model, inventory)
     facts = ProbeFacts(
@@ -74,7 +79,18 @@ def probe_model(source: str | Path) -> ModelInventory:
         default_layers=default_layers,
         notes=(*notes, *encoding_notes, *plan_notes),
     )
-    return dataclasses.replace(inventory, probe=facts)
+    return dataclasses.replace(inventory, chat_format=chat_format.to_json(), probe=facts)
+
+
+def _eos_token_ids(source: str | Path, model: Any) -> list[int]:
+    """Return the tokens at which the model's generation ends, by its own settings."""
+    options = {"local_files_only": True} if is_folder(source) else {}
+    try:
+        settings = GenerationConfig.from_pretrained(source, **options)
+    except OSError:  # it has no generation_config.json
+        settings = model.generation_config
+    eos = settings.eos_token_id
+    return list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
 
 
 # --- rows
