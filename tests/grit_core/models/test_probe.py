@@ -11,13 +11,13 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    FalconMambaConfig,
-    FalconMambaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from grit_core.errors import ModelUnavailable
@@ -278,19 +278,13 @@ def test_a_model_whose_only_linear_layer_is_its_output_is_refused(causal: Path) 
     assert "8 Conv1D; LoRA is put on nn.Linear layers only" in refusal_of(causal)
 
 
-def test_a_model_type_without_default_layers_is_ready_and_says_which_layers_cannot_adapt(
-    tmp_path: Path,
-) -> None:
+def test_a_model_type_without_default_layers_is_ready_and_says_so(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = CHATML_TEMPLATE
     tokenizer.save_pretrained(tmp_path)
-    config = FalconMambaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4
-    )
-    FalconMambaForCausalLM(config).save_pretrained(tmp_path)
+    config = RwkvConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2)
+    RwkvForCausalLM(config).save_pretrained(tmp_path)
     facts = probe_model(tmp_path).probe
     assert facts is not None
     assert facts.default_layers == 0
-    notes = " ".join(facts.notes)
-    assert "No default layers are known for the model type falcon_mamba" in notes
-    assert "incompatible with Mamba" in notes
+    assert "No default layers are known for the model type rwkv" in " ".join(facts.notes)
