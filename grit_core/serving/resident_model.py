@@ -24,7 +24,6 @@ from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.models.shared_length import shared_length
 from grit_core.serving.adapter_weights import AdapterWeights
-from grit_core.serving.grouped_attention import share_heads
 from grit_core.serving.image_features import ImageFeatures
 from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
 from grit_core.serving.row_cache import RowCache, is_plain
@@ -124,8 +123,6 @@ class ResidentModel:
             (f"{name}." for name, module in self.model.named_modules() if module is decoder), None
         )
         """What the names of the text model's layers begin with; none where they cannot be told."""
-        if decoder is not None:
-            share_heads(decoder)
         self._keeps_logits = keeps_chosen_logits(self.model)
         self._additive_mask = getattr(text, "_attn_implementation", "") == "eager"
         penalty = getattr(self.model.generation_config, "repetition_penalty", None) or 1.0

@@ -254,6 +254,17 @@ MIXTURES = (
         q_lora_rank=8,
         **{**ROUTED_EXPERTS, **LATENT},
     ),
+    # An indexer of its own chooses the tokens that an answer attends to, fewer than there are.
+    text_case(
+        "deepseek_v32",
+        styles.DEEPSEEK,
+        *("moe", "latent_attention", "sparse_attention"),
+        q_lora_rank=8,
+        index_head_dim=8,
+        index_n_heads=32,
+        index_topk=WINDOW_TOKENS,
+        **{**ROUTED_EXPERTS, **LATENT},
+    ),
     text_case(
         "ernie4_5_moe",
         styles.ERNIE,
