@@ -14,6 +14,12 @@ CROSS_ATTENTION_MASK: Final = "cross_attention_mask"
 """Which tokens attend to which images, `(1, tokens, images, tiles)`."""
 
 
+PACKED_IMAGES: Final = "pixel_values"
+PACKED_SIZES: Final = "target_sizes"
+"""Beside this feature, the images of a whole batch are one, side by side along the last axis
+(MiniCPM-V 4.6); its lines tell where each ends."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Rows that go through the model together."""
@@ -49,7 +55,7 @@ def collate(rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
 
     Features with a value for each token are padded like the token ids; all others are joined along
     their first dimension, smaller ones filled up with zeros (which the models that need it leave
-    out again).
+    out again), or along their last one where the model takes images side by side.
 
     Args:
         rows: Of one model.
@@ -83,6 +89,8 @@ def _attended_images(row: EncodedRow) -> int:
 def _joined(name: str, rows: Sequence[EncodedRow], width: int) -> Tensor:
     found = [row for row in rows if name in row.features]
     parts = [row.features[name] for row in found]
+    if name == PACKED_IMAGES and PACKED_SIZES in found[0].features:
+        return torch.cat(parts, dim=-1)
     of_tokens = all(follows_tokens(row.features[name], len(row.input_ids)) for row in found)
     if of_tokens:
         axes = parts[0].shape[2:]

@@ -111,3 +111,18 @@ def test_features_of_one_number_per_row_are_joined() -> None:
     batch = collate(rows, pad_token_id=0)
     assert batch.inputs["sizes"].tolist() == [3, 5]
     assert batch.inputs["mm_token_type_ids"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+
+
+def test_images_that_a_model_takes_side_by_side_are_joined_along_their_last_axis() -> None:
+    def row(width: int) -> EncodedRow:
+        features = {
+            "pixel_values": torch.full((1, 3, 4, 4 * width), float(width)),
+            "target_sizes": torch.tensor([[1, width]]),
+        }
+        ids = torch.tensor([1, 2])
+        return EncodedRow(input_ids=ids, labels=ids, features=features)
+
+    inputs = collate([row(2), row(5)], pad_token_id=0).inputs
+    assert inputs["target_sizes"].tolist() == [[1, 2], [1, 5]]
+    assert inputs["pixel_values"].shape == (1, 3, 4, 28)
+    assert inputs["pixel_values"][0, 0, 0].tolist() == [2.0] * 8 + [5.0] * 20
