@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from grit_core.config.families import family_of
 from grit_core.config.model_configs import Modality
 from grit_core.errors import Fault, InvalidDataset
 from grit_core.inventory import ModelInventory
@@ -60,7 +61,11 @@ def image_warnings(plan: AdaptationPlan, *, num_images: int | None) -> list[str]
         plan: What adapts.
         num_images: Of the dataset to train on; none where it is not known.
     """
-    counts = {modality: len(plan.of(modality)) for modality in _SEEING}
+    counts: dict[str, int] = {modality: len(plan.of(modality)) for modality in _SEEING}
+    family = family_of(plan.model_type)
+    part = None if family is None else family.fusion_part
+    fusing = [each for each in plan.of(Modality.FUSION) if part in each.name.split(".")]
+    counts[Modality.FUSION] = len(fusing)
     named = " and ".join(f"{count} {modality}" for modality, count in counts.items() if count)
     if num_images != 0 or not named:
         return []

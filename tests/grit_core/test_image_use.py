@@ -34,6 +34,13 @@ def test_the_layers_that_read_images_are_counted_by_modality() -> None:
     assert image_warnings(plan, num_images=None) == []
 
 
+def test_a_language_models_own_attention_to_images_is_counted_too() -> None:
+    plan = plan_adaptation(get_model_config("mllama_fast"), inventory_of_family("mllama"))
+    [warning] = image_warnings(plan, num_images=0)
+    assert "cross_modal and" in warning
+    assert "fusion layers adapt" in warning
+
+
 def image_file(folder: Path, *rows: dict[str, Any]) -> RowFile:
     path = folder / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
