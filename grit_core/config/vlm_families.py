@@ -53,6 +53,16 @@ def _with_towers(family: Family, *names: str) -> Family:
     return replace(family, roots={**family.roots, **dict.fromkeys(names, _VISION)})
 
 
+def _with_latent_attention(family: Family, text: str = "model.language_model") -> Family:
+    """Let the text patterns fit q_a_proj, q_b_proj and kv_b_proj too, where there are such."""
+    attention = f"{text}.layers.*.self_attn"
+    return replace(
+        family,
+        queries={**family.queries, _TEXT: f"{attention}.q_*proj"},
+        values={**family.values, _TEXT: f"{attention}.*v_*proj"},
+    )
+
+
 def _siglip(root: str) -> tuple[str, str, str]:
     attention = f"{root}.encoder.layers.*.self_attn"
     return root, f"{attention}.q_proj", f"{attention}.v_proj"
@@ -242,12 +252,15 @@ VLM_FAMILIES = (
             "model.connector.perceiver_resampler.layers.*.self_attn.v_proj",
         ),
     ),
-    _vlm(
-        "mistral3",
-        "Mistral Small 3.1 and later (vision)",
-        "mistral3",
-        vision=_any_tower("model.vision_tower"),
-        cross=_PROJECTOR,
+    # Mistral Small 4 has the model type of Mistral Small 3, and another attention.
+    _with_latent_attention(
+        _vlm(
+            "mistral3",
+            "Mistral Small 3.1 and later (vision)",
+            "mistral3",
+            vision=_any_tower("model.vision_tower"),
+            cross=_PROJECTOR,
+        )
     ),
     _vlm(
         "cohere_vision",

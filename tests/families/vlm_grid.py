@@ -237,6 +237,33 @@ def build_mistral3(folder: Path) -> None:
     _save_pixtral_files(folder, tokenizer, spatial_merge_size=2)
 
 
+def build_mistral3_latent(folder: Path) -> None:
+    """Write a Mistral Small 4: the same before experts and latent attention."""
+    tokenizer = _pixtral_tokenizer()
+    text = text_part(
+        "mistral4",
+        tokenizer,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    config = Mistral3Config(
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+        vision_config=_pixtral_tower(),
+        text_config={**text, "num_key_value_heads": 2},
+        **token_ids(tokenizer),
+    )
+    save_random(Mistral3ForConditionalGeneration, config, folder, tokenizer=tokenizer)
+    _save_pixtral_files(folder, tokenizer, spatial_merge_size=2)
+
+
 def build_pixtral(folder: Path) -> None:
     """Write a Pixtral 12B in small, whose model type is LLaVA's."""
     tokenizer = _pixtral_tokenizer()
@@ -356,6 +383,13 @@ CASES: tuple[FamilyCase, ...] = (
         model_type="mistral3",
         reads_images=True,
         build=build_mistral3,
+    ),
+    FamilyCase(
+        model_type="mistral3",
+        variant="4",
+        reads_images=True,
+        build=build_mistral3_latent,
+        traits=frozenset({"moe", "latent_attention"}),
     ),
     FamilyCase(
         model_type="llava",
