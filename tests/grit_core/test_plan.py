@@ -133,7 +133,7 @@ def test_patterns_that_match_nothing_name_real_layers() -> None:
 
 
 def test_default_patterns_that_match_nothing_are_a_fault_and_no_plan_of_no_layers() -> None:
-    # LLaVA with Pixtral's vision model, whose layers have other names.
+    # LLaVA-OneVision with Pixtral's vision model, whose layers have other names.
     start = "model.vision_tower.transformer.layers.0.attention"
     layers = tuple(
         LayerRecord(
@@ -146,7 +146,11 @@ def test_default_patterns_that_match_nothing_are_a_fault_and_no_plan_of_no_layer
         for name in ("q_proj", "v_proj")
     )
     inventory = ModelInventory(
-        model_type="llava", architecture="Llava", layers=layers, total_parameters=1, family="llava"
+        model_type="llava_onevision",
+        architecture="LlavaOnevision",
+        layers=layers,
+        total_parameters=1,
+        family="llava_onevision",
     )
     with pytest.raises(NoLayersMatched) as caught:
         plan_adaptation(ModelGRITConfig(vision=ModalityConfig()), inventory)
