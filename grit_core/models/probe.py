@@ -20,8 +20,10 @@ from torch import nn
 from transformers import GenerationConfig
 
 from grit_core.config.model_configs import Modality, ModalityConfig, ModelGRITConfig
+from grit_core.data.collate import collate
 from grit_core.data.encoder import IGNORED, ChatEncoder, EncodedRow
 from grit_core.data.end_of_turn import describe_chat_format
+from grit_core.data.image_decoding import decode_image
 from grit_core.errors import InvalidConfig, ModelUnavailable, NoLayersMatched
 from grit_core.inventory import ModelInventory, ProbeFacts
 from grit_core.library_errors import reason
@@ -120,6 +122,8 @@ def _encode_rows(
     needed = 1 if sees else 0
     if needed in refused:
         raise ModelUnavailable(_not_encoded(source, encoder, needed, refused[needed]))
+    if 1 in rows:
+        _check_batch(source, encoder, rows[1])
     notes = []
     if 0 in refused:
         notes.append(f"Every row needs an image: {refused[0]}.")
@@ -134,12 +138,13 @@ def _encode_rows(
     return rows, notes
 
 
-def _encode(encoder: ChatEncoder, num_images: int) -> EncodedRow:
+def _question(num_images: int) -> Message:
     shown = tuple(ImagePart(index) for index in range(num_images))
-    messages = (
-        Message(Role.USER, (*shown, TextPart(QUESTION))),
-        Message(Role.ASSISTANT, (TextPart(ANSWER),)),
-    )
+    return Message(Role.USER, (*shown, TextPart(QUESTION)))
+
+
+def _encode(encoder: ChatEncoder, num_images: int) -> EncodedRow:
+    messages = (_question(num_images), Message(Role.ASSISTANT, (TextPart(ANSWER),)))
     record = ChatRecord(line=1, messages=messages, images=_images(num_images))
     return encoder.encode(record)[0]
 
@@ -205,6 +210,38 @@ def _check_row(
             raise ModelUnavailable(
                 f"{start} has {name} that are not finite; look at image_mean and image_std of the"
                 " image processor's configuration."
+            )
+
+
+def _check_batch(source: str | Path, encoder: ChatEncoder, row: EncodedRow) -> None:
+    """Join a row with itself, and compare what its image became with the processor's own batch.
+
+    Raises:
+        ModelUnavailable: The processor joins images otherwise, so a batch would show the model
+            other images than its rows do.
+    """
+    image = decode_image(_images(1)[0], index=0)
+    try:
+        text = encoder.renderer.prompt([_question(1)])
+        whole = encoder.renderer.processor(
+            text=[text, text],
+            images=[[image], [image]],
+            return_tensors="pt",
+            add_special_tokens=False,
+        )
+    except Exception:  # noqa: BLE001 - a processor of lone rows has no batch to compare with
+        return
+    joined = collate([row, row], pad_token_id=encoder.pad_token_id).inputs
+    tokens = whole["input_ids"].shape
+    for name, values in joined.items():
+        own = whole.get(name)
+        if not isinstance(own, torch.Tensor) or own.shape[:2] == tokens:
+            continue
+        if own.shape != values.shape:
+            raise ModelUnavailable(
+                f"The processor of {source} joins {name} of two rows to {list(own.shape)}, and a"
+                f" batch here would have {list(values.shape)}; rows of such models cannot be"
+                " trained together."
             )
 
 

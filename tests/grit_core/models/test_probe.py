@@ -22,7 +22,9 @@ from transformers import (
 
 from grit_core.errors import ModelUnavailable
 from grit_core.inventory import ModelInventory
+from grit_core.models import probe
 from grit_core.models.inventory import build_inventory
+from grit_core.models.pretrained import load_processor
 from grit_core.models.probe import probe_model
 from tests.tiny_models import (
     CHATML_TEMPLATE,
@@ -210,6 +212,24 @@ def test_an_image_token_that_the_processor_never_writes_is_refused(vlm: Path) ->
     message = refusal_of(vlm)
     assert "image_token_id" in message
     assert "token 8" in message
+
+
+def test_a_processor_that_packs_the_images_of_a_batch_is_refused(
+    vlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = load_processor(vlm)
+
+    class Packing(type(processor)):  # type: ignore[misc]  # of the library
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            inputs = super().__call__(*args, **options)
+            if "pixel_values" in inputs:
+                inputs["pixel_values"] = torch.cat(list(inputs["pixel_values"]), dim=-1)[None]
+            return inputs
+
+    processor.__class__ = Packing
+    monkeypatch.setattr(probe, "load_processor", lambda _: processor)
+    with pytest.raises(ModelUnavailable, match="joins pixel_values of two rows to"):
+        probe.probe_model(vlm)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the division
