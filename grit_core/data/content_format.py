@@ -79,7 +79,9 @@ def find_message_writer(
     fitting = [each for each in order if _writes(render, Role.USER, each, formats, image_token)]
     # Some templates refuse a question without an image, so this is no subset of the former.
     showing = [each for each in order if reads_images and _shows(render, each, image_token)]
-    shows_images, fitting = bool(showing), showing or fitting
+    # A template that refuses every chat is refused with its own words, as below.
+    shows_images = bool(showing) or _refuses(render, Role.USER, formats, image_token)
+    fitting = showing or fitting
     for role in (Role.USER, Role.ASSISTANT, Role.SYSTEM):
         if role is not Role.USER:
             fitting = [each for each in order if _writes(render, role, each, formats, image_token)]
