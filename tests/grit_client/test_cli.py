@@ -169,7 +169,7 @@ def test_nobody_there_ends_with_3(grit: Grit) -> None:
     done = grit("jobs", "--url", "http://127.0.0.1:1")
     assert done.code == 3
     assert "grit up" in done.err
-    assert grit("status").code == 3
+    assert grit("status", "--url", "http://127.0.0.1:1").code == 3
 
 
 def test_a_wrong_key_ends_with_4(grit: Grit, service: Service) -> None:
