@@ -112,7 +112,7 @@ def _traits(case: FamilyCase) -> str:
 
 def _parts(case: FamilyCase) -> str:
     family: Family | None = family_of(case.model_type)
-    if family is None:
-        return ""
+    if family is None:  # text models of any type adapt the usual names of their attention
+        return "" if case.reads_images else "text"
     names = [modality.value.replace("_", " ") for modality in family.queries]
     return ", ".join(names)
