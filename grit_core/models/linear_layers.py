@@ -35,6 +35,7 @@ class LinearLayers:
 def find_linear_layers(model: nn.Module) -> LinearLayers:
     """Separate the linear layers that LoRA reaches from those it does not."""
     modules = dict(model.named_modules())
+    indexers = tuple(f"{name}." for name, each in modules.items() if _is_indexer(each))
     taken = _names_of_experts(model, {name.rpartition(".")[2] for name in modules})
     reached: dict[str, nn.Linear] = {}
     bypassed: dict[str, str] = {}
@@ -43,6 +44,8 @@ def find_linear_layers(model: nn.Module) -> LinearLayers:
             continue
         parent, _, own_name = name.rpartition(".")
         reason = _bypass(modules.get(parent), own_name) or _other_function(module)
+        if reason is None and name.startswith(indexers):
+            reason = "an indexer chooses tokens by its scores, and no gradient passes a choice"
         if reason is None and own_name in taken:
             reason = f"PEFT takes {own_name} for the stacked experts in a model of this type"
         if reason is None:
@@ -88,6 +91,11 @@ def _names_of_experts(model: nn.Module, names: set[str]) -> set[str]:
         if config.target_modules != {name}:
             taken.add(name)
     return taken
+
+
+def _is_indexer(module: nn.Module) -> bool:
+    """Whether a module chooses the tokens of a sparse attention, as transformers names them."""
+    return "Indexer" in type(module).__name__
 
 
 def _is_state_space(module: nn.Module) -> bool:

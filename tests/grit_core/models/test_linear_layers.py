@@ -56,6 +56,15 @@ def test_a_fused_attention_hides_its_output_layer() -> None:
     assert count_unsupported(model) == {"MultiheadAttention": 1}
 
 
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])
+def test_an_indexer_that_chooses_tokens_is_not_reached(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type, num_hidden_layers=2)
+    found = find_linear_layers(on_meta(config))
+    assert any(name.endswith("self_attn.q_a_proj") for name in found.reached)
+    assert not [name for name in found.reached if ".indexer." in name]
+    assert "no gradient" in found.bypassed["model.layers.*.self_attn.indexer.wq_b"]
+
+
 @pytest.mark.parametrize("model_type", ["mamba", "falcon_mamba", "mamba2"])
 def test_of_a_mamba_block_only_the_input_layer_is_reached(model_type: str) -> None:
     sizes = MAMBA_SIZES | ({"num_heads": 4, "head_dim": 16} if model_type == "mamba2" else {})
