@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowsChecked:
-    """Rows are being checked before the first step; told while that takes long, and at its end."""
+    """Rows are being checked before the first step; sent while that takes long, and at its end."""
 
     type: ClassVar[str] = "rows_checked"
     done: int

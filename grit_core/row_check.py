@@ -1,4 +1,4 @@
-"""Every row of a job checked before its first step, and all that is wrong with them told at once.
+"""Checks every row of a job before its first step, and reports all that is wrong at once.
 
 Small sets are checked by the process that trains. When a set turns out to take long, a few more
 processes take over; under `torchrun` there are several already, and each takes its share.
@@ -23,7 +23,7 @@ from grit_core.row_helpers import Chunk, RowHelpers
 CHUNK_ROWS: Final = 64
 """Rows that are handed to a process at a time."""
 
-TELL_SECONDS: Final = 1.0
+REPORT_SECONDS: Final = 1.0
 """Least time between two events of progress."""
 
 MAX_LISTED: Final = 1000
@@ -138,26 +138,26 @@ class RowCheck:
         self._helpers = helpers or HelperRule()
         self._checker = RowChecker(sets[0].rows.row_encoder)
         self._done = 0
-        self._began = self._told_at = time.monotonic()
+        self._began = self._reported_at = time.monotonic()
 
     def run(self) -> Generator[RowsChecked, None, bool]:
         """Check the rows and tell how far it is; return whether all were checked."""
         if self._processes.count > 1:
             return (yield from self._shared())
         chunks = self._chunks()
-        complete = yield from self._alone(chunks, until=self._takes_long)
+        complete = yield from self._here(chunks, until=self._takes_long)
         if complete and self._done < self.total:
             complete = yield from self._helped(chunks)
         if complete:  # rows that no helper has lived to take
-            complete = yield from self._alone(chunks)
+            complete = yield from self._here(chunks)
         if complete:
             yield from self._progress(ended=True)
         return complete
 
-    def _alone(
+    def _here(
         self, chunks: Iterator[Chunk], *, until: Callable[[], bool] = lambda: False
     ) -> Generator[RowsChecked, None, bool]:
-        """Check rows in this process; return false when it was told to stop."""
+        """Check rows in this process; return false when it was asked to stop."""
         for chunk in chunks:
             if not self._settle(chunk):
                 return False
@@ -192,7 +192,7 @@ class RowCheck:
                 tally.add_json(values)
 
     def _helped(self, chunks: Iterator[Chunk]) -> Generator[RowsChecked, None, bool]:
-        """Check rows in further processes; return false when it was told to stop.
+        """Check rows in further processes; return false when it was asked to stop.
 
         Rows that a process did not answer for, because the system has ended it, are checked here.
         """
@@ -256,8 +256,8 @@ class RowCheck:
 
     def _progress(self, *, ended: bool = False) -> Iterator[RowsChecked]:
         now = time.monotonic()
-        if ended or now - self._told_at >= TELL_SECONDS:
-            self._told_at = now
+        if ended or now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
             yield RowsChecked(done=self._done, total=self.total)
 
 

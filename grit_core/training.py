@@ -83,8 +83,8 @@ def _checked_and_trained(
     torch_device(job.device)  # refused at once where it is not there
     rows = open_rows(job)
     digest = rows.digest()
-    told = None if checkpoint is None else checkpoint.values.get("rows_checked")
-    if told != digest:
+    known = None if checkpoint is None else checkpoint.values.get("rows_checked")
+    if known != digest:
         complete = yield from checked(rows, model=job.model, should_stop=should_stop)
         if not complete:
             step = 0 if checkpoint is None else checkpoint.step

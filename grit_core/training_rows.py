@@ -44,11 +44,11 @@ class TrainingRows:
         """All rows by their purpose; those that are left aside by `max_eval_rows` come apart."""
         found = [
             RowSet(purpose="training", rows=self.train, indices=self.train_indices),
-            *_sets_of("evaluation", self.evaluation, self.eval_indices, self.eval_candidates),
+            *_bounded_sets("evaluation", self.evaluation, self.eval_indices, self.eval_candidates),
         ]
         if self.retention is not None:
             everything = range(len(self.retention.file))
-            found += _sets_of("retention", self.retention, self.retention_indices, everything)
+            found += _bounded_sets("retention", self.retention, self.retention_indices, everything)
         return [each for each in found if each.indices]
 
     def digest(self) -> str:
@@ -114,7 +114,7 @@ def open_rows(job: TrainingJob) -> TrainingRows:
     )
 
 
-def _sets_of(
+def _bounded_sets(
     purpose: str, rows: EncodedRows, chosen: Sequence[int], candidates: Sequence[int]
 ) -> list[RowSet]:
     aside = array("q")

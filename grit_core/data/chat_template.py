@@ -72,9 +72,11 @@ class ChatRenderer:
         found = (getattr(processor, name, None) for name in names)
         placeholders = {token for token in found if isinstance(token, str)}
         special |= placeholders
-        self.control = _any_of(special)
+        self.control = _alternatives(special)
         """Matches a token that a message may not hold."""
-        self.end_tokens = _any_of(special | {str(token) for token in added if str(token).strip()})
+        self.end_tokens = _alternatives(
+            special | {str(token) for token in added if str(token).strip()}
+        )
         """Matches a token that may end a turn; some tokenizers do not call theirs special."""
         self._bos = BosText(self.tokenizer, placeholders=placeholders)
         source = getattr(processor, "chat_template", None)
@@ -158,7 +160,7 @@ class ChatRenderer:
         return self._bos.begin(str(rendered))
 
 
-def _any_of(tokens: set[str]) -> re.Pattern[str]:
+def _alternatives(tokens: set[str]) -> re.Pattern[str]:
     """Match one of the tokens, the longest first; none when there are none."""
     longest_first = sorted(tokens - {""}, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

@@ -91,7 +91,7 @@ class ChatEncoder:
     def count_plain_tokens(self, chat: RenderedChat) -> int:
         """Return the number of tokens of a rendered chat before its images are expanded.
 
-        A chat whose last answer cannot be told from its prompt raises `InvalidDataset`.
+        A chat whose last answer cannot be separated from its prompt raises `InvalidDataset`.
         """
         return self._ranges.count_plain(chat)
 

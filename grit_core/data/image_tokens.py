@@ -1,4 +1,4 @@
-"""How many tokens a row has with its images, told from the sizes of the images.
+"""How many tokens a row has with its images, by the sizes of the images.
 
 What a processor puts in the place of an image depends on the image's size and on how many images
 the row has, not on the pixels. Most processors of transformers can say the number for a size;

@@ -1,4 +1,4 @@
-"""What becomes of a row in training, told without decoding its images where that can be."""
+"""What becomes of a row in training, found without decoding its images where possible."""
 
 from dataclasses import dataclass
 from enum import StrEnum

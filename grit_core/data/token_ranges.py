@@ -81,7 +81,7 @@ class TokenRanges:
     def count_plain(self, chat: RenderedChat) -> int:
         """Return the number of tokens of a chat before its images are expanded.
 
-        A chat whose last answer cannot be told from its prompt raises `InvalidDataset`.
+        A chat whose last answer cannot be separated from its prompt raises `InvalidDataset`.
         """
         _, _, plain, _ = self._divide(chat)
         return len(plain)

@@ -270,7 +270,7 @@ def test_rows_are_checked_before_training_starts(tmp: Path) -> None:
 
 
 def test_a_long_check_tells_how_far_it_is(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grit_core.row_check.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("grit_core.row_check.REPORT_SECONDS", 0.0)
     check = check_of(tmp, tiny_chat_rows(3 * CHUNK_ROWS, images=False))
     told, complete = told_by(check.run())
     assert complete
