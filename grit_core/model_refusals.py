@@ -34,7 +34,7 @@ def _refusal(model: nn.Module, batch: Batch, error: Exception) -> GritError:
         )
         pointer = "/training/max_length"
         return InvalidConfig([Fault(pointer=pointer, code="out_of_range", detail=detail)])
-    largest, known = int(batch.inputs["input_ids"].max()), _num_embeddings(base)
+    largest, known = int(batch.inputs["input_ids"].max()), count_embeddings(base)
     if known is not None and largest >= known:
         return InvalidDataset(
             f"the token {largest} is beyond the model's {known} embeddings; the tokenizer holds"
@@ -43,7 +43,8 @@ def _refusal(model: nn.Module, batch: Batch, error: Exception) -> GritError:
     return InvalidDataset(f"the model refuses the rows of a batch: {reason(error)}")
 
 
-def _num_embeddings(model: Any) -> int | None:
+def count_embeddings(model: Any) -> int | None:
+    """Return how many tokens a model has embeddings for; `None` where it does not tell."""
     try:
         return int(model.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError):

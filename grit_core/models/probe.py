@@ -28,6 +28,7 @@ from grit_core.errors import InvalidConfig, ModelUnavailable, NoLayersMatched
 from grit_core.inventory import ModelInventory, ProbeFacts
 from grit_core.library_errors import reason
 from grit_core.matching import default_patterns
+from grit_core.model_refusals import count_embeddings
 from grit_core.models.inventory import (
     build_meta_model,
     inventory_of,
@@ -129,7 +130,7 @@ def _encode_rows(
         notes.append(f"Every row needs an image: {refused[0]}.")
     if MAX_IMAGES in refused:
         notes.append(f"A row may show one image: {refused[MAX_IMAGES]}.")
-    tokens, known = len(encoder.renderer.tokenizer), _num_embeddings(model)
+    tokens, known = len(encoder.renderer.tokenizer), count_embeddings(model)
     if known is not None and tokens > known:
         notes.append(
             f"The tokenizer has {tokens} tokens and the model {known} embeddings: rows that hold"
@@ -185,7 +186,7 @@ def _check_row(
             f"{start} does not teach the assistant's words; look at its chat template."
         )
     image_ids = _image_token_ids(model, encoder)
-    known = _num_embeddings(model)
+    known = count_embeddings(model)
     ids = row.input_ids[~torch.isin(row.input_ids, torch.tensor(image_ids, dtype=torch.long))]
     if known is not None and len(ids) and int(ids.max()) >= known:
         raise ModelUnavailable(
@@ -273,13 +274,6 @@ def _declared_image_token(model: nn.Module) -> int | None:
         if isinstance(declared, int):
             return declared
     return None
-
-
-def _num_embeddings(model: Any) -> int | None:
-    try:
-        return int(model.get_input_embeddings().weight.shape[0])
-    except (AttributeError, NotImplementedError):
-        return None
 
 
 def _unknown_arguments(model: nn.Module, features: Mapping[str, Any]) -> list[str]:
