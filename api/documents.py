@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api.errors import KINDS
+from api.examples import body_examples
 from api.schemas.problems import PROBLEM_MEDIA_TYPE, ProblemDocument, problem_type
 
 _EVERYWHERE: Final = ("bad_request", "headers_too_large", "internal_error")
@@ -29,6 +30,18 @@ _WITH_JSON: Final = (
     "request_invalid",
 )
 _METHODS: Final = ("get", "post", "put", "patch", "delete")
+_PATH_PARAMETERS: Final = {
+    "adapter_id": "Id of an adapter, `adp_...`.",
+    "dataset_id": "Id of a dataset, `ds_...`.",
+    "file_id": "Id of a file, `ds_...`.",
+    "fine_tuning_job_id": "Id of a job, `job_...`.",
+    "job_id": "Id of a job, `job_...`.",
+    "key_id": "Id of a key, `key_...`.",
+    "model": "A base model or an adapter, as `GET /v1/models` lists them.",
+    "model_id": "Id of a base model; it may have slashes.",
+    "name": "Name of the preset or team.",
+}
+"""What stands in a path, described in one place for all routes."""
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -89,11 +102,24 @@ def document(app: FastAPI) -> dict[str, Any]:
             "description": "An API key of a team, with the scopes read, write, infer or admin.",
         }
     }
-    for path in schema["paths"].values():
+    for path, methods in schema["paths"].items():
         for method in _METHODS:
-            if method in path:
-                _complete(path[method])
+            if method in methods:
+                _describe_path(methods[method])
+                _add_examples(f"{method.upper()} {path}", methods[method])
+                _complete(methods[method])
     return schema
+
+
+def _describe_path(operation: dict[str, Any]) -> None:
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "path" and "description" not in parameter:
+            parameter["description"] = _PATH_PARAMETERS[parameter["name"]]
+
+
+def _add_examples(name: str, operation: dict[str, Any]) -> None:
+    for media in operation.get("requestBody", {}).get("content", {}).values():
+        media["examples"] = body_examples(name)
 
 
 def _complete(operation: dict[str, Any]) -> None:

@@ -54,7 +54,11 @@ _UPLOAD: Final[dict[str, Any]] = {
                             "description": "Chat rows as JSONL, images inside as data URLs; or"
                             " whatever else `POST /datasets` takes.",
                         },
-                        "purpose": {"type": "string", "enum": [PURPOSE]},
+                        "purpose": {
+                            "type": "string",
+                            "enum": [PURPOSE],
+                            "description": "Files are what jobs train on.",
+                        },
                         "on_bad_rows": {
                             "type": "string",
                             "enum": [each.value for each in OnBadRows],
@@ -112,7 +116,9 @@ def list_files(
     after: After = None,
     limit: Rows = MAX_ROWS,
     order: Annotated[Literal["desc"], Query(description="Newest first, always.")] = "desc",  # noqa: ARG001 - refuses the other one
-    purpose: Annotated[str | None, Query(max_length=64)] = None,
+    purpose: Annotated[
+        str | None, Query(max_length=64, description="Only `fine-tune`: all files have it.")
+    ] = None,
 ) -> OpenAIFileList:
     """List your team's files, newest first."""
     cursor = cursor_after(after, kind="ds")

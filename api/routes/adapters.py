@@ -55,7 +55,11 @@ _UPLOAD: Final[dict[str, Any]] = {
                             "type": "string",
                             "description": "The base model that it was trained on, registered.",
                         },
-                        "name": {"type": "string", "maxLength": 200},
+                        "name": {
+                            "type": "string",
+                            "maxLength": 200,
+                            "description": "What you call the adapter.",
+                        },
                     },
                 }
             }
@@ -117,7 +121,10 @@ async def import_one(
 def list_adapters(
     caller: CallerDep,
     services: ServicesDep,
-    model: Annotated[str | None, Query(max_length=512, pattern=r"^[^\x00-\x1f]*$")] = None,
+    model: Annotated[
+        str | None,
+        Query(max_length=512, pattern=r"^[^\x00-\x1f]*$", description="Only of this base model."),
+    ] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> AdapterPage:
@@ -159,9 +166,15 @@ def download_adapter(
     adapter_id: str,
     caller: CallerDep,
     services: ServicesDep,
-    layout: Annotated[Literal["peft", "vllm"], Query()] = "peft",
-    language_only: Annotated[bool, Query()] = False,  # noqa: FBT002 - a query parameter
-    tower_connector: Annotated[bool, Query()] = False,  # noqa: FBT002 - a query parameter
+    layout: Annotated[
+        Literal["peft", "vllm"], Query(description="`peft`: as it is stored; `vllm`: one rank.")
+    ] = "peft",
+    language_only: Annotated[  # noqa: FBT002 - a query parameter
+        bool, Query(description="For `vllm`: leave out layers outside of the language model.")
+    ] = False,
+    tower_connector: Annotated[  # noqa: FBT002 - a query parameter
+        bool, Query(description="For `vllm`: take those layers along.")
+    ] = False,
 ) -> StreamingResponse:
     """Download an adapter's folder as an uncompressed tar.
 

@@ -24,7 +24,10 @@ router = ServiceRouter("audit")
 @requires(Scope.ADMIN)
 def list_audit(
     services: ServicesDep,
-    team: Annotated[str | None, Query(max_length=64, pattern=r"^[a-z0-9._-]*$")] = None,
+    team: Annotated[
+        str | None,
+        Query(max_length=64, pattern=r"^[a-z0-9._-]*$", description="Only of this team."),
+    ] = None,
     since: Annotated[Moment | None, Query(description="Not older; with a time zone.")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,

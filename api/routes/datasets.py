@@ -37,7 +37,11 @@ _UPLOAD: Final[dict[str, Any]] = {
                             "description": "JSONL; a zip or tar (also .gz, .bz2, .xz) of one JSONL"
                             " and its images; or Parquet with `messages` and `images`.",
                         },
-                        "name": {"type": "string", "maxLength": 200},
+                        "name": {
+                            "type": "string",
+                            "maxLength": 200,
+                            "description": "What you call the dataset.",
+                        },
                         "on_bad_rows": {
                             "type": "string",
                             "enum": [each.value for each in OnBadRows],

@@ -50,7 +50,7 @@ async def read_events(
     caller: CallerDep,
     services: ServicesDep,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Sequence number.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Events of a page.")] = 100,
     last_event_id: Annotated[
         str | None, Header(description="Where a stream goes on; wins over `after`.")
     ] = None,

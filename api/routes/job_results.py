@@ -68,7 +68,9 @@ def read_metrics(
     max_points: Annotated[
         int, Query(ge=2, le=100_000, description="Keep at most about so many steps.")
     ] = 2000,
-    after_step: Annotated[int, Query(ge=-1, le=2**31 - 1)] = -1,
+    after_step: Annotated[
+        int, Query(ge=-1, le=2**31 - 1, description="Only steps after this one.")
+    ] = -1,
 ) -> Response:
     """Return what each step measured, thinned to `max_points` (evaluated steps always stay)."""
     with transaction(services.engine, read_only=True) as session:

@@ -96,10 +96,18 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     caller: CallerDep,
     services: ServicesDep,
     status: Annotated[list[JobStatus], Query(default_factory=list, description="May be repeated.")],
-    model: Annotated[str | None, Query(max_length=512)] = None,
-    device: Annotated[str | None, Query(max_length=32)] = None,
-    created_after: Moment | None = None,
-    created_before: Moment | None = None,
+    model: Annotated[
+        str | None, Query(max_length=512, description="Only of this base model.")
+    ] = None,
+    device: Annotated[
+        str | None, Query(max_length=32, description="Only on this device: `cuda`, `mps` or `cpu`.")
+    ] = None,
+    created_after: Annotated[
+        Moment | None, Query(description="Only later ones; with a time zone.")
+    ] = None,
+    created_before: Annotated[
+        Moment | None, Query(description="Only earlier ones; with a time zone.")
+    ] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:

@@ -32,26 +32,37 @@ class AdapterRead(Answer):
     """A trained, compressed or imported adapter."""
 
     id: str
+    """Id of the adapter, `adp_...`."""
     name: str | None
+    """What its team calls it; null: it has no name."""
     model: str
+    """The base model that it belongs to, as `GET /models` lists it."""
     job: str | None
+    """The job that made it; null: it was imported, or the job is deleted."""
     parent: str | None
     """The adapter that this one was cut from; none once that one is deleted."""
     origin: AdapterOrigin
+    """`job`: a training made it; `compression`: cut from `parent`; `import`: uploaded."""
     sha256: str | None
     """Of `adapter_model.safetensors`."""
     size_bytes: int | None
+    """Bytes of all its stored files."""
     trainable_parameters: int | None
     """As stored: after compaction, those that are left."""
     ranks: dict[str, int] | None
     """By layer, of compacted and imported adapters; none: each layer has its plan's."""
     details: dict[str, Any] | None
+    """What else is known of it, such as the `ranks` of an import."""
     created_at: datetime
+    """When it was stored."""
     links: dict[str, str]
+    """Paths of the adapter and of what belongs to it."""
 
 
 class AdapterPage(Answer):
     """Some adapters, newest first."""
 
     data: list[AdapterRead]
+    """The adapters of this page."""
     next: str | None
+    """Cursor of the next page; null: these were the last."""

@@ -9,16 +9,22 @@ class PresetRead(Answer):
     """A named configuration."""
 
     name: str
+    """What a job writes as `preset`."""
     family: str
+    """The family of models that it is made for."""
     model_types: list[str]
+    """Values of `model_type` in `config.json` that belong to the family."""
     description: str
+    """What it adapts, and what for."""
     config: dict[str, Any]
+    """The configuration that it stands for."""
 
 
 class PresetList(Answer):
     """All presets by name."""
 
     data: list[PresetRead]
+    """All presets."""
 
 
 class DeviceRead(Answer):
@@ -27,7 +33,9 @@ class DeviceRead(Answer):
     name: str
     """`cuda`, `mps` or `cpu`."""
     training_workers: int
+    """Number of live workers that train on it."""
     inference_workers: int
+    """Number of live workers that answer on it."""
     details: list[dict[str, Any]]
     """What each worker tells of its device."""
 
@@ -36,22 +44,27 @@ class StrategyRead(Answer):
     """A way to choose a device, and what it chooses now."""
 
     name: str
+    """What a job writes as `device`."""
     device: str | None
     """None: nothing that it would take is live."""
     reason: str
+    """Why it chooses this device now."""
 
 
 class DeviceList(Answer):
     """What jobs may name as `device`."""
 
     data: list[DeviceRead]
+    """The devices that live workers serve."""
     strategies: list[StrategyRead]
+    """The strategies, and what each would choose now."""
 
 
 class Health(Answer):
     """The process answers."""
 
     status: str
+    """Always `ok`."""
 
 
 class Readiness(Answer):
@@ -67,6 +80,10 @@ class Version(Answer):
     """What runs here."""
 
     name: str
+    """Name of the package."""
     version: str
+    """Version of the package."""
     python: str
+    """Version of Python."""
     schema_revision: str | None
+    """Revision of the database's tables; null: the database does not answer."""

@@ -50,8 +50,11 @@ class ContentPart(Body):
     """A text or an image."""
 
     type: Literal["text", "image_url", "image"]
+    """`text` with `text`, `image_url` with `image_url`, or `image`: the next one of `images`."""
     text: Words | None = None
+    """The text of a part of type `text`."""
     image_url: ImageUrl | None = None
+    """The image of a part of type `image_url`."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -95,7 +98,9 @@ class InferMessage(Body):
     """One turn."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks: `system`, `user` or `assistant`."""
     content: Content
+    """A text, or a list of texts and images in their order."""
 
 
 class InferRequest(Body):
@@ -114,10 +119,13 @@ class InferRequest(Body):
     images: Annotated[list[ImageText], Field(default_factory=list, max_length=MAX_IMAGES)]
     """Data URLs: shown before `prompt`, or taken by the `image` parts of `messages` in order."""
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=2048)] = 64
+    """Longest answer, in tokens."""
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = 0
     """0 takes the likeliest token each time."""
     top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
+    """Samples from the likeliest tokens that together have this probability; 1 takes all."""
     seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
+    """Seed of the sampling; the same seed and request give the same answer."""
     stop: Annotated[
         list[Annotated[Text, Field(min_length=1, max_length=100)]],
         Field(default_factory=list, max_length=8),
@@ -146,8 +154,11 @@ class InferUsage(Answer):
     """Tokens."""
 
     prompt_tokens: int
+    """Tokens of the prompt, those of its images included."""
     image_tokens: int = 0
+    """Tokens of the prompt that stand for images."""
     completion_tokens: int
+    """Tokens of the answer."""
     cached_prompt_tokens: int = 0
     """Tokens of the prompt that did not have to be read again."""
     image_cached: bool = False
@@ -158,24 +169,36 @@ class InferTiming(Answer):
     """Seconds."""
 
     queue_seconds: float | None = None
+    """From the request until a worker took it."""
     load_seconds: float | None = None
+    """Loading of the base model and the adapter; near 0 when both were in memory."""
     first_token_seconds: float | None = None
+    """From when a worker began with it to the first token."""
     total_seconds: float | None = None
+    """From the request to the last token."""
 
 
 class InferAnswer(Answer):
     """An answer."""
 
     id: str
+    """Id of the answer."""
     model: str
+    """The base model that answered."""
     adapter: str | None
+    """The adapter that answered; null: the base model without one."""
     output: str
+    """The text of the answer."""
     finish_reason: str
+    """`stop`: the model or a stop text ended it; `length`: `max_new_tokens` did."""
     usage: InferUsage
+    """Tokens that were read and written."""
     timing: InferTiming
+    """How long each part took."""
 
 
 class InferDelta(Answer):
     """A piece of an answer that is sent as it comes."""
 
     text: str
+    """The next piece of the answer."""

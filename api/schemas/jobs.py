@@ -68,41 +68,60 @@ class PlannedLayer(Answer):
     """One layer that adapts."""
 
     name: str
+    """Full dotted name of the layer in the model."""
     modality: str
+    """`vision`, `text`, `cross_modal` or `fusion`."""
     block: int | None
     """Index of the transformer block; none for a layer outside of blocks."""
     rank: int
+    """LoRA rank."""
     alpha: float
+    """LoRA alpha; the update is scaled by alpha / rank."""
     dropout: float
+    """Dropout on the adapter's input."""
     in_features: int
+    """Size of the layer's input."""
     out_features: int
+    """Size of the layer's output."""
     parameters: int
     """Trainable parameters that the layer gets."""
     reason: str
     """Why it was picked."""
     natural_gradient: bool
+    """Whether its steps use curvature."""
     projection: bool
+    """Whether its steps are projected into the budget of directions."""
     fisher_approximation: str
+    """How much of each factor is used: `diagonal`, `block_diagonal` or `kfac`."""
 
 
 class PlanRead(Answer):
     """Exactly what a job would do."""
 
     plan_hash: str
+    """Send it as `plan_hash` to `POST /jobs` so that no other plan runs."""
     model: str
+    """The base model."""
     model_type: str
+    """Its `model_type`, as in `config.json`."""
     inventory_hash: str
+    """Hash of the model's adaptable layers."""
     layers: list[PlannedLayer]
+    """The layers that adapt."""
     dropped: list[Any]
     """Layers that matched and were left out, with the reason."""
     warnings: list[str]
+    """What stops no job and should be known before one."""
     trainable_parameters: int
+    """Parameters that are trained, over all layers."""
     config: dict[str, Any]
     """The configuration, resolved."""
     training: dict[str, Any]
     """The training settings, with every `auto` replaced."""
     device: str
+    """The device that the job would run on."""
     device_reason: str
+    """Why that device."""
     estimate: dict[str, Any]
     """Steps and memory."""
 
@@ -113,22 +132,34 @@ class JobProgress(Answer):
     checked_rows: int | None = None
     """Rows found usable or not before the first step; this takes long for large datasets."""
     rows_to_check: int | None = None
+    """Number of rows to check before the first step."""
     step: int = 0
+    """Optimizer steps done."""
     total_steps: int | None = None
+    """Optimizer steps of the whole job; null: not known yet."""
     epoch: float | None = None
+    """Passes over the training rows done, with the fraction."""
     percent: float | None = None
+    """Share of the job that is done, from 0 to 100."""
     train_loss: float | None = None
+    """Loss of the last recorded step."""
     eval_loss: float | None = None
+    """Loss of the last evaluation."""
     learning_rate: float | None = None
+    """Learning rate of the last recorded step."""
     tokens_per_second: float | None = None
+    """Tokens trained on in a second, of late."""
     elapsed_seconds: float | None = None
+    """Seconds since the attempt began."""
     remaining_seconds: float | None = None
+    """Estimated seconds until the job ends."""
 
 
 class JobQueue(Answer):
     """Where a job waits."""
 
     name: str
+    """Name of the queue: `cuda`, `mps` or `cpu`."""
     position: int | None
     """1 is next; none when the job does not wait, or more than 1,000 others come first."""
     reason: str | None
@@ -139,8 +170,11 @@ class JobPlan(Answer):
     """A job's plan in short; `GET /jobs/{id}/layers` names the layers."""
 
     plan_hash: str
+    """Hash of the plan, as `POST /jobs/plan` gives it."""
     layers: int
+    """Number of layers that adapt."""
     trainable_parameters: int
+    """Parameters that are trained, over all layers."""
     warnings: list[str]
     """What the plan warned of: layers that learn nothing, columns that are not read."""
 
@@ -162,7 +196,9 @@ class CompactionResult(Answer):
     ranks: dict[str, int]
     """By layer: the directions that were kept; a layer with none is not in the adapter."""
     parameters_before: int
+    """Trained parameters before the cut."""
     parameters_after: int
+    """Parameters that are left."""
     predicted_kl: float | None
     """Divergence from the adapter before, as predicted: nats for a label token."""
     measured_kl: float | None = None
@@ -172,14 +208,18 @@ class CompactionResult(Answer):
     eval_loss_before: float | None = None
     """Measured on the evaluation rows; none when there are none."""
     eval_loss_after: float | None = None
+    """The same, after the cut."""
 
 
 class JobResult(Answer):
     """What a job made."""
 
     adapter: str | None = None
+    """Id of the adapter that the job made."""
     final_loss: float | None = None
+    """Training loss at the end."""
     trainable_parameters: int | None = None
+    """Parameters that were trained, over all layers."""
     effective_rank: dict[str, float] | None = None
     """By modality: the mean over its layers when curvature was last observed."""
     retention: RetentionResult | None = None
@@ -192,64 +232,99 @@ class CompressionRead(Answer):
     """What a compression was asked for."""
 
     max_kl: float
+    """Bound on the predicted divergence, in nats for a label token."""
     num_rows: int
+    """Most rows on which curvature is measured."""
 
 
 class JobError(Answer):
     """Why a job failed."""
 
     code: str
+    """Stable name of the reason."""
     category: str
     """`user` or `system`."""
     message: str
+    """What went wrong, in words."""
     hint: str | None = None
+    """What to do about it."""
     retryable: bool = False
+    """Whether another attempt may succeed without a change."""
 
 
 class JobRead(Answer):
     """A job as it stands."""
 
     id: str
+    """Id of the job, `job_...`."""
     kind: JobKind
     """`training`, or `compression` of an adapter (`POST /adapters/{id}/compress`)."""
     status: JobStatus
+    """Where it is in its lifecycle."""
     phase: str | None
+    """What a running job does now: `preparing`, `loading`, `checking`, `training`, `compressing`,
+    `saving` or `publishing`."""
     status_reason: str | None
+    """Why it has this status, where that needs a reason."""
     model: str
+    """The base model."""
     dataset: str
     """What is trained on; in a compression, where curvature is measured."""
     eval_dataset: str | None
+    """The dataset that it is evaluated on; null: a share of `dataset`, or none."""
     retention_dataset: str | None
+    """Rows of what the model could do before; null: not measured."""
     source_adapter: str | None
     """The adapter that a compression cuts; none once that adapter is deleted."""
     compression: CompressionRead | None
     """None for a training."""
     preset: str | None
+    """The named configuration that it was created with."""
     config: dict[str, Any]
+    """Which layers adapt, and how, resolved."""
     training: dict[str, Any]
+    """The training settings, with every `auto` replaced."""
     device: str
+    """The device that it runs on."""
     device_reason: str | None
+    """Why that device."""
     name: str | None
+    """What its team calls it; null: it has no name."""
     metadata: dict[str, str]
+    """Its labels."""
     priority: int
+    """Higher is claimed first, within the team's turn."""
     team: str
+    """The team that it belongs to."""
     attempt: int
+    """Number of the last attempt; 0: none has begun."""
     max_attempts: int
+    """Attempts that may fail before the job does."""
     created_at: datetime
+    """When it was created."""
     started_at: datetime | None
+    """When its first attempt began; null: it has not."""
     finished_at: datetime | None
+    """When it ended; null: it has not."""
     progress: JobProgress | None
+    """How far it is; null: it has not begun."""
     queue: JobQueue
+    """Where it waits."""
     plan: JobPlan
+    """Its plan in short."""
     result: JobResult | None
+    """What it made; null: it has not succeeded."""
     error: JobError | None
+    """Why it failed; null: it has not."""
     links: dict[str, str]
+    """Paths of the job and of what belongs to it."""
 
 
 class JobPage(Answer):
     """Some jobs, newest first."""
 
     data: list[JobRead]
+    """The jobs of this page."""
     next: str | None
     """Cursor of the next page; none: these were the last."""
 
@@ -258,16 +333,22 @@ class EventRead(Answer):
     """A numbered fact about a job."""
 
     sequence: int
+    """Number of the event within the job, from 1."""
     type: str
+    """What happened, such as `claimed`, `metrics` or `succeeded`."""
     attempt: int | None
+    """Number of the attempt that it belongs to; null: it belongs to none."""
     created_at: datetime
+    """When it happened."""
     payload: dict[str, Any]
+    """What is known of it; its fields depend on `type`."""
 
 
 class EventPage(Answer):
     """Some events, oldest first."""
 
     data: list[EventRead]
+    """The events of this page."""
     next: int | None
     """`after` of the next page; none: there are no more yet."""
 
@@ -276,6 +357,7 @@ class MetricsRead(Answer):
     """Series of equal length, one entry a recorded step."""
 
     job: str
+    """Id of the job."""
     steps: int
     """Number of recorded steps before downsampling."""
     series: dict[str, list[float | int | None]]
@@ -288,15 +370,23 @@ class LayerRead(Answer):
     """One adapted layer, and its curvature over time."""
 
     name: str
+    """Full dotted name of the layer in the model."""
     modality: str
+    """`vision`, `text`, `cross_modal` or `fusion`."""
     block: int | None
+    """Index of the transformer block; null for a layer outside of blocks."""
     rank: int
+    """LoRA rank."""
     alpha: float
+    """LoRA alpha; the update is scaled by alpha / rank."""
     parameters: int
+    """Trainable parameters of the layer."""
     reason: str
+    """Why it was picked."""
     effective_rank: float | None
     """At the last observation."""
     fisher_energy: float | None
+    """Sum of the spectrum at the last observation."""
     active: int | None
     """Directions that moved at the last observation; the others were frozen by the budget."""
     predicted_kl: float | None
@@ -312,71 +402,103 @@ class LayersRead(Answer):
     """The layers of a job's plan."""
 
     job: str
+    """Id of the job."""
     layers: list[LayerRead]
+    """The layers, in the order of the plan."""
 
 
 class CheckpointRead(Answer):
     """A point that the job can resume from."""
 
     step: int
+    """Optimizer step at which it was saved."""
     attempt: int
+    """Number of the attempt that saved it."""
     size_bytes: int | None
+    """Bytes of its stored files."""
     manifest_sha256: str | None
+    """SHA-256 of the list of its files."""
     current: bool
     """Whether the job would resume from this one."""
     created_at: datetime
+    """When it was stored."""
 
 
 class CheckpointList(Answer):
     """The stored checkpoints of a job."""
 
     job: str
+    """Id of the job."""
     data: list[CheckpointRead]
+    """The checkpoints."""
 
 
 class AttemptRead(Answer):
     """One execution of a job."""
 
     id: str
+    """Id of the attempt."""
     number: int
+    """Number of the attempt, from 1."""
     worker: str
+    """Name of the worker that ran it."""
     outcome: str
     """`running`, `succeeded`, `failed`, `lost`, `handed_back`, `paused` or `cancelled`."""
     failure: dict[str, Any] | None
     """Why it failed or was lost: `code`, `category`, `message`, `hint`, `retryable`."""
     resumed_from_step: int | None
+    """Step of the checkpoint that it went on from; null: it began at the start."""
     last_step: int | None
+    """Last optimizer step that it reported."""
     started_at: datetime
+    """When it began."""
     ended_at: datetime | None
+    """When it ended; null: it runs."""
 
 
 class AttemptList(Answer):
     """The executions of a job, the first one first."""
 
     job: str
+    """Id of the job."""
     data: list[AttemptRead]
+    """The attempts."""
 
 
 class ManifestRead(Answer):
     """All that reproduces a job."""
 
     job: str
+    """Id of the job."""
     kind: JobKind
+    """`training` or `compression`."""
     request: dict[str, Any]
     """The request, as it was sent."""
     config: dict[str, Any]
+    """Which layers adapt, and how, resolved."""
     training: dict[str, Any]
+    """The training settings, with every `auto` replaced."""
     plan: dict[str, Any]
+    """The whole plan, as `POST /jobs/plan` gives it."""
     plan_hash: str
+    """Hash of the plan."""
     model: dict[str, Any]
+    """The base model: id, source and hash of its layers."""
     dataset: dict[str, Any]
+    """`id` and `sha256` of the training rows."""
     eval_dataset: dict[str, Any] | None
+    """`id` and `sha256` of the evaluation rows; null: no dataset of their own."""
     retention_dataset: dict[str, Any] | None
+    """`id` and `sha256` of the retention rows; null: not measured."""
     source_adapter: dict[str, Any] | None
     """`id` and `sha256` of the adapter that a compression cuts; none for a training."""
     device: str
+    """The device that the job was planned for."""
     seed: int | None
+    """Seed of the training."""
     versions: dict[str, Any]
     """Of this service and, once an attempt has told them, of its libraries."""
     attempts: list[AttemptRead]
+    """The executions of the job, the first one first."""
     result: dict[str, Any] | None
+    """What the job made; null: it has not succeeded."""

@@ -42,14 +42,23 @@ class KeyRead(Answer):
     """A key without its secret."""
 
     id: str
+    """Id of the key, `key_...`."""
     team: str
+    """The team that it belongs to."""
     name: str
+    """What it is for."""
     prefix: str
+    """The first characters of its text, to recognize it by."""
     scopes: list[str]
+    """What it may do: `read`, `write`, `infer`, `admin`."""
     created_at: datetime
+    """When it was made."""
     expires_at: datetime | None
+    """When it ends; null: it does not."""
     last_used_at: datetime | None
+    """When it was last used, exact to a minute; null: never."""
     revoked_at: datetime | None
+    """When it was revoked; null: it is not."""
     replaced_by: str | None
     """The key that was made in its place."""
 
@@ -58,9 +67,11 @@ class KeyCreated(KeyRead):
     """A new key, with the only copy of its text."""
 
     key: str
+    """The text to send as `Authorization: Bearer ...`. It is shown only here."""
 
 
 class KeyList(Answer):
     """The keys of all teams."""
 
     data: list[KeyRead]
+    """The keys, without their texts."""

@@ -35,24 +35,36 @@ class ModelRead(Answer):
     """A base model."""
 
     id: str
+    """What jobs write as `model`."""
     source: str
+    """The folder or hub id that it is loaded from."""
     status: ModelStatus
+    """`registering` until its layers are known, then `ready`, or `failed` with a `failure`."""
     inventory_hash: str | None
+    """Hash of its adaptable layers; null: they are not known yet."""
     model_type: str | None
+    """Its `model_type`, as in `config.json`."""
     total_parameters: int | None
+    """All parameters of the model."""
     num_layers: int | None
     """Adaptable linear layers."""
     probe: ModelProbe | None
+    """What trying it out showed; null: it has not been tried."""
     failure: dict[str, Any] | None
+    """Why it cannot be used; null: it can, or is not known yet."""
     created_at: datetime
+    """When it was registered."""
     ready_at: datetime | None
+    """When its layers were known; null: they are not yet."""
     links: dict[str, str]
+    """Paths of the model and of its layers."""
 
 
 class ModelList(Answer):
     """The base models of this deployment, by id."""
 
     data: list[ModelRead]
+    """The registered base models."""
     allowed: list[str]
     """Patterns of further hub ids and folders that a job may name."""
 
@@ -61,8 +73,11 @@ class ModelLayers(Answer):
     """The adaptable layers of a base model."""
 
     model: str
+    """Id of the base model."""
     inventory_hash: str
+    """Hash of the layers."""
     modalities: dict[str, list[dict[str, Any]]]
+    """The layers of each modality: name, block and sizes."""
     unsupported: dict[str, int]
     """Modules that hold weights and cannot adapt, such as stacked experts, counted by class."""
     bypassed: dict[str, str]

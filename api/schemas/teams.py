@@ -31,33 +31,45 @@ class TeamLimits(Answer):
     """Limits of a team."""
 
     max_open_jobs: int | None
+    """Jobs that have not ended."""
     max_running_jobs: int | None
+    """Jobs that run at once on a queue."""
     max_stored_bytes: int | None
+    """Bytes of datasets, adapters and checkpoints."""
     requests_per_minute: int | None
+    """Requests of all the team's keys together."""
     submissions_per_minute: int | None
+    """Of them, those that submit: a POST that needs the scope `write`."""
 
 
 class TeamUsage(Answer):
     """What a team has now."""
 
     open_jobs: int
+    """Jobs that have not ended."""
     running_jobs: int
+    """Jobs that run now."""
     stored_bytes: int
+    """Bytes of datasets, adapters and checkpoints."""
 
 
 class TeamRead(Answer):
     """A team."""
 
     name: str
+    """Name of the team."""
     created_at: datetime
+    """When it was made."""
     limits: TeamLimits
     """What applies; null: no limit."""
     own_limits: TeamLimits
     """What was set for this team; null: the deployment's limit applies."""
     usage: TeamUsage
+    """What it has now."""
 
 
 class TeamList(Answer):
     """All teams."""
 
     data: list[TeamRead]
+    """The teams."""

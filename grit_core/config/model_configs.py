@@ -86,7 +86,9 @@ class ModalityConfig:
     dropout: float | None = None
     """On the adapter's input; `None` takes `global_dropout`."""
     enable_natural_gradient: bool = True
+    """Whether the steps of its layers use curvature; false is plain AdamW."""
     enable_projection: bool = True
+    """Whether the steps of its layers keep to the budget of directions."""
     fisher_approximation: str = "diagonal"
     """`diagonal`, `block_diagonal` or `kfac`: how much of each rank-space factor is used. With
     `diagonal` an `ekfac` step is Adam's, and a job says so; the presets set `kfac`."""
@@ -104,15 +106,23 @@ class ModelGRITConfig:
     """The family that the configuration is meant for, as in a model's `config.json`; `custom` fits
     any. It does not choose the model."""
     vision: ModalityConfig | None = None
+    """Layers of the vision tower; null: none adapt."""
     text: ModalityConfig | None = None
+    """Layers of the text model; null: none adapt."""
     cross_modal: ModalityConfig | None = None
+    """Layers between the vision tower and the text model; null: none adapt."""
     fusion: ModalityConfig | None = None
+    """Layers that fuse modalities within the text model; null: none adapt."""
     global_rank: int = 16
+    """LoRA rank of modalities without a `rank` of their own."""
     global_alpha: float = 32
+    """LoRA alpha of modalities without an `alpha` of their own."""
     global_dropout: float = 0.1
+    """Dropout of modalities without a `dropout` of their own."""
     fisher_damping: float = 1e-4
     """Relative to a factor's mean eigenvalue."""
     fisher_ema_decay: float = 0.95
+    """Share of a factor's old value that each observation keeps."""
     fisher_update_freq: int = 10
     """Optimizer steps between two observations of the factors."""
     projection_budget_start: int = 32

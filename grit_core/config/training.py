@@ -20,6 +20,7 @@ class TrainingConfig:
     max_steps: int | None = None
     """Ends after so many optimizer steps, whatever `epochs` says."""
     learning_rate: float = 2e-4
+    """Learning rate at the end of the warm-up, in which it is highest."""
     batch_size: int | Auto = "auto"
     """Rows in one forward pass."""
     gradient_accumulation_steps: int = 1
@@ -29,6 +30,7 @@ class TrainingConfig:
     warmup_ratio: float = 0.03
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
+    """Decoupled weight decay of the adapter's matrices."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this length when it is longer."""
     max_length: int = 2048
@@ -44,8 +46,11 @@ class TrainingConfig:
     """Ends the job by cutting the adapter's weakest directions, as long as the predicted divergence
     (nats for a label token) stays below this; null cuts nothing."""
     seed: int = 0
+    """Decides the order of rows, the held-out rows, dropout and the start."""
     checkpoint_every_steps: int | Auto = "auto"
+    """Optimizer steps between two checkpoints; `auto` spaces them over the job's steps."""
     eval_every_steps: int | Auto = "auto"
+    """Optimizer steps between two evaluations; `auto` spaces them over the job's steps."""
     max_eval_rows: int | None = 1000
     """Most rows of an evaluation, and most retention rows; chosen by the seed when there are more.
     null takes all."""

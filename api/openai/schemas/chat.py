@@ -57,8 +57,11 @@ class ChatPart(Body):
     """A text or an image."""
 
     type: Literal["text", "image_url"]
+    """`text` with `text`, or `image_url` with `image_url`."""
     text: Words | None = None
+    """The text of a part of type `text`."""
     image_url: ImageUrl | None = None
+    """The image of a part of type `image_url`."""
 
     @whole(mode="after")
     def _fits(self) -> Self:
@@ -102,12 +105,19 @@ class ChatMessage(Body):
     role: Literal["developer", "system", "user", "assistant"]
     """`developer` is OpenAI's newer word for `system`, and is read as it."""
     content: ChatContent
+    """A text, or a list of texts and images in their order."""
     annotations: Any = None
+    """Accepted as null or `[]`, so that an answer can be sent back."""
     audio: Any = None
+    """Not supported: send null, or leave it out."""
     function_call: Any = None
+    """Not supported: send null, or leave it out."""
     name: Any = None
+    """Not supported: send null, or leave it out."""
     refusal: Any = None
+    """Not supported: send null, or leave it out."""
     tool_calls: Any = None
+    """Not supported: send null, or leave it out."""
 
     @field_validator(*UNSUPPORTED_IN_MESSAGES)
     @classmethod
@@ -161,6 +171,7 @@ class ChatCompletionRequest(Body):
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = None
     """As OpenAI's, 1 when it is left out (`POST /infer` takes 0, the likeliest tokens)."""
     top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    """Samples from the likeliest tokens that together have this probability; 1 takes all."""
     seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
     """The same seed and request give the same answer."""
     stop: StopTexts | None = None
@@ -168,6 +179,7 @@ class ChatCompletionRequest(Body):
     stream: Annotated[bool, Field(strict=True)] | None = None
     """Answer with server-sent events as the text comes."""
     stream_options: StreamOptions | None = None
+    """Only with `stream: true`."""
 
     metadata: Any = None
     """Not read."""
@@ -183,26 +195,47 @@ class ChatCompletionRequest(Body):
     """Not read."""
 
     audio: Any = None
+    """Not supported: answers are text."""
     frequency_penalty: Any = None
+    """Not supported: send 0, or leave it out."""
     function_call: Any = None
+    """Not supported: send `none`, or leave it out."""
     functions: Any = None
+    """Not supported."""
     logit_bias: Any = None
+    """Not supported: send `{}`, or leave it out."""
     logprobs: Any = None
+    """Not supported: send false, or leave it out."""
     modalities: Any = None
+    """Not supported: send `["text"]`, or leave it out."""
     moderation: Any = None
+    """Not supported."""
     n: Any = None
+    """Only 1: a request has one answer."""
     parallel_tool_calls: Any = None
+    """Not supported."""
     prediction: Any = None
+    """Not supported."""
     presence_penalty: Any = None
+    """Not supported: send 0, or leave it out."""
     reasoning_effort: Any = None
+    """Not supported."""
     response_format: Any = None
+    """Not supported: send `{"type": "text"}`, or leave it out."""
     service_tier: Any = None
+    """There is one tier: send `auto` or `default`, or leave it out."""
     store: Any = None
+    """Answers are not stored: send false, or leave it out."""
     tool_choice: Any = None
+    """Not supported: send `none`, or leave it out."""
     tools: Any = None
+    """Not supported."""
     top_logprobs: Any = None
+    """Not supported."""
     verbosity: Any = None
+    """Not supported."""
     web_search_options: Any = None
+    """Not supported."""
 
     @field_validator(*UNSUPPORTED)
     @classmethod
@@ -238,15 +271,20 @@ class PromptTokensDetails(Answer):
     cached_tokens: int
     """Those that did not have to be read again."""
     image_tokens: int
+    """Tokens that stand for images."""
 
 
 class ChatUsage(Answer):
     """Tokens."""
 
     prompt_tokens: int
+    """Tokens of the prompt, those of its images included."""
     completion_tokens: int
+    """Tokens of the answer."""
     total_tokens: int
+    """Both together."""
     prompt_tokens_details: PromptTokensDetails
+    """What the prompt's tokens were."""
 
     @classmethod
     def of(cls, usage: InferUsage) -> Self:
@@ -265,28 +303,38 @@ class ChatAnswerMessage(Answer):
     """What the model says."""
 
     role: Literal["assistant"] = "assistant"
+    """Always `assistant`."""
     content: str
+    """The text of the answer."""
     refusal: None = None
+    """Always null."""
 
 
 class ChatChoice(Answer):
     """An answer; there is one."""
 
     index: int = 0
+    """Always 0."""
     message: ChatAnswerMessage
+    """What the model answered."""
     finish_reason: str
     """`stop`: the model or a stop text ended it; `length`: the bound did."""
     logprobs: None = None
+    """Always null."""
 
 
 class ChatCompletion(Answer):
     """An answered conversation."""
 
     id: str
+    """Id of the answer."""
     object: Literal["chat.completion"] = "chat.completion"
+    """Always `chat.completion`."""
     created: int
     """Seconds since 1970."""
     model: str
     """As it was asked for."""
     choices: list[ChatChoice]
+    """The answer, in a list of one."""
     usage: ChatUsage
+    """Tokens that were read and written."""

@@ -22,3 +22,4 @@ class OpenAIErrorAnswer(Answer):
     """The body of every error under `/v1`."""
 
     error: OpenAIError
+    """What went wrong, and in which parameter."""

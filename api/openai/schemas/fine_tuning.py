@@ -43,7 +43,7 @@ class FineTuningHyperparameters(Body):
         WrapValidator(_auto_is_none),
         _or_auto("integer", minimum=1, maximum=10_000),
     ] = None
-    """`training.epochs`."""
+    """Passes over the training file, as `training.epochs`."""
     batch_size: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=4096)] | None,
         WrapValidator(_auto_is_none),
@@ -62,15 +62,20 @@ class SupervisedMethod(Body):
     """Training on the assistant's answers."""
 
     hyperparameters: FineTuningHyperparameters | None = None
+    """How long, how fast, in which batches."""
 
 
 class FineTuningMethod(Body):
     """How the job trains."""
 
     type: Literal["supervised"]
+    """Only `supervised`."""
     supervised: SupervisedMethod | None = None
+    """Settings of the method."""
     dpo: Any = None
+    """Not supported: adapters are trained on answers."""
     reinforcement: Any = None
+    """Not supported: adapters are trained on answers."""
 
     @field_validator(*UNSUPPORTED_METHODS)
     @classmethod
@@ -85,15 +90,25 @@ class GritOptions(Body):
     """Without a preset and a `config`: the family's balanced preset, or its fast one where the
     model is too small for that."""
     config: ModelGRITConfig | None = None
+    """Which layers adapt, and how, as in `POST /jobs`."""
     training: TrainingConfig | None = None
+    """Training settings, as in `POST /jobs`."""
     eval_fraction: Annotated[float, Field(strict=True, ge=0, le=0.5)] | None = None
+    """Share of the training file that is held out for evaluation."""
     retention_dataset: Id | None = None
+    """Rows of what the model can do already; their loss is measured before and after."""
     vision_layers: LayerNames | None = None
+    """Exactly these vision layers (names or patterns)."""
     text_layers: LayerNames | None = None
+    """Exactly these text layers."""
     cross_modal_layers: LayerNames | None = None
+    """Exactly these cross-modal layers."""
     device: Annotated[Line, Field(min_length=1, max_length=32)] | None = None
+    """A strategy or a device, as in `POST /jobs`."""
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] | None = None
+    """Higher is claimed first, within your team's turn."""
     plan_hash: Annotated[Line, Field(max_length=128)] | None = None
+    """The plan that you saw (`POST /jobs/plan`); another one is refused."""
     auto_start: Annotated[bool, Field(strict=True)] | None = None
     """False: the job is `paused` until it is resumed."""
 
@@ -110,12 +125,17 @@ class FineTuningJobCreate(Body):
     hyperparameters: FineTuningHyperparameters | None = None
     """The older place of `method.supervised.hyperparameters`."""
     method: FineTuningMethod | None = None
+    """How the job trains; only `supervised`."""
     suffix: Annotated[Line, Field(min_length=1, max_length=64)] | None = None
     """What the job and its adapter are called."""
     seed: Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)] | None = None
+    """Seed of the training; 0 when it is left out."""
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=32)] | None = None
+    """Your own labels."""
     integrations: Any = None
+    """Accepted as null or `[]`: metrics stay here (`GET /jobs/{id}/metrics`)."""
     grit: GritOptions | None = None
+    """What OpenAI's shape has no place for."""
 
     @field_validator(*UNSUPPORTED)
     @classmethod
@@ -158,28 +178,36 @@ class ResolvedHyperparameters(Answer):
     n_epochs: int | float
     """A fraction where `grit.training.epochs` asked for one."""
     batch_size: int | Literal["auto"]
+    """Rows in one forward pass."""
     learning_rate_multiplier: float
+    """The learning rate, as a multiple of 2e-4."""
 
 
 class ResolvedSupervised(Answer):
     """The method's settings."""
 
     hyperparameters: ResolvedHyperparameters
+    """The values with which the job trains."""
 
 
 class ResolvedMethod(Answer):
     """How the job trains."""
 
     type: Literal["supervised"] = "supervised"
+    """Always `supervised`."""
     supervised: ResolvedSupervised
+    """Settings of this method."""
 
 
 class FineTuningError(Answer):
     """Why a job failed."""
 
     code: str
+    """Stable name of the reason."""
     message: str
+    """What went wrong, in words."""
     param: None = None
+    """Always null."""
 
 
 class FineTuningFacts(Answer):
@@ -188,20 +216,30 @@ class FineTuningFacts(Answer):
     status: JobStatus
     """Ours, which is finer."""
     phase: str | None
+    """What a running job does now."""
     name: str | None
+    """What its team calls it."""
     preset: str | None
+    """The named configuration that it was created with."""
     device: str
+    """The device that it runs on."""
     progress: JobProgress | None
+    """How far it is; null: it has not begun."""
 
 
 class FineTuningJob(Answer):
     """A fine-tuning job as it stands."""
 
     id: str
+    """Id of the job, as in `GET /jobs/{id}`."""
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    """Always `fine_tuning.job`."""
     model: str
+    """The base model."""
     created_at: int
+    """Seconds since 1970."""
     finished_at: int | None
+    """Seconds since 1970; null: it has not ended."""
     estimated_finish: int | None
     """While it runs, once it is known."""
     fine_tuned_model: str | None
@@ -213,37 +251,55 @@ class FineTuningJob(Answer):
     ]
     """`validating_files` is never seen: files are checked when they are uploaded."""
     training_file: str
+    """The file that is trained on."""
     validation_file: str | None
+    """The file that it is evaluated on; null: a share of the training file."""
     result_files: list[str]
     """Always empty: metrics are in the events, and in `GET /jobs/{id}/metrics`."""
     hyperparameters: ResolvedHyperparameters
+    """The values with which the job trains."""
     method: ResolvedMethod
+    """The same, in the newer place."""
     trained_tokens: int | None
     """Tokens of all steps, images included, once it has succeeded."""
     seed: int
+    """Seed of the training."""
     metadata: dict[str, str]
+    """Its labels."""
     integrations: list[Any]
+    """Always empty."""
     error: FineTuningError | None
+    """Why it failed; null: it has not."""
     grit: FineTuningFacts
+    """What OpenAI's shape has no place for."""
 
 
 class FineTuningJobList(Answer):
     """Some jobs, newest first."""
 
     object: Literal["list"] = "list"
+    """Always `list`."""
     data: list[FineTuningJob]
+    """The jobs of this page."""
     has_more: bool
+    """Whether there is another page."""
 
 
 class FineTuningEvent(Answer):
     """A fact about a job."""
 
     id: str
+    """Id of the event."""
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    """Always `fine_tuning.job.event`."""
     created_at: int
+    """Seconds since 1970."""
     level: Literal["info", "warn", "error"]
+    """How grave it is."""
     message: str
+    """What happened, in words."""
     type: Literal["message", "metrics"]
+    """`metrics` of a recorded step, `message` of everything else."""
     data: dict[str, Any]
     """What `GET /jobs/{id}/events` tells of it."""
 
@@ -252,36 +308,53 @@ class FineTuningEventList(Answer):
     """Some events, newest first."""
 
     object: Literal["list"] = "list"
+    """Always `list`."""
     data: list[FineTuningEvent]
+    """The events of this page."""
     has_more: bool
+    """Whether there is another page."""
 
 
 class CheckpointMetrics(Answer):
     """What was measured at a checkpoint's step."""
 
     step: int
+    """Optimizer step at which it was saved."""
     train_loss: float | None
+    """Loss of that step."""
     full_valid_loss: float | None
+    """Loss of the last evaluation until then; null: there was none."""
 
 
 class FineTuningCheckpoint(Answer):
     """A point that the job can resume from."""
 
     id: str
+    """Id of the checkpoint."""
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    """Always `fine_tuning.job.checkpoint`."""
     created_at: int
+    """Seconds since 1970."""
     fine_tuning_job_id: str
+    """The job that it belongs to."""
     fine_tuned_model_checkpoint: None = None
     """Always null: a checkpoint is resumed from, and cannot be asked."""
     step_number: int
+    """Optimizer step at which it was saved."""
     metrics: CheckpointMetrics
+    """What was measured at that step."""
 
 
 class FineTuningCheckpointList(Answer):
     """Some checkpoints, newest first."""
 
     object: Literal["list"] = "list"
+    """Always `list`."""
     data: list[FineTuningCheckpoint]
+    """The checkpoints of this page."""
     first_id: str | None
+    """Id of the page's first checkpoint; null on an empty page."""
     last_id: str | None
+    """`after` of the next page."""
     has_more: bool
+    """Whether there is another page."""
