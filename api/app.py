@@ -30,6 +30,7 @@ from api.routes import (
     audit,
     catalog,
     datasets,
+    docs,
     infer,
     job_events,
     job_logs,
@@ -61,6 +62,7 @@ ROUTES = (
     teams,
     audit,
     service,
+    docs,
 )
 ERROR_FORMS = {OPENAI_PREFIX: render_openai_error}
 """Paths whose errors are no problem documents."""

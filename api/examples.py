@@ -18,8 +18,8 @@ _ROW: Final = (
     '{"messages": [{"role": "user", "content": "Name a fruit"},'
     ' {"role": "assistant", "content": "Apple"}]}\n'
 )
-_JOB: Final = {"model": MODEL, "dataset": DATASET, "preset": "smolvlm_fast"}
-_CONFIG_JOB: Final = {
+_JOB: Final[dict[str, Any]] = {"model": MODEL, "dataset": DATASET, "preset": "smolvlm_fast"}
+_CONFIG_JOB: Final[dict[str, Any]] = {
     "model": MODEL,
     "dataset": DATASET,
     "config": {
@@ -35,7 +35,7 @@ _CONFIG_JOB: Final = {
     "name": "two last text blocks",
     "metadata": {"ticket": "1234"},
 }
-_JOBS: Final = {
+_JOBS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "preset": ("A preset of the model's family", _JOB),
     "layers": ("Layers of your choice", _CONFIG_JOB),
 }

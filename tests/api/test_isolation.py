@@ -442,7 +442,14 @@ def test_every_route_is_ours_and_has_a_rule() -> None:
         for route in ALL_ROUTES
         if isinstance(route, APIRoute) and access_of(route.endpoint) == PUBLIC
     }
-    assert public == {"/healthz", "/readyz", "/metrics", "/version"}
+    assert public == {
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/version",
+        "/docs",
+        "/docs/{name}",
+    }
 
 
 def test_a_new_route_without_a_rule_is_refused_at_its_making() -> None:
