@@ -84,6 +84,9 @@ def main() -> int:
     except (GritClientError, subprocess.CalledProcessError) as error:
         console.print(f"The demo failed: {error}", style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. The service may still be running; `make stop` ends it.")
+        return 130
 
 
 def demo(console: Console, home: Home, *, num_images: int) -> int:

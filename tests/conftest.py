@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -13,18 +14,28 @@ from store import migrate
 from store.database import create_engine_from
 from store.objects import Objects
 from store.settings import Settings
+from tests.run_guard import start_guard
 from tests.services import S3, Postgres, running_postgres, running_s3, running_valkey
 
 _TEMPLATE = "grit_template"
 _numbers = count(1)
+_SETTINGS = (
+    *("GRIT_", "AWS_", "S3_", "OPENAI_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_"),
+    *("CELERY_", "UVICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PG", "REDIS_", "XDG_"),
+    *("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS", "LINES", "_TYPER_"),
+)
+"""Beginnings of variables that the service, its libraries or the command line read."""
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "no_proxy")
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test."""
+def pytest_configure() -> None:
+    """Let no setting of the machine reach a test, and no process outlive the run."""
     for name in list(os.environ):
-        if name.startswith(("GRIT_", "AWS_")):
-            monkeypatch.delenv(name)
+        if name.startswith(_SETTINGS) or name.lower() in _PROXIES:
+            del os.environ[name]
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    start_guard()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ from pathlib import Path
 import psycopg
 import redis
 
+from tests.run_guard import folder_prefix, run_mark
+
 START_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -118,7 +120,7 @@ def _initialise(programs: Path, data: Path, user: int | None) -> None:
         capture_output=True,
         user=user,
         cwd=data.parent,
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C", **run_mark()},
     )
 
 
@@ -203,7 +205,7 @@ def _create_bucket(shell: list[str], folder: Path) -> None:
             check=False,
             capture_output=True,
             cwd=folder,
-            env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+            env={"PATH": os.environ["PATH"], "HOME": str(folder), **run_mark()},
         )
         if "create bucket" in done.stdout or "already" in done.stdout + done.stderr:
             return
@@ -300,7 +302,7 @@ def server_folder(*, postgres: bool = False) -> Iterator[Path]:
 @contextmanager
 def _folder(user: int | None) -> Iterator[Path]:
     # Not below pytest's own folder, which only its user may enter.
-    folder = Path(tempfile.mkdtemp(prefix="grit-tests-"))
+    folder = Path(tempfile.mkdtemp(prefix=folder_prefix()))
     if user is not None:
         os.chown(folder, user, -1)
     folder.chmod(0o755 if user is not None else 0o700)
@@ -325,7 +327,12 @@ def _server(
             stdout=output,
             stderr=subprocess.STDOUT,
             user=user,
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C", "HOME": str(folder)},
+            env={
+                "PATH": os.environ["PATH"],
+                "LC_ALL": "C",
+                "HOME": str(folder),
+                **run_mark(),
+            },
             preexec_fn=partial(end_with_parent, stop),  # noqa: PLW1509 - before any thread of a test
         )
 

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from tests.run_guard import run_mark
 from tests.services import free_port
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -121,7 +122,7 @@ def browse(tmp_path: Path) -> Callable[..., str]:
             "--dump-dom",
             address,
         ]
-        environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **run_mark()}
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=120, env=environment
         )

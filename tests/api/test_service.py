@@ -17,6 +17,7 @@ from api.app import create_app
 from store.keys import Scope
 from store.settings import Settings
 from tests.api.conftest import Team
+from tests.run_guard import run_mark
 from tests.services import free_port
 
 
@@ -205,7 +206,7 @@ def test_models_are_listed_registered_and_show_their_layers(team: Team, tmp_path
 def test_the_service_answers_soon_after_its_start(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "api", "--port", str(port)]
-    environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **run_mark()}
     with subprocess.Popen(command, env=environment) as process:
         try:
             deadline = time.monotonic() + 30
@@ -230,7 +231,7 @@ def test_answers_on_an_inherited_socket_do_not_wait_for_acknowledgements(tmp_pat
         listener.listen()
         number = listener.fileno()
         command = [sys.executable, "-m", "api", "--fd", str(number)]
-        environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **run_mark()}
         with subprocess.Popen(command, env=environment, pass_fds=[number]) as process:
             try:
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/healthz"

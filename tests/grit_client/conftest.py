@@ -25,6 +25,7 @@ from store.keys import Scope
 from store.models import Base
 from store.settings import Settings
 from tests.api.conftest import MODEL, job_body, rows, tiny_inventory
+from tests.run_guard import run_mark
 
 GRIT = str(Path(sys.executable).with_name("grit"))
 
@@ -136,7 +137,7 @@ def grit(tmp_path: Path) -> Callable[..., Ran]:
             text=True,
             cwd=tmp_path,
             timeout=120,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **environment},
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **run_mark(), **environment},
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr

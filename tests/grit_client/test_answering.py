@@ -15,6 +15,7 @@ from store.keys import Scope
 from tests.api.conftest import png
 from tests.api.openai.conftest import Server, inference, server
 from tests.grit_client.conftest import GRIT, Ran, interruptible
+from tests.run_guard import run_mark
 
 __all__ = ["inference", "server"]
 
@@ -49,7 +50,7 @@ def chat(service: Answering, folder: Path, *lines: str, options: tuple[str, ...]
         text=True,
         cwd=folder,
         timeout=120,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), **service.environment},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), **run_mark(), **service.environment},
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
