@@ -13,7 +13,7 @@ UNLOCKED := torch docopt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test families chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak real clean
+.PHONY: help demo serve stop setup check format test settings families chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak real clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ test: setup ## Run every test, against real PostgreSQL, Valkey, S3 and workers
 families: setup ## Try every family of models end to end, and write docs/families.md
 	FAMILIES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families
 	$(BIN)/python -m tests.families
+
+settings: setup ## Write docs/settings.md from the settings
+	$(BIN)/python -m store settings > docs/settings.md
 
 lock: setup ## Compile the hashed locks again (torch stays an install step of its own)
 	printf '%s ; python_version < "0"\n' $(UNLOCKED) > .cache-overrides.txt

@@ -41,8 +41,14 @@ from api.routes import (
     service,
     teams,
 )
-from api.services import open_services
+from api.services import Services, open_services
 from store.settings import Settings
+from store.startup import (
+    check_tables_or_exit,
+    load_settings_or_exit,
+    refuse,
+    report_unavailable_parts,
+)
 
 ROUTES = (
     jobs,
@@ -70,10 +76,30 @@ _DESCRIPTION = "Fine-tunes vision-language models with GRIT: LoRA adapters train
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the service's app; settings come from the environment unless they are given."""
-    settings = settings or Settings()
+    """Return the service's app.
+
+    Args:
+        settings: How the deployment is wired. None: the environment says so, and what it says is
+            checked first, as a process of its own should.
+
+    Raises:
+        SystemExit: If the environment, the database's tables or a folder cannot be used.
+    """  # noqa: DOC502 - comes from `refuse`
+    if settings is not None:
+        return _create_app(settings, open_services(settings))
+    settings = load_settings_or_exit("api")
     configure_logs(settings.secrets())
-    services = open_services(settings)
+    try:
+        services = open_services(settings)
+    except (OSError, ValueError) as error:
+        refuse("api", error)
+    check_tables_or_exit("api", services.engine)
+    report_unavailable_parts(services.objects, services.mailbox)
+    return _create_app(settings, services)
+
+
+def _create_app(settings: Settings, services: Services) -> FastAPI:
+    configure_logs(settings.secrets())
     limiter = Limiter(settings)
     trail = AuditTrail(services.engine)
 

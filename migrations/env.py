@@ -9,7 +9,7 @@ from sqlalchemy import JSON, Connection
 from store.database import create_engine_from
 from store.migrate import migrating
 from store.models import Base, UtcDateTime
-from store.settings import Settings
+from store.settings import load_settings
 
 
 def render(kind: str, item: Any, _: AutogenContext) -> str | Literal[False]:
@@ -32,5 +32,5 @@ given: Connection | None = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    with migrating(create_engine_from(Settings())) as own:
+    with migrating(create_engine_from(load_settings())) as own:
         run(own)

@@ -11,11 +11,10 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from store.errors import StorageFull, StorageUnavailable
+from store.database_errors import translating_errors
+from store.errors import StorageUnavailable
 from store.settings import Settings
 
 Result = TypeVar("Result")
@@ -33,9 +32,6 @@ NETWORK_FILE_SYSTEMS: Final = frozenset({
     "lustre",
 })
 _READ_ONLY: Final = "grit_read_only"
-# Serialization failure, deadlock, lock not available, admin shutdown, starting up.
-_PASSING_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03"})
-_DISK_FULL_SQLSTATE: Final = "53100"
 _LONGEST_RETRYING_SECONDS: Final = 10.0
 
 
@@ -43,16 +39,12 @@ def create_engine_from(settings: Settings) -> Engine:
     """Return the engine for SQLite or PostgreSQL, with this deployment's time limits.
 
     Raises:
-        ValueError: If the URL names another database, or a SQLite file on a network file system.
+        ValueError: If the SQLite file is on a network file system, or its folder cannot be made.
     """
     url = sqlalchemy.make_url(settings.database_url)
-    if url.get_backend_name() == "sqlite":
+    if settings.is_sqlite:
         return _sqlite_engine(url, settings)
-    if url.get_backend_name() == "postgresql":
-        return _postgresql_engine(url, settings)
-    raise ValueError(
-        f"GRIT_DATABASE_URL names {url.get_backend_name()!r}; use sqlite:/// or postgresql+psycopg://"
-    )
+    return _postgresql_engine(url, settings)
 
 
 @contextmanager
@@ -64,13 +56,14 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Session]
     Raises:
         StorageUnavailable: If the database does not answer, is locked or has no free connection.
         StorageFull: If its disk is full.
-    """  # noqa: DOC501 - both come from `translated`
+    """
     bound = engine.execution_options(**_options(engine, read_only=read_only))
-    try:
-        with Session(bound, expire_on_commit=False) as session, session.begin():
-            yield session
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        raise translated(error) from error
+    with (
+        translating_errors(),
+        Session(bound, expire_on_commit=False) as session,
+        session.begin(),
+    ):
+        yield session
 
 
 def run_in_transaction(
@@ -114,21 +107,6 @@ def _options(engine: Engine, *, read_only: bool) -> dict[str, Any]:
     return {"postgresql_readonly": True} if read_only else {}
 
 
-def translated(error: Exception) -> StorageUnavailable | StorageFull:
-    """Return what a driver's error means for a caller; never with its SQL or its parameters."""
-    if not isinstance(error, DBAPIError):
-        return StorageUnavailable("All database connections are busy.", passing=False)
-    words = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no answer"
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate == _DISK_FULL_SQLSTATE or "disk is full" in words:
-        return StorageFull(f"The database's disk is full: {words}")
-    if "no such table" in words:
-        words += " (run `python -m store migrate`)"
-    # Without a state the connection was lost or never came to be.
-    passing = sqlstate in _PASSING_SQLSTATES or (sqlstate is None and "no such" not in words)
-    return StorageUnavailable(f"The database does not answer: {words}", passing=passing)
-
-
 def _postgresql_engine(url: URL, settings: Settings) -> Engine:
     limits = {
         "statement_timeout": f"{settings.statement_timeout_seconds * 1000:.0f}",
@@ -137,7 +115,7 @@ def _postgresql_engine(url: URL, settings: Settings) -> Engine:
         "timezone": "UTC",
     }
     return sqlalchemy.create_engine(
-        url.set(drivername="postgresql+psycopg"),
+        url,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
         pool_timeout=settings.pool_timeout_seconds,
@@ -155,7 +133,13 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
     if not url.database or url.database == ":memory:":
         raise ValueError("GRIT_DATABASE_URL: SQLite needs a file; rows must outlive the process")
     file = Path(url.database).absolute()
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the database's folder {file.parent} cannot be made ({error.strerror}); set GRIT_HOME"
+            " to a folder that this user may write to"
+        ) from None
     kind = file_system_of(file.parent)
     if kind in NETWORK_FILE_SYSTEMS:
         raise ValueError(

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -13,14 +12,15 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
-from store.database import translated
+from store.database_errors import is_about_the_server, translate, translating_errors
 from store.errors import StorageUnavailable
+from store.tables import MIGRATIONS_FOLDER, SUPERSEDED, known_revisions
 
 log = structlog.get_logger(__name__)
 
-MIGRATIONS_FOLDER: Final = Path(__file__).resolve().parents[1] / "migrations"
+
 _LOCK: Final = 0x67726974
 """Key of PostgreSQL's advisory lock: "grit"."""
 _PATIENCE_SECONDS: Final = 60.0
@@ -30,9 +30,11 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Migrate up to a revision; another process that migrates is waited for.
 
     Raises:
-        StorageUnavailable: If the database does not answer, or tables stay in use for a minute.
+        StorageUnavailable: If the database does not answer, tables stay in use for a minute, or
+            the tables are of a revision that this code does not know.
         StorageFull: If its disk is full.
     """
+    _check_known(engine)
     _until_done(engine, lambda connection: command.upgrade(alembic_config(connection), revision))
 
 
@@ -46,14 +48,21 @@ def downgrade(engine: Engine, revision: str) -> None:
 
 
 def _until_done(engine: Engine, work: Callable[[Connection], None]) -> None:
-    """Do a migration, again and again while jobs and requests hold what it needs."""
+    """Do a migration, again and again while jobs and requests hold what it needs.
+
+    Raises:
+        DBAPIError: If a statement of ours is wrong.
+        StorageUnavailable: If the database does not answer, or cannot be used.
+    """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
             with migrating(engine) as connection:
                 work(connection)
-        except (OperationalError, InterfaceError) as error:
-            found = translated(error)
+        except DBAPIError as error:
+            if not is_about_the_server(error):
+                raise
+            found = translate(error)
             # With a state the database answers: a deadlock, or a lock that it gave us not in time.
             answers = getattr(error.orig, "sqlstate", None) is not None
             passing = answers and isinstance(found, StorageUnavailable) and found.passing
@@ -79,12 +88,9 @@ def current_revision(engine: Engine) -> str | None:
 
     Raises:
         StorageUnavailable: If the database does not answer.
-    """  # noqa: DOC501 - comes from `translated`
-    try:
-        with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
-    except (OperationalError, InterfaceError) as error:
-        raise translated(error) from error
+    """
+    with translating_errors(), engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def head_revision() -> str | None:
@@ -102,6 +108,17 @@ def alembic_config(connection: Connection | None) -> Config:
     config.set_main_option("truncate_slug_length", "60")
     config.attributes["connection"] = connection
     return config
+
+
+def _check_known(engine: Engine) -> None:
+    """Refuse to migrate tables that a newer version, or another program, has laid down.
+
+    Raises:
+        StorageUnavailable: If the revision of the tables is unknown here.
+    """
+    found = current_revision(engine)
+    if found is not None and found not in known_revisions():
+        raise StorageUnavailable(SUPERSEDED.format(found=found), passing=False)
 
 
 @contextmanager

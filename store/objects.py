@@ -29,6 +29,7 @@ from store.errors import (
     StorageUnavailable,
 )
 from store.manifests import MANIFEST_NAME, FileEntry, Manifest, file_sha256
+from store.object_errors import describe, is_missing_bucket
 from store.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,24 +56,16 @@ class Objects:
     """The object store of a deployment. Safe to share between threads."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the store; a local folder is made if need be.
-
-        Raises:
-            ValueError: If the URL is neither `file://` nor `s3://`.
-        """
+        """Open the store; a local folder is made if need be."""
         url = urlsplit(settings.objects_url)
         self._folder: Path | None = None
         self._store: LocalStore | S3Store
-        if url.scheme == "file" and url.netloc in {"", "localhost"} and url.path:
+        if url.scheme == "file":
             self._folder = Path(unquote(url.path))
             self._folder.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(self._folder)
-        elif url.scheme == "s3" and url.netloc:
-            self._store = _s3_store(settings, bucket=url.netloc, prefix=url.path.strip("/"))
         else:
-            raise ValueError(
-                f"GRIT_OBJECTS_URL begins with {url.scheme!r}; use file:///folder or s3://bucket/prefix"
-            )
+            self._store = _s3_store(settings, bucket=url.netloc, prefix=url.path.strip("/"))
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store bytes under a key, over what was there.
@@ -304,9 +297,10 @@ class Objects:
         """Ask the store for something, for readiness.
 
         Raises:
-            StorageUnavailable: If it does not answer.
+            StorageUnavailable: If it does not answer, or has no such bucket.
         """
-        self.exists("ping")
+        # Not a look at one object: without a bucket, that is missing too.
+        next(self.list("ping"), None)
 
     def _get_entry(self, key: str, path: Path, entry: FileEntry) -> None:
         size_bytes = self.size_bytes(key)
@@ -393,10 +387,11 @@ def _spoken(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (NotFoundError, FileNotFoundError) as error:
-        raise ObjectMissing(key) from error
     except (BaseError, OSError) as error:
-        words = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        missing = isinstance(error, NotFoundError | FileNotFoundError)
+        if missing and not is_missing_bucket(error):
+            raise ObjectMissing(key) from error
+        words = describe(error)
         if any(mark in str(error).lower() for mark in _FULL):
             raise StorageFull(f"The object store has no space left for {key!r}: {words}") from error
         raise StorageUnavailable(f"The object store failed on {key!r}: {words}") from error

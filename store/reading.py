@@ -5,11 +5,10 @@ from typing import Final, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from store.database import transaction, translated
+from store.database import transaction
+from store.database_errors import translating_errors
 from store.errors import StorageUnavailable
 
 Result = TypeVar("Result")
@@ -61,11 +60,8 @@ class Reader:
         if self._own is None:
             with transaction(self._engine, read_only=True) as session:
                 return work(session)
-        try:
-            with Session(self._own, expire_on_commit=False) as session:
-                return work(session)
-        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            raise translated(error) from error
+        with translating_errors(), Session(self._own, expire_on_commit=False) as session:
+            return work(session)
 
     def _dispose(self, _: Engine) -> None:
         if self._own is not None:

@@ -1,27 +1,37 @@
 """How this deployment is wired: one class, read from `GRIT_*` variables and nothing else."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SecretsSettingsSource,
-    SettingsConfigDict,
+from pydantic import (
+    AnyHttpUrl,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
 )
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from store.configuration.faults import describe_invalid, describe_unknown, variable_name
+from store.configuration.sources import GivenSource, InvalidSettings, read_given
+from store.configuration.urls import add_password, normalize_broker_url, normalize_database_url
 from store.redaction import password_of
 
-PositiveSeconds = Annotated[float, Field(gt=0)]
+# Ten years at most: what is longer is a mistake, and overflows a date.
+PositiveSeconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False)]
+# PostgreSQL counts milliseconds, and takes 0 of them for no limit.
+StatementSeconds = Annotated[float, Field(ge=0.01, le=86_400, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
 # Shown by no `repr`: it may hold a password.
 SecretUrl = Annotated[str, Field(repr=False)]
 
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 SECRETS_FOLDER = Path("/run/secrets")
-"""Where containers find their secrets: a file `grit_<setting>` stands for `GRIT_<SETTING>`."""
+"""Where Docker and Kubernetes put files of secrets."""
 
 
 class Settings(BaseSettings):
@@ -34,36 +44,43 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
         # A refusal shows what was refused, and that may be a password.
         hide_input_in_errors=True,
+        env_ignore_empty=True,
     )
 
     home: Path = Path(".grit")
-    """Folder of the embedded mode: database, objects, logs, key and scratch space."""
+    """Folder of this process on its machine: scratch space, caches, locks. In the embedded mode
+    also the database, objects, logs and key. Two services need two folders."""
 
-    # --- where things are
+    # --- connections
+    secrets_folder: Path = SECRETS_FOLDER
+    """Folder of files of secrets: the file `grit_<setting>` stands for `GRIT_<SETTING>`. Only the
+    variable counts here, and variables win over files."""
     database_url: SecretUrl = ""
-    """SQLAlchemy URL. Empty: `sqlite:///<home>/grit.db`. PostgreSQL: `postgresql+psycopg://...`."""
+    """`postgresql://user@host:5432/name` or `sqlite:///<file>`. Unset: `sqlite:///<home>/grit.db`.
+    In a URL, reserved characters of a password are percent-encoded."""
     database_password: SecretStr | None = None
-    """Password of `database_url`, in place of one in the URL itself."""
-    objects_url: str = ""
-    """`file:///folder` or `s3://bucket/prefix`. Empty: the folder `<home>/objects`."""
-    s3_endpoint: str | None = None
+    """Password of `database_url`, instead of one in the URL. Any characters, as they are."""
+    objects_url: SecretUrl = ""
+    """`file:///folder` or `s3://bucket/prefix`. Unset: the folder `<home>/objects`."""
+    s3_endpoint: Annotated[str | None, Field(repr=False)] = None
     """URL of an S3 server that is not Amazon's; plain http is accepted for it."""
     s3_region: str = "us-east-1"
     """Region of the bucket."""
     s3_access_key_id: str | None = None
-    """Access key; none: the standard credential chain of the cloud's environment."""
+    """Access key. Unset: the standard credential chain of the cloud's environment."""
     s3_secret_access_key: SecretStr | None = None
-    """Secret of the access key."""
+    """Secret of the access key. Any characters, as they are."""
     objects_retry_seconds: PositiveSeconds = 60.0
     """How long a request to S3 is tried again, with growing waits, before it counts as failed."""
     objects_silence_seconds: PositiveSeconds = 30.0
     """How long S3 may send nothing before the connection is given up and the request made again."""
     broker_url: SecretUrl = "redis://127.0.0.1:6379/0"
-    """Redis or Valkey: the doorbell and the inference mailbox."""
+    """Redis or Valkey, as `redis://host:6379/0`, or `rediss://` with TLS: the doorbell and the
+    inference mailbox."""
     broker_password: SecretStr | None = None
-    """Password of `broker_url`, in place of one in the URL itself."""
+    """Password of `broker_url`, instead of one in the URL. Any characters, as they are."""
     queue_prefix: str = "grit:"
-    """Prefix of every key in the broker, so that several deployments can share one."""
+    """Prefix of every key in the broker. Services that share a broker need different ones."""
     key_file: Path | None = None
     """Embedded mode: the API writes its generated key here at its first start."""
     allowed_models: list[str] = []
@@ -77,9 +94,9 @@ class Settings(BaseSettings):
     """Connections kept per process (PostgreSQL)."""
     pool_timeout_seconds: PositiveSeconds = 2.0
     """Longest wait for a free connection before the answer is "unavailable"."""
-    statement_timeout_seconds: PositiveSeconds = 10.0
+    statement_timeout_seconds: StatementSeconds = 10.0
     """Longest statement (PostgreSQL)."""
-    lock_timeout_seconds: PositiveSeconds = 2.0
+    lock_timeout_seconds: StatementSeconds = 2.0
     """Longest wait for a row lock (PostgreSQL)."""
     busy_timeout_seconds: PositiveSeconds = 10.0
     """Longest wait for the writer's turn (SQLite)."""
@@ -190,28 +207,31 @@ class Settings(BaseSettings):
         """Fill the URLs that follow from `home`, and make every path absolute.
 
         Raises:
-            ValueError: If a lease would end before its first heartbeat.
+            ValueError: If settings contradict each other; one line for each fault.
         """
         home = self.home.expanduser().absolute()
         derived: dict[str, object] = {"home": home}
-        if not self.database_url:
-            derived["database_url"] = f"sqlite:///{home}/grit.db"
         if not self.objects_url:
-            derived["objects_url"] = f"file://{home}/objects"
-        for name in ("database", "broker"):
-            password = getattr(self, f"{name}_password")
-            if password is not None:
-                url = getattr(self, f"{name}_url")
-                derived[f"{name}_url"] = _with_password(url, password.get_secret_value())
+            derived["objects_url"] = f"file://{quote(str(home))}/objects"
         if self.key_file is not None:
             derived["key_file"] = self.key_file.expanduser().absolute()
+        faults = [*_check_objects(self), *_check_seconds(self)]
+        database_url = self.database_url or f"sqlite:///{home}/grit.db"
+        for name, url, password, normalize in (
+            ("database_url", database_url, self.database_password, normalize_database_url),
+            ("broker_url", self.broker_url, self.broker_password, normalize_broker_url),
+        ):
+            try:
+                found = normalize(url)
+                if password is not None:
+                    found = add_password(found, password.get_secret_value())
+                derived[name] = found
+            except ValueError as error:
+                faults.append(f"{variable_name(name)} cannot be used: {error}")
+        if faults:
+            raise ValueError("\n".join(faults))
         # The model is frozen for its readers; this is still its construction.
         self.__dict__.update(derived)
-        if self.lease_seconds <= self.heartbeat_seconds:
-            raise ValueError(
-                f"lease_seconds ({self.lease_seconds}) must be above heartbeat_seconds"
-                f" ({self.heartbeat_seconds}); three times as long is a good start"
-            )
         return self
 
     @property
@@ -231,27 +251,56 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read arguments, then the environment, then the files of secrets if there are any."""
-        if not SECRETS_FOLDER.is_dir():
-            return init_settings, env_settings
-        files = SecretsSettingsSource(settings_cls, secrets_dir=SECRETS_FOLDER)
-        return init_settings, env_settings, files
+        return init_settings, GivenSource(settings_cls, read_given(SECRETS_FOLDER))
 
 
-def _with_password(url: str, password: str) -> str:
-    """Return a URL with a password, which it may not have yet.
+def load_settings() -> Settings:
+    """Return the settings of this process, from its environment and its files of secrets.
 
     Raises:
-        ValueError: If it has one, or names no host to tell it to.
+        InvalidSettings: If a value cannot be used or a `GRIT_*` name is unknown.
     """
-    if password_of(url) is not None:
-        raise ValueError("a URL and its `_password` setting both hold a password; keep one of them")
-    parts = urlsplit(url)
-    if not parts.netloc:
-        raise ValueError("a `_password` setting is set beside a URL without a host; remove it")
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
+    given = read_given(SECRETS_FOLDER)
+    faults = describe_unknown(Settings, given)
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise InvalidSettings([*faults, *describe_invalid(Settings, error, given)]) from None
+    if faults:
+        raise InvalidSettings(faults)
+    return settings
+
+
+def _check_objects(settings: Settings) -> list[str]:
+    faults = []
+    url = urlsplit(settings.objects_url)
+    is_folder = url.scheme == "file" and url.netloc in {"", "localhost"} and url.path
+    is_bucket = url.scheme == "s3" and _BUCKET.fullmatch(url.netloc)
+    if settings.objects_url and not is_folder and not is_bucket:
+        faults.append("GRIT_OBJECTS_URL must be file:///folder or s3://bucket/prefix")
+    if settings.s3_endpoint is not None and not _is_endpoint(settings.s3_endpoint):
+        faults.append("GRIT_S3_ENDPOINT must be http://host:port or https://host:port")
+    if (settings.s3_access_key_id is None) != (settings.s3_secret_access_key is None):
+        faults.append("GRIT_S3_ACCESS_KEY_ID and GRIT_S3_SECRET_ACCESS_KEY must be set together")
+    return faults
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        url = TypeAdapter(AnyHttpUrl).validate_python(text)
+    except ValidationError:
+        return False
+    return url.username is None and url.password is None and url.query is None
+
+
+def _check_seconds(settings: Settings) -> list[str]:
+    if settings.lease_seconds > settings.heartbeat_seconds:
+        return []
+    lease, heartbeat = settings.lease_seconds, settings.heartbeat_seconds
+    fault = f"GRIT_LEASE_SECONDS is {lease:g}; it must be above GRIT_HEARTBEAT_SECONDS"
+    return [f"{fault} ({heartbeat:g}), best three times as long"]

@@ -8,7 +8,6 @@ Importing this module loads no torch: a training worker stays light, its childre
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,7 +19,12 @@ from store.database import create_engine_from
 from store.ids import new_id
 from store.objects import Objects
 from store.queue import INFERENCE_QUEUES, TRAINING_QUEUES, Doorbell, create_celery
-from store.settings import Settings
+from store.startup import (
+    check_tables_or_exit,
+    load_settings_or_exit,
+    refuse,
+    report_unavailable_parts,
+)
 from worker.device_lock import DeviceTaken
 from worker.logs import configure_logging
 from worker.periodic import Periodic
@@ -30,6 +34,8 @@ from worker.training_worker import TrainingWorker
 
 if TYPE_CHECKING:
     from celery.apps.worker import Worker
+
+    from store.settings import Settings
 
 _log = structlog.get_logger(__name__)
 _BEAT_SHARE = 3
@@ -51,7 +57,7 @@ class WorkerProcess:
         """
         queue = one_queue(queues)
         self._engine = create_engine_from(settings)
-        objects = Objects(settings)
+        self._objects = Objects(settings)
         worker_id = new_id("wrk")
         self._presence = Presence(
             self._engine,
@@ -74,17 +80,23 @@ class WorkerProcess:
             ),
             Periodic(
                 "collect",
-                lambda: collect_if_due(self._engine, objects, settings),
+                lambda: collect_if_due(self._engine, self._objects, settings),
                 interval_seconds=settings.collect_seconds,
             ),
         ]
         if queue in TRAINING_QUEUES:
             self.training = TrainingWorker(
-                settings, self._engine, objects, worker_id=worker_id, queue=queue
+                settings, self._engine, self._objects, worker_id=worker_id, queue=queue
             )
 
     def start(self) -> None:
-        """Begin; a training worker takes its device and warms its first process up."""
+        """Begin; a training worker takes its device and warms its first process up.
+
+        Raises:
+            SystemExit: If the database has no tables that this code can use.
+        """  # noqa: DOC502 - comes from `refuse`
+        check_tables_or_exit("worker", self._engine)
+        report_unavailable_parts(self._objects)
         if self.training is not None:
             self.training.open()
         for periodic in self._periodic:
@@ -122,20 +134,15 @@ class ProcessStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships
     """Starts and stops the `WorkerProcess` with Celery's worker, in its main thread."""
 
     def start(self, parent: Worker) -> None:
-        """Start it.
-
-        Raises:
-            SystemExit: This worker cannot serve its queues; the message says why.
-        """
+        """Start it, or end the process if it cannot serve its queues; the message says why."""
         global _process  # noqa: PLW0603 - one worker is one process
         queues = list(parent.app.amqp.queues.consume_from)
         try:
-            _process = WorkerProcess(Settings(), queues)
+            _process = WorkerProcess(_settings, queues)
             _process.start()
-        except (DeviceTaken, ValueError) as error:
+        except (DeviceTaken, OSError, ValueError) as error:
             _log.critical("worker_refused", reason=str(error))
-            sys.stderr.write(f"{error}\n")
-            raise SystemExit(2) from error
+            refuse("worker", error)
         _log.info("worker_started", queues=queues)
 
     def stop(self, parent: Worker) -> None:  # noqa: ARG002 - the signature is Celery's
@@ -176,7 +183,7 @@ def one_queue(queues: list[str]) -> str:
 
 def _on_setup_logging(loglevel: int = logging.INFO, **_options: Any) -> None:
     # Celery's own default is WARNING, which would leave out what became of an attempt.
-    configure_logging(min(loglevel, logging.INFO), secrets=Settings().secrets())
+    configure_logging(min(loglevel, logging.INFO), secrets=_settings.secrets())
 
 
 def _on_shutting_down(**_options: Any) -> None:
@@ -186,4 +193,5 @@ def _on_shutting_down(**_options: Any) -> None:
 
 signals.setup_logging.connect(_on_setup_logging)
 signals.worker_shutting_down.connect(_on_shutting_down)
-app = create(Settings())
+_settings = load_settings_or_exit("worker")
+app = create(_settings)

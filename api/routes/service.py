@@ -18,10 +18,11 @@ from api.routing import ServiceRouter
 from api.schemas.catalog import Health, Readiness, Version
 from api.services import Services
 from store import jobs, workers
-from store.database import ping, transaction
+from store.database import transaction
 from store.errors import StoreError
 from store.lifecycle import ENDED, OPEN
 from store.queue import INFERENCE_QUEUES
+from store.tables import TablesOutdated, check_tables
 
 router = ServiceRouter("service")
 log = structlog.get_logger(__name__)
@@ -46,7 +47,7 @@ def read_readiness(response: Response, services: ServicesDep) -> Readiness:
     service unready.
     """
     checks = {
-        "database": _check(lambda: ping(services.engine)),
+        "database": _check(lambda: _check_database(services)),
         "objects": _check(services.objects.ping),
         "broker": _check(services.mailbox.ping),
         "workers": _check(lambda: _find_workers(services)),
@@ -57,9 +58,16 @@ def read_readiness(response: Response, services: ServicesDep) -> Readiness:
     return Readiness(status="ready" if ready else "unready", checks=checks)
 
 
+def _check_database(services: Services) -> None:
+    check_tables(services.engine)  # what it returns is a warning, which the start has logged
+
+
 def _check(look: Callable[[], object]) -> str:
     try:
         found = look()
+    except TablesOutdated as error:
+        log.warning("not_ready", reason=str(error))
+        return str(error)
     except (StoreError, OSError) as error:
         log.warning("not_ready", reason=str(error))
         return "does not answer"

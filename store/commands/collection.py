@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from store import collection
 from store.objects import Objects
-from store.settings import Settings
+from store.settings import load_settings
 
 
 def add_to(commands: Any) -> None:
@@ -19,7 +19,7 @@ def add_to(commands: Any) -> None:
 
 
 def _collect(engine: Engine, asked: argparse.Namespace) -> str:
-    settings = Settings()
+    settings = load_settings()
     objects = Objects(settings)
     if asked.dry_run:
         report = collection.preview(engine, objects, settings)

@@ -11,7 +11,7 @@ from store.commands.noting import change
 from store.database import transaction
 from store.models import Team
 from store.quotas import Usage
-from store.settings import Settings
+from store.settings import load_settings
 
 _USED_BY = {
     "max_open_jobs": "open_jobs",
@@ -78,7 +78,7 @@ def _number(limit: str, text: str) -> int | None:
 
 
 def _told(team: Team, usage: Usage) -> str:
-    own, limits = teams.own_limits_of(team), teams.limits_of(team, Settings())
+    own, limits = teams.own_limits_of(team), teams.limits_of(team, load_settings())
     lines = [f"team {team.name}"]
     for limit, value in limits.items():
         used = f"{getattr(usage, _USED_BY[limit])} of " if limit in _USED_BY else ""
