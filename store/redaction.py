@@ -4,6 +4,7 @@ Nothing here should ever have to act: secrets are not logged in the first place.
 wall, for the words of drivers and of callers, which may hold what we would not have said.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -26,7 +27,7 @@ Redaction = Callable[[str], str]
 
 def redaction_of(secrets: Iterable[str] = ()) -> Redaction:
     """Return what hides the shapes of secrets, and these very ones."""
-    spelled = {form for each in secrets for form in (each, quote(each, safe=""))}
+    spelled = {form for each in secrets for form in _spellings(each)}
     known = sorted((each for each in spelled if len(each) >= _LEAST_CHARACTERS), key=len)
     found = re.compile("|".join(map(re.escape, reversed(known)))) if known else None
 
@@ -38,6 +39,12 @@ def redaction_of(secrets: Iterable[str] = ()) -> Redaction:
         return text
 
     return redact
+
+
+def _spellings(secret: str) -> list[str]:
+    """Return a secret as it is, and as URLs, `repr` and lines of JSON write it."""
+    written = [secret, quote(secret, safe=""), quote(secret), repr(secret)[1:-1]]
+    return [*written, *(json.dumps(each)[1:-1] for each in written)]
 
 
 def password_of(url: str) -> str | None:

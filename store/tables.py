@@ -67,4 +67,5 @@ def _read_revision(engine: Engine) -> str | None:
     with transaction(engine, read_only=True) as session:
         if not inspect(session.connection()).has_table("alembic_version"):
             return None
-        return session.scalar(text("SELECT version_num FROM alembic_version"))
+        found = session.scalar(text("SELECT version_num FROM alembic_version"))
+    return None if found is None else str(found)

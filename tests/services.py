@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psycopg
 import redis
+from psycopg import sql
 
 from tests.run_guard import folder_prefix, run_mark
 
@@ -54,6 +55,12 @@ class Postgres:
     def drop(self, database: str) -> None:
         """Drop a database, whoever is connected."""
         self._execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+
+    def execute(self, statement: sql.Composed) -> None:
+        """Execute a statement as the cluster's owner."""
+        address = f"host=127.0.0.1 port={self.port} user=grit dbname=postgres"
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(statement)
 
     def _execute(self, statement: str) -> None:
         address = f"host=127.0.0.1 port={self.port} user=grit dbname=postgres"
@@ -106,6 +113,7 @@ def running_postgres(*, port: int | None = None, folder: Path | None = None) -> 
 
 
 def _initialise(programs: Path, data: Path, user: int | None) -> None:
+    """Make a cluster in which `grit` needs no password and every other role does."""
     subprocess.run(
         [
             programs / "initdb",
@@ -121,6 +129,10 @@ def _initialise(programs: Path, data: Path, user: int | None) -> None:
         user=user,
         cwd=data.parent,
         env={"PATH": os.environ["PATH"], "LC_ALL": "C", **run_mark()},
+    )
+    (data / "pg_hba.conf").write_text(
+        "host all grit 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n",
+        encoding="ascii",
     )
 
 

@@ -39,7 +39,7 @@ def describe_bound(schema: Mapping[str, Any]) -> str:
         case _, "path":
             return "a path"
         case _:
-            return "text in UTF-8"
+            return "text"
 
 
 def _describe_range(schema: Mapping[str, Any]) -> str:

@@ -46,9 +46,16 @@ def read_given(default_folder: Path) -> dict[str, Given]:
         default_folder: The folder of secrets unless `GRIT_SECRETS_FOLDER` names another.
 
     Raises:
-        InvalidSettings: If a file of a secret cannot be read.
+        InvalidSettings: If a variable is not UTF-8 text, or a file of a secret cannot be read.
     """
     variables = _read_variables()
+    faults = [
+        f"{each.origin} is not UTF-8 text"
+        for each in variables.values()
+        if not _is_utf_8(each.value)
+    ]
+    if faults:
+        raise InvalidSettings(faults)
     named = variables.get(FOLDER_VARIABLE.removeprefix(PREFIX).lower())
     folder = default_folder if named is None else Path(named.value).expanduser()
     if named is not None and not folder.is_dir():
@@ -62,6 +69,11 @@ def _read_variables() -> dict[str, Given]:
         for name, value in os.environ.items()  # noqa: TID251 - this module is what reads it
         if name.upper().startswith(PREFIX) and value and not _is_kubernetes_link(name, value)
     }
+
+
+def _is_utf_8(value: str) -> bool:
+    # Other bytes are surrogates here.
+    return not any("\ud800" <= each <= "\udfff" for each in value)
 
 
 def _is_kubernetes_link(name: str, value: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import psutil
@@ -27,7 +28,9 @@ from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-DATABASE, BROKER, OTHER = "c4nary-database", "c4nary-broker", "c4nary-of-another-program"
+# With what cuts a URL in the wrong place.
+DATABASE, BROKER = "c4nary/#?@%:database", "c4nary/#?@%:broker"
+OTHER = "c4nary-of-another-program"
 WRONG_KEY, HEADER, QUERY, BODY = "c4nary-wrong-key", "c4nary-header", "c4nary-query", "c4nary-body"
 INJECTED = "injected-line"
 HOSTILE = f"\r\n{INJECTED}\x1b[31m\x00\u2028{INJECTED}"
@@ -56,9 +59,9 @@ def seen(
     database_url = postgres.create(name)
     values: dict[str, str | Path] = {
         "home": folder / "home",
-        "database_url": database_url.replace("grit@", f"grit:{DATABASE}@"),
+        "database_url": database_url.replace("grit@", f"grit:{quote(DATABASE, safe='')}@"),
         # Everybody may use this Valkey, with whatever password.
-        "broker_url": valkey.replace("//", f"//default:{BROKER}@"),
+        "broker_url": valkey.replace("//", f"//default:{quote(BROKER, safe='')}@"),
         "queue_prefix": f"{name}:",
         "objects_url": f"s3://{s3.bucket}/{name}",
         "s3_endpoint": s3.endpoint,
@@ -83,11 +86,11 @@ def gather(deployment: Deployment, folder: Path, *, secrets: list[str]) -> Seen:
     with transaction(deployment.engine) as session:
         _, key = create_key(session, team=TEAM, name="secrets", scopes=set(Scope))
     seen = Seen(key=key, secrets=[*secrets, key.rpartition("_")[2][:20], key])
-    dead = {"GRIT_DATABASE_URL": f"postgresql+psycopg://grit:{DATABASE}@127.0.0.1:1/x"}
+    dead = {"GRIT_DATABASE_URL": f"postgresql://grit:{quote(DATABASE, safe='')}@127.0.0.1:1/x"}
     half = {
         "GRIT_S3_ENDPOINT": "http://127.0.0.1:1",
         "GRIT_OBJECTS_RETRY_SECONDS": "0.2",
-        "GRIT_BROKER_URL": f"redis://:{BROKER}@127.0.0.1:1/0",
+        "GRIT_BROKER_URL": f"redis://:{quote(BROKER, safe='')}@127.0.0.1:1/0",
     }
     worker = deployment.start_worker()
     with Fronts(deployment) as fronts:

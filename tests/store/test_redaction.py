@@ -1,5 +1,7 @@
 """What hides secrets, and what it leaves alone."""
 
+import json
+
 import pytest
 
 from store.redaction import password_of, redaction_of
@@ -13,6 +15,7 @@ SECRET = "c4nary/with+signs=and spaces"
     [
         f"it was {SECRET}",
         "it was c4nary%2Fwith%2Bsigns%3Dand%20spaces",
+        "it was c4nary/with%2Bsigns%3Dand%20spaces",
         "grit_0123456789ab_c4naryc4naryc4naryc4naryc4naryc4naryc4naryc",
         "Authorization: Bearer c4nary.c4nary",
         "authorization=bearer%20c4naryc4nary",
@@ -44,7 +47,14 @@ def test_a_short_secret_does_not_eat_the_words_of_every_line() -> None:
     assert redaction_of(["grit"])('{"event": "grit"}') == '{"event": "grit"}'
 
 
+@pytest.mark.parametrize("secret", ['c4nary"quoted\\', "c4naryé\t'line'"])
+def test_a_secret_is_hidden_where_json_or_repr_escapes_it(secret: str) -> None:
+    line = json.dumps({"event": f"it was {secret}", "error": repr({"password": secret})})
+    assert "c4nary" not in redaction_of([secret])(line)
+
+
 def test_settings_show_no_secret_and_know_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIT_S3_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("GRIT_S3_SECRET_ACCESS_KEY", "c4nary-s3")
     settings = Settings(
         database_url="postgresql+psycopg://grit:c4nary%2Fdb@h/grit",
@@ -55,7 +65,7 @@ def test_settings_show_no_secret_and_know_them_all(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_refused_setting_shows_no_value() -> None:
-    with pytest.raises(ValueError, match="lease_seconds") as refused:
+    with pytest.raises(ValueError, match="GRIT_LEASE_SECONDS") as refused:
         Settings(database_url="postgresql://grit:c4nary@h/grit", lease_seconds=1)
     assert "c4nary" not in str(refused.value)
 
@@ -81,6 +91,7 @@ def test_secrets_may_come_from_files(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path_factory.mktemp("secrets")
+    (folder / "grit_s3_access_key_id").write_text("id\n", encoding="utf-8")
     (folder / "grit_s3_secret_access_key").write_text("from a file\n", encoding="utf-8")
     (folder / "grit_database_password").write_text("file too\n", encoding="utf-8")
     monkeypatch.setattr("store.settings.SECRETS_FOLDER", folder)
