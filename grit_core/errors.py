@@ -7,6 +7,7 @@ GritError
 |   +-- PlanMismatch               a plan made from another model than the one at hand
 +-- InvalidDataset (a ValueError)  rows that cannot be trained on
 |   +-- InvalidRows                every row that a check of whole files has found
+|   +-- InvalidTurn                one message of a chat that the model's template cannot write
 +-- ModelUnavailable               a base model that is not there or cannot be read
 +-- DeviceUnavailable              a device that this machine does not have
 +-- TrainingDiverged               a loss or gradient that is not finite
@@ -72,6 +73,14 @@ class InvalidRows(InvalidDataset):
     def __init__(self, message: str, *, details: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.details = dict(details)
+
+
+class InvalidTurn(InvalidDataset):
+    """A message of a chat cannot be written with the model's template; `turn` is its index."""
+
+    def __init__(self, message: str, *, turn: int) -> None:
+        super().__init__(message)
+        self.turn = turn
 
 
 class ModelUnavailable(GritError):

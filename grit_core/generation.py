@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from queue import Empty
 from typing import Final
 
@@ -123,6 +124,7 @@ class GenerationEngine:
             weights = None if adapter is None else self._load_adapter(source, resident, adapter)
             load_seconds = time.perf_counter() - started
             prompt = _encode(resident, request)
+            request = _fitted(request, prompt, resident)
             ticket = Ticket(request, prompt, resident, adapter=weights, load_seconds=load_seconds)
             self._submit(ticket)
             return _wait(ticket, on_text, should_stop)
@@ -374,23 +376,11 @@ def _wait(
 
 
 def _encode(resident: ResidentModel, request: GenerationRequest) -> Prompt:
-    """Read the images and write the chat as the model reads it.
-
-    Raises:
-        InvalidConfig: Prompt and answer together are longer than the model's context.
-    """
+    """Read the images and write the chat as the model reads it."""
     images = [decode_image(data, index=i) for i, data in enumerate(request.chat.images)]
     # Tokenizers are not made to be shared by two threads.
     with resident.encoding, library_errors_as(_chat_refused):
         inputs = resident.encoder.encode_prompt(request.chat.messages, images)
-    prompt_tokens, most = inputs["input_ids"].shape[1], resident.max_positions
-    if most is not None and prompt_tokens + request.max_new_tokens > most:
-        detail = (
-            f"The prompt has {prompt_tokens} tokens and max_new_tokens is"
-            f" {request.max_new_tokens}; together they may be {most}. Shorten one of them."
-        )
-        fault = Fault(pointer="/max_new_tokens", code="request_too_large", detail=detail)
-        raise InvalidConfig([fault])
     return Prompt(
         inputs=inputs,
         images=tuple(hashlib.sha256(data).hexdigest() for data in request.chat.images),
@@ -398,6 +388,40 @@ def _encode(resident: ResidentModel, request: GenerationRequest) -> Prompt:
             torch.isin(inputs["input_ids"], resident.encoder.image_token_ids).sum().item()
         ),
     )
+
+
+def _fitted(
+    request: GenerationRequest, prompt: Prompt, resident: ResidentModel
+) -> GenerationRequest:
+    """Return a request whose answer fits into the model's context after its prompt.
+
+    The sentences are those of OpenAI and others: clients look for their words (LiteLLM for
+    "maximum context length", LangChain for "prompt is too long") to cut a chat and ask again.
+
+    Raises:
+        InvalidConfig: The prompt leaves no room for an answer, or not for one that was asked for.
+    """
+    most, wanted = resident.max_positions, request.max_new_tokens
+    prompt_tokens = len(prompt.ids_T)
+    if most is None or prompt_tokens + wanted <= most:
+        return request
+    room = most - prompt_tokens
+    if room > 0 and request.shorten_to_fit:
+        return replace(request, max_new_tokens=room)
+    if room > 0:
+        pointer, what = "/max_new_tokens", "messages or the completion"
+        asked = (
+            f"you requested {prompt_tokens + wanted} tokens ({prompt_tokens} in the messages,"
+            f" {wanted} in the completion): the prompt is too long for such an answer"
+        )
+    else:
+        pointer, what = "/messages", "messages"
+        asked = f"your messages resulted in {prompt_tokens} tokens: the prompt is too long"
+    detail = (
+        f"This model's maximum context length is {most} tokens. However, {asked}."
+        f" Please reduce the length of the {what}."
+    )
+    raise InvalidConfig([Fault(pointer=pointer, code="request_too_large", detail=detail)])
 
 
 def _chat_refused(error: Exception) -> InvalidDataset:

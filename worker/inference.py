@@ -19,9 +19,10 @@ from grit_core.errors import (
     Interrupted,
     InvalidConfig,
     InvalidDataset,
+    InvalidTurn,
     ModelUnavailable,
 )
-from grit_core.records import parse_prompt
+from grit_core.records import InvalidRecord, parse_prompt
 from store import base_models
 from store.database import create_engine_from, transaction
 from store.errors import ObjectMissing, QueueUnavailable, StorageUnavailable, StoreError
@@ -225,6 +226,7 @@ class InferenceWorker:
         request = GenerationRequest(
             chat=parse_prompt(payload["messages"]),
             max_new_tokens=payload["max_new_tokens"],
+            shorten_to_fit=payload.get("shorten_to_fit", False),
             temperature=payload["temperature"],
             top_p=payload["top_p"],
             seed=payload["seed"],
@@ -328,13 +330,16 @@ def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
     }
 
 
-def _error_of(error: Exception) -> dict[str, str]:
+def _error_of(error: Exception) -> dict[str, Any]:
     """What the caller reads; the stack trace goes to the log and nowhere else."""
+    faults = _faults_of(error)
+    if faults:
+        code = faults[0]["code"] if isinstance(error, InvalidConfig) else "chat_invalid"
+        message = " ".join(fault["detail"] for fault in faults)
+        return {"code": code, "category": "user", "message": message, "faults": faults}
     if isinstance(error, Interrupted):
         message = "The worker that was answering has stopped; send the request again."
         return {"code": "inference_worker_lost", "category": "system", "message": message}
-    if isinstance(error, InvalidConfig):
-        return {"code": error.faults[0].code, "category": "user", "message": str(error)}
     if isinstance(error, InvalidDataset):
         return {"code": "chat_invalid", "category": "user", "message": str(error)}
     known: dict[type[Exception], str] = {
@@ -350,6 +355,20 @@ def _error_of(error: Exception) -> dict[str, str]:
     _log.exception("inference_unexpected", exc_info=error)
     message = "The inference worker failed unexpectedly; its log says why."
     return {"code": "unexpected", "category": "system", "message": message}
+
+
+def _faults_of(error: Exception) -> list[dict[str, str]]:
+    """Return what is wrong with a request, each with its place in the payload."""
+    if isinstance(error, (InvalidConfig, InvalidRecord)):
+        found = error.faults if isinstance(error, InvalidConfig) else error.row_faults
+        return [
+            {"pointer": fault.pointer, "code": fault.code, "detail": fault.detail}
+            for fault in found
+        ]
+    if isinstance(error, InvalidTurn):
+        pointer = f"/messages/{error.turn}/content"
+        return [{"pointer": pointer, "code": "chat_invalid", "detail": str(error)}]
+    return []
 
 
 _worker: InferenceWorker | None = None

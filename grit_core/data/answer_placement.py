@@ -98,6 +98,16 @@ class AnswerPlacer:
         """
         return self.place((self.question("Hello"), _word_message(Role.ASSISTANT, "Hello")), 1).end
 
+    def blank(self) -> str:
+        """Return the white space that a model writes before an answer in a plain chat.
+
+        The template has it between its generation prompt and the text of an answer. A template
+        that refuses such a chat raises `InvalidDataset`.
+        """
+        word = "Hello"
+        answer = self.place((self.question(word), _word_message(Role.ASSISTANT, word)), 1).answer
+        return answer[: len(answer) - len(answer.lstrip())]
+
     def question(self, word: str) -> Message:
         """Return a message of the user that the template takes: with an image if it must be."""
         text = _word_message(Role.USER, word)

@@ -9,7 +9,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from grit_core.data.bos import BosText
 from grit_core.data.content_format import MessageWriter, find_message_writer
-from grit_core.errors import InvalidDataset
+from grit_core.errors import InvalidDataset, InvalidTurn
 from grit_core.records import ImagePart, Message
 
 _PLAIN: Final = (
@@ -89,16 +89,18 @@ class ChatRenderer:
         """Refuse what no template can write.
 
         Raises:
-            InvalidDataset: A text holds a control token, or an image is shown to a text model.
+            InvalidTurn: A text holds a control token, or an image is shown to a text model.
         """
-        for message in messages:
+        for turn, message in enumerate(messages):
             if not self.reads_images and any(isinstance(p, ImagePart) for p in message.content):
-                raise InvalidDataset("the model reads text only, and the chat shows an image")
+                detail = "the model reads text only, and the chat shows an image"
+                raise InvalidTurn(detail, turn=turn)
             found = self.control.search(message.text)
             if found:
-                raise InvalidDataset(
+                raise InvalidTurn(
                     f"the text of the {message.role} holds {found.group()!r}, which the model reads"
-                    " as a control token and not as text; remove it or write it otherwise"
+                    " as a control token and not as text; remove it or write it otherwise",
+                    turn=turn,
                 )
 
     def prompt(self, messages: Sequence[Message]) -> str:

@@ -102,6 +102,17 @@ class ChatEncoder:
         return self.inputs(self.renderer.prompt(messages), images)
 
     @cached_property
+    def blank_before_answers(self) -> str:
+        """White space that the model writes before an answer because its chat template does.
+
+        Empty when the generation prompt holds it, and for a template that refuses a plain chat.
+        """
+        try:
+            return self.placer.blank()
+        except InvalidDataset:
+            return ""
+
+    @cached_property
     def end_of_turn(self) -> EndOfTurn:
         """What ends a turn of the assistant."""
         return find_end_of_turn(self.placer)

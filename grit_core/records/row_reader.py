@@ -264,7 +264,9 @@ class RowReader:
         parts = [self._part(item, role, text_at(index)) for index, item in enumerate(value)]
         kept = tuple(part for part in parts if part is not None)
         written = any(isinstance(part, ImagePart) or part.text.strip() for part in kept)
-        if not written and len(kept) == len(parts):
+        # In a chat to go on with, an answer may have been empty, and so may a system prompt.
+        may_be_empty = not self.needs_answer and role in {Role.ASSISTANT, Role.SYSTEM}
+        if not written and not may_be_empty and len(kept) == len(parts):
             self._fault(path, "row_invalid", "The message is empty; write text or an image.")
         return kept
 

@@ -13,9 +13,12 @@ class GenerationRequest:
     chat: ChatRecord
     """Ends with the user's turn."""
     max_new_tokens: int = 64
+    shorten_to_fit: bool = False
+    """Where the context has no room for so many tokens after the prompt, take as many as it has."""
     temperature: float = 0.0
     """0 takes the likeliest token each time."""
     top_p: float = 1.0
+    """0 takes the likeliest token each time, too."""
     seed: int | None = None
     """With a temperature: the same seed gives the same answer."""
     stop: tuple[str, ...] = ()

@@ -16,19 +16,19 @@ def answer_alone(ticket: Ticket) -> None:
     resident.slots.route_all(ticket.slot)
     options: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens,
-        "do_sample": request.temperature > 0,
+        "do_sample": not ticket.greedy,
         "num_beams": 1,
         "pad_token_id": resident.encoder.pad_token_id,
         "stopping_criteria": StoppingCriteriaList([_Listener(ticket)]),
     }
-    if request.temperature > 0:
+    if not ticket.greedy:
         options |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
     devices = [resident.device] if resident.device.type == "cuda" else []
     with (
         resident.images.of(resident.features_of(ticket.prompt, ticket.adapter)),
         torch.random.fork_rng(devices=devices),
     ):
-        if request.temperature > 0:
+        if not ticket.greedy:
             torch.manual_seed(ticket.seed)
         resident.model.generate(**resident.placed(ticket.prompt), **options)
 

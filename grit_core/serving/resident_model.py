@@ -109,6 +109,8 @@ class ResidentModel:
         self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
         self.stop_token_ids = _eos_token_ids(self.model) | _end_of_turn_ids(encoder)
         """What every answer stops at: EOS, and what ends a turn in the chat template."""
+        self.blank = encoder.blank_before_answers
+        """What an answer begins with that is the chat template's and no part of the text."""
         self.slots = AdapterSlots(self.model, num_slots=num_slots, max_bytes=max_adapter_bytes)
         self.images = ImageFeatures(self.model, max_bytes=image_cache_bytes)
         self._first_position = int(config.model_type in ONE_BASED_TYPES)

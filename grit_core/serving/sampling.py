@@ -23,7 +23,8 @@ class TokenSampler:
 
         Args:
             temperature: 0 takes the likeliest token, the first of equal ones.
-            top_p: The smallest set of likeliest tokens with at least this probability is kept.
+            top_p: The smallest set of likeliest tokens with at least this probability is kept; 0
+                is the likeliest token.
             seed: None for one from the operating system.
         """
         self._temperature, self._top_p = temperature, top_p
@@ -36,7 +37,7 @@ class TokenSampler:
         Args:
             logits_V: Of the next token, of any floating type and device.
         """
-        if self._temperature <= 0:
+        if self._temperature <= 0 or self._top_p <= 0:
             return int(logits_V.argmax())
         p_V = (logits_V.cpu().double() / self._temperature).softmax(-1)
         u = float(torch.rand((), generator=self._generator, dtype=torch.float64))

@@ -10,21 +10,32 @@ UNFINISHED: Final = "\ufffd"
 class TextStream:
     """Turns the tokens of one answer into text. The pieces, joined, are `text`.
 
-    The text has no white space at its ends and ends before the first stop text. What might still
-    turn out to be either, or is half a character, is held back until later tokens tell.
+    The text is as the model wrote it, white space at its ends included, up to the first stop text.
+    What might still turn out to be one, or is half a character, is held back until later tokens
+    tell. The blank that a chat template writes before every answer is the template's: it is left
+    out, so that an answer reads as the messages that the model was trained on.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        """Begin an answer."""
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, blank: str = "") -> None:
+        """Begin an answer.
+
+        Args:
+            tokenizer: Decodes the tokens.
+            stop: Texts that end the answer and are not part of it.
+            blank: White space that the chat template writes before an answer, and the model too.
+        """
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._blank = blank
         self._ids: list[int] = []
         self._settled = 0
         """Tokens whose text can no longer change."""
         self._window = 0
         """Tokens from which is decoded: a word may depend on the token before it."""
+        self._opening: str | None = ""
+        """The first text, as long as it may be the blank; none afterwards."""
         self._words = ""
-        """All text decoded so far, without white space at its start."""
+        """All text decoded so far, without the blank."""
         self._sent = 0
         self.stopped = False
         """A stop text has come."""
@@ -51,11 +62,22 @@ class TextStream:
         if self._end is None:
             before = self._decoded(self._window, self._settled)
             self._take(self._decoded(self._window, len(self._ids))[len(before) :])
-        end = len(self._words) if self._end is None else self._end
-        return self._send(len(self._words[:end].rstrip()))
+            if self._opening:  # less than the blank is not the template's
+                self._words, self._opening = self._opening, None
+                self._find_stop()
+        return self._send(len(self._words) if self._end is None else self._end)
 
     def _take(self, more: str) -> None:
-        self._words = (self._words + more) if self._words else more.lstrip()
+        if self._opening is not None:
+            opening = self._opening + more
+            if len(opening) < len(self._blank) and self._blank.startswith(opening):
+                self._opening = opening
+                return
+            self._opening, more = None, opening.removeprefix(self._blank)
+        self._words += more
+        self._find_stop()
+
+    def _find_stop(self) -> None:
         ends = [found for stop in self._stop if (found := self._words.find(stop)) >= 0]
         if ends and self._end is None:
             self._end, self.stopped = min(ends), True
@@ -63,14 +85,14 @@ class TextStream:
     def _held_back(self) -> int:
         """Where the part begins that may still go."""
         if self._end is not None:
-            return len(self._words[: self._end].rstrip())
+            return self._end
         words, held = self._words, 0
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(words)), held, -1):
                 if words.endswith(stop[:length]):
                     held = length
                     break
-        return len(words[: len(words) - held].rstrip())
+        return len(words) - held
 
     def _send(self, until: int) -> str:
         piece = self._words[self._sent : until]

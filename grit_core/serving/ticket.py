@@ -37,7 +37,9 @@ class Ticket:
         self.prompt_ids: list[int] = prompt.ids_T.tolist()
         trained = frozenset() if adapter is None else adapter.stop_token_ids
         self._stop_token_ids = resident.stop_token_ids | trained
-        self._text = TextStream(resident.encoder.renderer.tokenizer, request.stop)
+        self._text = TextStream(
+            resident.encoder.renderer.tokenizer, request.stop, blank=resident.blank
+        )
         self._sampler = TokenSampler(
             temperature=request.temperature, top_p=request.top_p, seed=request.seed
         )
@@ -102,7 +104,7 @@ class Ticket:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken each time."""
-        return self.request.temperature <= 0
+        return self.request.temperature <= 0 or self.request.top_p <= 0
 
     def finish(self) -> None:
         """Hand over the whole answer, if its last token has come."""

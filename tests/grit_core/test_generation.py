@@ -85,9 +85,8 @@ def plain_answer(base, adapter):
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=[text], images=[[image]], return_tensors="pt", add_special_tokens=False)
     output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-    return processor.decode(
-        output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    ).strip()
+    text = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text.removeprefix(" ")  # the template's, which writes "Assistant: ..."
 
 
 def test_greedy_answers_are_those_of_transformers_whatever_adapters_came_before(
@@ -131,7 +130,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(base, new_engine):
     assert len(whole.text) > 3
     stop = whole.text[2:4]
     found = engine.generate(base, request_of(stop=(stop,)))
-    assert found.text == whole.text[: whole.text.index(stop)].strip()
+    assert found.text == whole.text[: whole.text.index(stop)]
     assert found.finish_reason == "stop"
     assert found.completion_tokens < whole.completion_tokens
 
@@ -153,9 +152,41 @@ def test_usage_counts_image_tokens_and_the_length_limit_is_told(base, new_engine
     assert found.first_token_seconds > 0
 
 
-def test_a_prompt_beyond_the_context_is_refused_with_its_numbers(base, new_engine):
-    with pytest.raises(InvalidConfig, match="max_new_tokens is 100000"):
+def test_an_answer_beyond_the_context_is_refused_with_its_numbers(base, new_engine):
+    wanted = (
+        r"maximum context length is 1024 tokens.*\(45 in the messages, 100000 in the completion"
+    )
+    with pytest.raises(InvalidConfig, match=wanted) as refused:
         new_engine().generate(base, request_of(max_new_tokens=100_000))
+    (fault,) = refused.value.faults
+    assert (fault.code, fault.pointer) == ("request_too_large", "/max_new_tokens")
+
+
+@pytest.mark.parametrize("shorten_to_fit", [False, True])
+def test_a_prompt_beyond_the_context_is_refused_with_its_numbers(base, new_engine, shorten_to_fit):
+    request = request_of("word " * 400, max_new_tokens=1, shorten_to_fit=shorten_to_fit)
+    with pytest.raises(InvalidConfig, match="reduce the length of the messages") as refused:
+        new_engine().generate(base, request)
+    assert refused.value.faults[0].pointer == "/messages"
+
+
+def test_an_answer_without_a_bound_of_its_own_has_what_the_prompt_leaves(base, new_engine):
+    engine = new_engine()
+    words = request_of("x" * 960, max_new_tokens=1)
+    room = 1024 - engine.generate(base, words).prompt_tokens
+    assert 1 <= room < 40
+    long = request_of("x" * 960, max_new_tokens=2048, shorten_to_fit=True)
+    assert engine.generate(base, long).completion_tokens <= room
+    with pytest.raises(InvalidConfig, match=f"{room + 1} in the completion"):
+        engine.generate(base, request_of("x" * 960, max_new_tokens=room + 1))
+
+
+def test_a_nucleus_of_nothing_is_the_likeliest_token(base, new_engine):
+    engine = new_engine()
+    greedy = engine.generate(base, request_of())
+    for seed in range(3):
+        asked = request_of(temperature=1.5, top_p=0, seed=seed)
+        assert engine.generate(base, asked).text == greedy.text
 
 
 def test_an_adapter_without_safetensors_is_refused(base, adapters, tmp_path, new_engine):
@@ -410,7 +441,7 @@ def test_a_model_that_cannot_share_steps_answers_as_transformers_does(tmp_path, 
     inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
     output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
     ids = output[0, inputs["input_ids"].shape[1] :]
-    assert found.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert found.text == tokenizer.decode(ids, skip_special_tokens=True)
     assert found.completion_tokens == len(ids)
     assert "".join(pieces) == found.text
     sampled = GenerationRequest(chat=chat, max_new_tokens=20, temperature=1.0, seed=3)

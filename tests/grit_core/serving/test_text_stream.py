@@ -10,8 +10,8 @@ from tests.tiny_models import byte_tokenizer
 TOKENIZER = byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def streamed(text, stop=()):
-    stream = TextStream(TOKENIZER, stop)
+def streamed(text, stop=(), blank=""):
+    stream = TextStream(TOKENIZER, stop, blank=blank)
     pieces = []
     for token in TOKENIZER(text, add_special_tokens=False)["input_ids"]:
         pieces.append(stream.add(token))
@@ -23,11 +23,33 @@ def streamed(text, stop=()):
 
 
 @given(text=st.text(max_size=40))
-def test_the_pieces_joined_are_the_text_without_white_space_at_its_ends(text):
+def test_the_pieces_joined_are_the_text_with_the_white_space_at_its_ends(text):
     # The tokenizer is of bytes: most characters come in several tokens.
     stream, _ = streamed(text)
     tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    assert stream.text == TOKENIZER.decode(tokens, skip_special_tokens=True).strip()
+    assert stream.text == TOKENIZER.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("text", ["  indented\n", "\n\n", " ", "    return x", "a \n"])
+def test_white_space_at_the_ends_is_part_of_the_answer(text):
+    assert streamed(text)[0].text == text
+
+
+@pytest.mark.parametrize("blank", [" ", "\n\n"])
+@pytest.mark.parametrize("text", ["7", "  7\n", "", "\n\n", "x y"])
+def test_the_blank_of_the_chat_template_is_no_part_of_the_answer(blank, text):
+    stream, pieces = streamed(blank + text, blank=blank)
+    assert stream.text == text
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("text", ["7", "\n", "", "\n7 \n\n"])
+def test_an_answer_without_the_blank_of_the_template_stays_as_it_is(text):
+    assert streamed(text, blank="\n\n")[0].text == text
+
+
+def test_the_blank_of_the_template_is_no_stop_text():
+    assert streamed(" one two", stop=[" "], blank=" ")[0].text == "one"
 
 
 @given(
@@ -40,19 +62,18 @@ def test_nothing_of_a_stop_text_leaks_and_nothing_before_it_is_lost(text, stop):
     seen = ""
     for character in text:
         seen += character
-        if any(one in seen.lstrip() for one in stop):
+        if any(one in seen for one in stop):
             break
-    words = seen.lstrip()
-    ends = [words.index(one) for one in stop if one in words]
-    assert stream.text == words[: min(ends, default=len(words))].strip()
+    ends = [seen.index(one) for one in stop if one in seen]
+    assert stream.text == seen[: min(ends, default=len(seen))]
     assert stream.stopped == bool(ends)
     assert "".join(pieces) == stream.text
 
 
 def test_a_piece_is_given_as_soon_as_it_is_final():
     _, pieces = streamed("one two", stop=["wort"])
-    # " " may be the end of the text, and "w" and "wo" the beginning of the stop text.
-    assert pieces == ["o", "n", "e", "", " t", "", "", "wo"]
+    # "w" and "wo" may be the beginning of the stop text.
+    assert pieces == ["o", "n", "e", " ", "t", "", "", "wo"]
 
 
 @pytest.mark.parametrize("text", ["Grüße", "日本", "🙂!"])
