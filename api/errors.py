@@ -21,7 +21,7 @@ from starlette.routing import Match
 
 from api.schemas.problems import PROBLEM_MEDIA_TYPE, problem_type, safe_input
 from grit_core import errors as core
-from grit_core.json_text import pointer_of
+from grit_core.json_text import pointer_of, within
 from store import errors as stored
 
 log = structlog.get_logger(__name__)
@@ -307,9 +307,11 @@ def install(app: FastAPI, *, forms: Mapping[str, Render]) -> None:
         return answer(request, problem)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
-        errors = error.errors() if isinstance(error, RequestValidationError) else []
+        errors, body = [], None
+        if isinstance(error, RequestValidationError):
+            errors, body = list(error.errors()), error.body
         # A body of many small faults would become an answer of many times its size.
-        told = [_item_of_validation(each) for each in errors[:MAX_ITEMS]]
+        told = [_within(body, _item_of_validation(each)) for each in errors[:MAX_ITEMS]]
         problem: Problem = InvalidRequest(told)
         if len(errors) > MAX_ITEMS:
             detail = f"The request has {len(errors)} faults; the first {MAX_ITEMS} are told."
@@ -387,6 +389,13 @@ def _item_of_validation(error: Mapping[str, Any]) -> Item:
         pointer=pointer_of(place[1:]) if in_body else None,
         parameter=None if in_body else ".".join(str(step) for step in place),
     )
+
+
+def _within(body: Any, item: Item) -> Item:
+    """Return a fault that points at nothing inside of a text: one may stand for a list."""
+    if item.pointer is None or body is None:
+        return item
+    return replace(item, pointer=within(body, item.pointer))
 
 
 def _code_of(kind: str) -> str:

@@ -42,6 +42,8 @@ class Question:
     model: str
     adapter: str | None
     payload: dict[str, Any]
+    places: tuple[str, ...]
+    """Where in the request each message of the payload was written, as a JSON pointer."""
 
 
 async def prepare(services: Services, team: str, body: InferRequest) -> Question:
@@ -55,7 +57,11 @@ def _prepare(services: Services, team: str, body: InferRequest) -> Question:
     remote = RemoteImages(
         services.settings.remote_image_hosts, seconds=services.settings.remote_image_seconds
     )
-    messages = Conversation(body, remote=remote).messages()
+    most = services.settings.infer_max_new_tokens
+    if body.max_new_tokens is not None and body.max_new_tokens > most:
+        raise InvalidRequest([_too_long(body.max_new_tokens, most)])
+    conversation = Conversation(body, remote=remote)
+    messages = conversation.messages()
     with transaction(services.engine, read_only=True) as session:
         adapter = _adapter(session, team, body)
         if adapter is not None and body.model not in {None, adapter.model}:
@@ -70,7 +76,8 @@ def _prepare(services: Services, team: str, body: InferRequest) -> Question:
         "model": {"id": model.id, "source": model.source},
         "adapter": None if adapter is None else {"id": adapter.id, "prefix": adapter.prefix},
         "messages": messages,
-        "max_new_tokens": body.max_new_tokens,
+        "max_new_tokens": most if body.max_new_tokens is None else body.max_new_tokens,
+        "shorten_to_fit": body.max_new_tokens is None,
         "temperature": body.temperature,
         "top_p": body.top_p,
         "seed": body.seed,
@@ -85,7 +92,16 @@ def _prepare(services: Services, team: str, body: InferRequest) -> Question:
         model=model.id,
         adapter=None if adapter is None else adapter.id,
         payload=payload,
+        places=conversation.places,
     )
+
+
+def _too_long(wanted: int, most: int) -> Item:
+    detail = (
+        f"An answer has at most {most} tokens here (GRIT_INFER_MAX_NEW_TOKENS), and {wanted} are"
+        " asked for. Lower the bound, or leave it out for as many as fit."
+    )
+    return Item(code="out_of_range", detail=detail, pointer="/max_new_tokens", input=wanted)
 
 
 def _adapter(session: Session, team: str, body: InferRequest) -> Adapter | None:
@@ -223,6 +239,18 @@ def _submit(services: Services, question: Question) -> None:
     )
 
 
+def _place_of(question: Question, pointer: str) -> str:
+    """Return where the caller wrote what a worker points at in the payload's messages."""
+    step, _, rest = pointer.removeprefix("/messages").removeprefix("/").partition("/")
+    if not pointer.startswith("/messages"):
+        return pointer
+    if question.places == ("/prompt",):
+        return "/prompt"
+    if not (step.isdecimal() and int(step) < len(question.places)):
+        return pointer
+    return "/".join(filter(None, (question.places[int(step)], rest)))
+
+
 def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
     """Return a worker's reply as an answer.
 
@@ -239,8 +267,17 @@ def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
     if error is not None:
         code = "inference_failed" if error.get("category") == "user" else "inference_broken"
         detail = str(error.get("message", "The worker gave no reason."))
-        item = Item(code=str(error.get("code", code)), detail=detail)
-        raise Problem(code, detail, errors=[item])
+        items = [
+            Item(
+                code=str(fault["code"]),
+                detail=str(fault["detail"]),
+                pointer=_place_of(question, str(fault["pointer"])),
+            )
+            for fault in error.get("faults", ())
+        ]
+        raise Problem(
+            code, detail, errors=items or [Item(code=str(error.get("code", code)), detail=detail)]
+        )
     return InferAnswer.model_validate({
         "id": question.id,
         "model": question.model,

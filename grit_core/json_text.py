@@ -67,6 +67,28 @@ def pointer_of(path: tuple[str | int, ...]) -> str:
     return "".join(f"/{escape(step)}" for step in path)
 
 
+def within(value: Any, pointer: str) -> str:
+    """Return a JSON pointer, cut where it would lead into a text, a number or null of a value.
+
+    What a value lacks (a missing key) may be pointed at; what is inside of a text may not.
+    """
+    kept = 0
+    for step in pointer.split("/")[1:]:
+        if isinstance(value, dict):
+            key = step.replace("~1", "/").replace("~0", "~")
+            if key not in value:
+                return pointer
+            value = value[key]
+        elif isinstance(value, list):
+            if not (step.isdecimal() and int(step) < len(value)):
+                return pointer
+            value = value[int(step)]
+        else:
+            break
+        kept += len(step) + 1
+    return pointer[:kept]
+
+
 def has_lone_surrogate(text: str) -> bool:
     """Tell whether a text holds half of a surrogate pair and so cannot be written as UTF-8."""
     if text.isascii():

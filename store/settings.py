@@ -170,6 +170,8 @@ class Settings(BaseSettings):
     # --- inference
     infer_timeout_seconds: PositiveSeconds = 120.0
     """Longest wait of `POST /infer` for its answer, or for the next piece of a stream."""
+    infer_max_new_tokens: PositiveInt = 2048
+    """Longest answer in tokens: the bound of a request, and where it names none, its default."""
     infer_keep_seconds: PositiveInt = 300
     """How long an answer that nobody reads stays in the mailbox."""
     infer_resident_models: PositiveInt = 2

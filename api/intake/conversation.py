@@ -36,6 +36,8 @@ class Conversation:
         self._body, self._remote = body, remote
         self._faults: list[Item] = []
         self._pixels = 0
+        self.places: tuple[str, ...] = ("/prompt",)
+        """Where in the body each of the messages was written, as a JSON pointer."""
 
     def messages(self) -> list[dict[str, Any]]:
         """Return the conversation.
@@ -53,8 +55,8 @@ class Conversation:
             raise InvalidRequest([item])
         images = [self._image(url, f"/images/{index}") for index, url in enumerate(body.images)]
         if body.prompt is not None:
-            prompt = {"type": "text", "text": body.prompt}
-            messages = [{"role": "user", "content": [*map(_image_part, images), prompt]}]
+            shown = [*map(_image_part, images), _text_part(body.prompt)]
+            messages = [{"role": "user", "content": shown}]
         else:
             messages = self._turns(images)
         if self._pixels > MAX_REQUEST_PIXELS:
@@ -68,12 +70,13 @@ class Conversation:
 
     def _turns(self, waiting: list[str]) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
+        num_system = 0
         for turn, message in enumerate(self._body.messages or []):
             parts: list[dict[str, Any]] = []
             for index, part in enumerate(message.content):
                 pointer = f"/messages/{turn}/content/{index}"
                 if part.type == "text":
-                    parts.append({"type": "text", "text": part.text})
+                    parts.append(_text_part(part.text or ""))
                 elif part.type == "image_url" and part.image_url is not None:
                     parts.append(_image_part(self._image(part.image_url.url, pointer)))
                 elif waiting:
@@ -81,14 +84,24 @@ class Conversation:
                 else:
                     detail = "There are more `image` parts than `images`."
                     self._fault("image_count_mismatch", detail, pointer)
-            messages.append({"role": message.role, "content": parts})
+            if message.role == "system" and num_system < turn:
+                detail = (
+                    "A system message comes first: chat templates have one place for it. Move it"
+                    " to the beginning, or send it as the user's."
+                )
+                self._fault("value_invalid", detail, f"/messages/{turn}/role")
+            num_system += message.role == "system"
+            messages.append({"role": message.role, "content": parts or [_text_part("")]})
         if waiting:
             detail = f"{len(waiting)} of the `images` have no `image` part in `messages`."
             self._fault("image_count_mismatch", detail, "/images")
         if messages[-1]["role"] != "user":
             where = f"/messages/{len(messages) - 1}/role"
             self._fault("value_invalid", "The last message is the user's.", where)
-        return messages
+        self.places = tuple(
+            f"/messages/{turn}" for turn in range(max(0, num_system - 1), len(messages))
+        )
+        return [*_joined(messages[:num_system]), *messages[num_system:]]
 
     def _image(self, url: str, pointer: str) -> str:
         """Return an image's canonical data URL, or note what is wrong with it."""
@@ -130,6 +143,24 @@ class Conversation:
 
     def _fault(self, code: str, detail: str, pointer: str) -> None:
         self._faults.append(Item(code=code, detail=detail, pointer=pointer))
+
+
+def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return several system messages as one: a chat template has one place for them."""
+    if len(messages) < 2:
+        return messages
+    parts: list[dict[str, Any]] = []
+    for message in messages:
+        written = [part for part in message["content"] if part.get("text") != ""]
+        parts += [_text_part("\n\n")] if parts and written else []
+        parts += written
+    if all(part["type"] == "text" for part in parts):
+        parts = [_text_part("".join(part["text"] for part in parts))]
+    return [{"role": "system", "content": parts}]
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def _image_part(url: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from api.inference import Question, answer_of, ask, prepare
 from api.openai.chat_stream import Chunks, stream_chunks
 from api.openai.models import find_model
 from api.openai.schemas.chat import (
-    DEFAULT_MAX_TOKENS,
     ChatAnswerMessage,
     ChatChoice,
     ChatCompletion,
@@ -22,7 +21,7 @@ from api.openai.schemas.chat import (
     ChatMessage,
     ChatUsage,
 )
-from api.openai.translation import in_words_of
+from api.pointers import pointing_into
 from api.routing import ServiceRouter
 from api.schemas.infer import InferRequest
 from api.services import Services
@@ -69,7 +68,7 @@ async def create_chat_completion(
 ) -> Response | ChatCompletion:
     """Answer a conversation with a base model, or with an adapter over it."""
     names = {"/max_new_tokens": f"/{body.bound_name}", "/adapter": "/model"}
-    with in_words_of(names):
+    with pointing_into(await request.json(), names):
         asked = await to_thread.run_sync(_request_of, services, caller.team, body)
         question = await prepare(services, caller.team, asked)
         if body.stream:
@@ -117,11 +116,10 @@ def _request_of(services: Services, team: str, body: ChatCompletionRequest) -> I
     with transaction(services.engine, read_only=True) as session:
         found = find_model(session, team, body.model)
     target = {"adapter" if isinstance(found, Adapter) else "model": found.id}
-    bound = body.max_completion_tokens or body.max_tokens or DEFAULT_MAX_TOKENS
     return InferRequest.model_validate({
         **target,
         "messages": [_message(each) for each in body.messages],
-        "max_new_tokens": bound,
+        "max_new_tokens": body.max_completion_tokens or body.max_tokens,
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "seed": body.seed,
@@ -131,5 +129,6 @@ def _request_of(services: Services, team: str, body: ChatCompletionRequest) -> I
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
-    content = [part.model_dump(exclude_none=True) for part in message.content]
+    read = {"type", "text", "image_url"}
+    content = [part.model_dump(exclude_none=True, include=read) for part in message.content]
     return {"role": _ROLES.get(message.role, message.role), "content": content}

@@ -26,7 +26,7 @@ from api.openai.schemas.fine_tuning import (
     FineTuningJobCreate,
     FineTuningJobList,
 )
-from api.openai.translation import in_words_of
+from api.pointers import pointing_into
 from api.presentation import present_job
 from api.routing import ServiceRouter
 from api.services import Services
@@ -72,8 +72,9 @@ async def create_tuning(
         found = await consider(services, caller.team, asked)
         return found.new_job(max_attempts=services.settings.max_attempts)
 
-    mark = once(_ROUTE, key=idempotency_key, content=await request.json())
-    with in_words_of(names_of(body)):
+    content = await request.json()
+    mark = once(_ROUTE, key=idempotency_key, content=content)
+    with pointing_into(content, names_of(body)):
         job = await create_once(services, caller, response, mark, resolve)
     response.headers["Location"] = f"/v1/fine_tuning/jobs/{job.id}"
     return present_tuning(job, num_tokens=None)

@@ -15,6 +15,7 @@ from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import problem_document, problem_of, request_id_of
 from api.inference import answer_of, ask, prepare, stream
+from api.pointers import pointing_into
 from api.routing import ServiceRouter
 from api.schemas.infer import InferAnswer, InferDelta, InferRequest
 from api.waiting import kept_alive
@@ -62,12 +63,13 @@ async def infer(
     request: Request, body: InferRequest, caller: CallerDep, services: ServicesDep
 ) -> Response | InferAnswer:
     """Answer with a base model, or with an adapter over it; whole, or piece by piece."""
-    question = await prepare(services, caller.team, body)
-    if not body.stream:
-        return answer_of(question, await ask(services, request, question))
-    pieces = stream(services, request, question)
-    # Whatever fails before there is a piece is an ordinary answer.
-    first = await anext(pieces)
+    with pointing_into(await request.json()):
+        question = await prepare(services, caller.team, body)
+        if not body.stream:
+            return answer_of(question, await ask(services, request, question))
+        pieces = stream(services, request, question)
+        # Whatever fails before there is a piece is an ordinary answer.
+        first = await anext(pieces)
     return EventStream(_events(request, first, pieces), source=pieces)
 
 

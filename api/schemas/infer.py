@@ -1,17 +1,19 @@
 """Inference on the wire."""
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     StrictStr,
+    ValidationInfo,
     WithJsonSchema,
-    WrapValidator,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from api.schemas.fields import Answer, Body, Id, ModelName, Text
 
@@ -70,27 +72,39 @@ class ContentPart(Body):
         return self
 
 
-def _text_or_parts(value: Any, handler: Callable[[Any], Any]) -> Any:
-    if isinstance(value, str):
-        value = [{"type": "text", "text": value}]
-    return handler(value)
+def as_parts(value: Any) -> Any:
+    """Return the content of a message as its parts: a text is one, null and an empty text none."""
+    if value is None or value == "":
+        return []
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def content_schema(part: str) -> WithJsonSchema:
+    """Return the JSON schema of a content whose parts have the schema of that name."""
+    parts = {"type": "array", "items": {"$ref": f"#/components/schemas/{part}"}, "maxItems": 64}
+    return WithJsonSchema({
+        "anyOf": [{"type": "string", "maxLength": MAX_TEXT}, parts, {"type": "null"}]
+    })
+
+
+def refuse_empty(parts: list[Any], info: ValidationInfo) -> list[Any]:
+    """Return the parts of a message, which a user's has to have.
+
+    Raises:
+        PydanticCustomError: If it has none.
+    """
+    if not parts and info.data.get("role") == "user":
+        raise PydanticCustomError(
+            "too_short", "a message of the user has a text or an image; only others may be empty"
+        )
+    return parts
 
 
 Content = Annotated[
     list[ContentPart],
-    Field(min_length=1, max_length=64),
-    WrapValidator(_text_or_parts),
-    WithJsonSchema({
-        "anyOf": [
-            {"type": "string", "maxLength": MAX_TEXT},
-            {
-                "type": "array",
-                "items": {"$ref": "#/components/schemas/ContentPart"},
-                "minItems": 1,
-                "maxItems": 64,
-            },
-        ]
-    }),
+    Field(max_length=64, default_factory=list, validate_default=True),
+    BeforeValidator(as_parts),
+    content_schema("ContentPart"),
 ]
 
 
@@ -100,7 +114,12 @@ class InferMessage(Body):
     role: Literal["system", "user", "assistant"]
     """Who speaks: `system`, `user` or `assistant`."""
     content: Content
-    """A text, or a list of texts and images in their order."""
+    """A text or parts. An answer may have been empty: null, an empty text or no part."""
+
+    @field_validator("content")
+    @classmethod
+    def _is_written(cls, value: list[ContentPart], info: ValidationInfo) -> list[ContentPart]:
+        return refuse_empty(value, info)
 
 
 class InferRequest(Body):
@@ -113,17 +132,19 @@ class InferRequest(Body):
     model: ModelName | None = None
     """A base model, when neither adapter nor job is given."""
     messages: Annotated[list[InferMessage], Field(min_length=1, max_length=64)] | None = None
-    """A conversation whose last turn is the user's."""
+    """A conversation whose last turn is the user's. System messages come first; several are read
+    as one, with a blank line between them."""
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)] | None = None
     """A single user turn, in place of `messages`."""
     images: Annotated[list[ImageText], Field(default_factory=list, max_length=MAX_IMAGES)]
     """Data URLs: shown before `prompt`, or taken by the `image` parts of `messages` in order."""
-    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=2048)] = 64
-    """Longest answer, in tokens."""
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+    """Longest answer. As long as the model's context has room for when it is left out; in either
+    case at most what the deployment allows (`GRIT_INFER_MAX_NEW_TOKENS`, by default 2048)."""
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = 0
     """0 takes the likeliest token each time."""
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1
-    """Samples from the likeliest tokens that together have this probability; 1 takes all."""
+    top_p: Annotated[float, Field(strict=True, ge=0, le=1)] = 1
+    """0 takes the likeliest token each time, too."""
     seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
     """Seed of the sampling; the same seed and request give the same answer."""
     stop: Annotated[

@@ -48,7 +48,7 @@ def chat(  # noqa: PLR0913, PLR0917 - the options of the command
     adapter: Adapter = None,
     model: Model = None,
     system: System = None,
-    max_new_tokens: MaxNewTokens = 256,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
     seed: Seed = None,

@@ -21,7 +21,10 @@ Model = Annotated[str | None, typer.Option(help="Ask this base model.", show_def
 System = Annotated[
     str | None, typer.Option(help="What the model is told first.", show_default=False)
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer.", min=1)]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(help="Longest answer; by default as long as fits.", min=1, show_default=False),
+]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest words.", min=0)]
 TopP = Annotated[float | None, typer.Option(help="Keep the likeliest words up to this share.")]
 Seed = Annotated[int | None, typer.Option(help="For a repeatable choice.")]
@@ -48,7 +51,7 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
         list[Path] | None, typer.Option(help="An image; repeatable.", show_default=False)
     ] = None,
     system: System = None,
-    max_new_tokens: MaxNewTokens = 64,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
     seed: Seed = None,
@@ -92,11 +95,12 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
 
 
 def options_of(
-    max_new_tokens: int, temperature: float, top_p: float | None, seed: int | None
+    max_new_tokens: int | None, temperature: float, top_p: float | None, seed: int | None
 ) -> dict[str, Any]:
     """The options of a request; those that were not given are left to the service."""
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    return options | {k: v for k, v in {"top_p": top_p, "seed": seed}.items() if v is not None}
+    options = {"max_new_tokens": max_new_tokens, "top_p": top_p, "seed": seed}
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"temperature": temperature, **given}
 
 
 def show(pieces: "AnswerStream") -> "Generation":

@@ -390,7 +390,7 @@ INFER: list[Any] = [
     ({"max_new_tokens": 0}, "out_of_range", "/max_new_tokens"),
     ({"max_new_tokens": 2049}, "out_of_range", "/max_new_tokens"),
     ({"temperature": 2.5}, "out_of_range", "/temperature"),
-    ({"top_p": 0}, "out_of_range", "/top_p"),
+    ({"top_p": -0.1}, "out_of_range", "/top_p"),
     ({"n": 5}, "field_unknown", "/n"),
     ({"chat_template": "{{ x }}"}, "field_unknown", "/chat_template"),
     ({"images": ["http://127.0.0.1/x.png"]}, "image_url_not_allowed", "/images/0"),

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from api.intake.conversation import names_urls
+from api.intake.conversation import Conversation, names_urls
+from api.intake.remote_images import RemoteImages
 from api.schemas.infer import InferRequest
 from grit_core.images import data_url
 from tests.api.conftest import MODEL, Team, png
@@ -79,3 +80,39 @@ def test_every_image_that_is_wrong_is_named_in_one_answer(team: Team) -> None:
         ("image_count_mismatch", "/messages/0/content/2"),
         ("image_url_not_allowed", "/messages/0/content/3"),
     ]
+
+
+# --- system messages
+
+
+HELLO: dict[str, Any] = {"role": "user", "content": "Which digit is this?"}
+
+
+def canonical(*messages: dict[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    body = InferRequest.model_validate({"model": MODEL, "messages": messages})
+    conversation = Conversation(body, remote=RemoteImages([], seconds=1))
+    return conversation.messages(), conversation.places
+
+
+def test_system_messages_are_joined_with_blank_lines_between_them() -> None:
+    parts = [{"type": "text", "text": "B"}, {"type": "text", "text": "C"}]
+    systems = [{"role": "system", "content": content} for content in ("A", "", parts)]
+    messages, places = canonical(*systems, HELLO)
+    assert messages[0] == {"role": "system", "content": [{"type": "text", "text": "A\n\nBC"}]}
+    assert places == ("/messages/2", "/messages/3")
+
+
+def test_one_system_message_stays_as_it_is() -> None:
+    parts = [{"type": "text", "text": "B"}, {"type": "text", "text": "C"}]
+    messages, places = canonical({"role": "system", "content": parts}, HELLO)
+    assert messages[0]["content"] == parts
+    assert places == ("/messages/0", "/messages/1")
+
+
+def test_a_late_system_message_is_refused_with_the_reason(team: Team) -> None:
+    late = [HELLO, {"role": "assistant", "content": None}, {"role": "system", "content": "A"}]
+    answer = team.post("/infer", json={"model": MODEL, "messages": [*late, HELLO]})
+    assert answer.status_code == 422
+    (fault,) = answer.json()["errors"]
+    assert fault["pointer"] == "/messages/2/role"
+    assert "comes first" in fault["detail"]

@@ -1,18 +1,21 @@
 """`/v1/chat/completions` on the wire."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationInfo, WithJsonSchema, WrapValidator, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic import model_validator as whole
 
+from api.openai.schemas.client_body import ClientBody
 from api.openai.schemas.unsupported import Unsupported, refuse
-from api.schemas.fields import Answer, Body, ModelName, Text
-from api.schemas.infer import MAX_TEXT, ImageUrl, InferUsage, Words
-
-DEFAULT_MAX_TOKENS: Final = 256
-"""Of an answer whose request names no bound."""
-MAX_TOKENS: Final = 2048
+from api.schemas.fields import Answer, ModelName, Text
+from api.schemas.infer import (
+    ImageUrl,
+    InferUsage,
+    Words,
+    as_parts,
+    content_schema,
+    refuse_empty,
+)
 
 _NO_TOOLS: Final = "the models are not asked to call tools"
 _PLAIN: Final = "answers are free text"
@@ -20,48 +23,62 @@ _SAMPLER: Final = "sampling has temperature, top_p and seed"
 UNSUPPORTED: Final = {
     "audio": Unsupported("answers are text"),
     "frequency_penalty": Unsupported(_SAMPLER, (0,)),
-    "function_call": Unsupported(_NO_TOOLS, ("none",)),
-    "functions": Unsupported(_NO_TOOLS),
+    "function_call": Unsupported(_NO_TOOLS, ("none", "auto")),
+    "functions": Unsupported(_NO_TOOLS, ([],)),
     "logit_bias": Unsupported(_SAMPLER, ({},)),
     "logprobs": Unsupported("answers carry no probabilities", (False,)),
     "modalities": Unsupported("answers are text", (["text"],)),
     "moderation": Unsupported("nothing is moderated"),
     "n": Unsupported("a request has one answer", (1,)),
-    "parallel_tool_calls": Unsupported(_NO_TOOLS),
-    "prediction": Unsupported("predicted outputs are not read"),
     "presence_penalty": Unsupported(_SAMPLER, (0,)),
-    "reasoning_effort": Unsupported("the models do not reason apart from their answers"),
+    "reasoning_effort": Unsupported("the models do not reason apart from their answers", ("none",)),
     "response_format": Unsupported(_PLAIN, ({"type": "text"},)),
     "service_tier": Unsupported("there is one tier", ("auto", "default")),
     "store": Unsupported("answers are not stored", (False,)),
-    "tool_choice": Unsupported(_NO_TOOLS, ("none",)),
-    "tools": Unsupported(_NO_TOOLS),
-    "top_logprobs": Unsupported("answers carry no probabilities"),
-    "verbosity": Unsupported("the models have no such control"),
+    "tool_choice": Unsupported(_NO_TOOLS, ("none", "auto")),
+    "tools": Unsupported(_NO_TOOLS, ([],)),
+    "top_logprobs": Unsupported("answers carry no probabilities", (0,)),
+    "verbosity": Unsupported("the models have no such control", ("medium",)),
     "web_search_options": Unsupported("nothing is searched"),
 }
 """Parameters that are refused unless they change nothing."""
 
 UNSUPPORTED_IN_MESSAGES: Final = {
-    "annotations": Unsupported("messages are text and images", ([],)),
     "audio": Unsupported("messages are text and images"),
     "function_call": Unsupported(_NO_TOOLS),
-    "name": Unsupported("the chat templates know roles and no names"),
-    "refusal": Unsupported("a refusal is not told apart from other text"),
-    "tool_calls": Unsupported(_NO_TOOLS),
+    "images": Unsupported("models write no images", ([],)),
+    "tool_calls": Unsupported(_NO_TOOLS, ([],)),
 }
 """Fields of messages, likewise: a message of an answer can be sent back as it came."""
 
+_THOUGHTS: Final = frozenset({
+    *("reasoning", "reasoning_content"),
+    *("thinking", "redacted_thinking"),
+})
+"""Kinds of parts in which clients keep what a model thought before it answered."""
 
-class ChatPart(Body):
+
+def _as_object(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ChatPart(ClientBody):
     """A text or an image."""
 
     type: Literal["text", "image_url"]
     """`text` with `text`, or `image_url` with `image_url`."""
     text: Words | None = None
     """The text of a part of type `text`."""
-    image_url: ImageUrl | None = None
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_object)] | None = None
     """The image of a part of type `image_url`."""
+    annotations: Any = None
+    """Not read: sources of a text."""
+    cache_control: Any = None
+    """Not read: what can be reused is reused."""
+    id: Any = None
+    """Not read."""
+    index: Any = None
+    """Not read: parts are read in their order."""
 
     @whole(mode="after")
     def _fits(self) -> Self:
@@ -77,47 +94,74 @@ class ChatPart(Body):
         return self
 
 
-def _as_parts(value: Any, handler: Callable[[Any], Any]) -> Any:
-    return handler([{"type": "text", "text": value}] if isinstance(value, str) else value)
+def _as_parts(value: Any) -> Any:
+    parts = as_parts(value)
+    if not isinstance(parts, list):
+        return parts
+    return [{"type": "text", "text": each} if isinstance(each, str) else each for each in parts]
 
 
 ChatContent = Annotated[
     list[ChatPart],
-    Field(min_length=1, max_length=64),
-    WrapValidator(_as_parts),
-    WithJsonSchema({
-        "anyOf": [
-            {"type": "string", "maxLength": MAX_TEXT},
-            {
-                "type": "array",
-                "items": {"$ref": "#/components/schemas/ChatPart"},
-                "minItems": 1,
-                "maxItems": 64,
-            },
-        ]
-    }),
+    Field(max_length=64, default_factory=list, validate_default=True),
+    BeforeValidator(_as_parts),
+    content_schema("ChatPart"),
 ]
 
 
-class ChatMessage(Body):
+class ChatMessage(ClientBody):
     """One turn."""
 
     role: Literal["developer", "system", "user", "assistant"]
     """`developer` is OpenAI's newer word for `system`, and is read as it."""
     content: ChatContent
-    """A text, or a list of texts and images in their order."""
+    """A text or parts. An answer may have been empty: null, an empty text or no part."""
+    refusal: Text | None = None
+    """Read as the text of an answer that has none."""
+
     annotations: Any = None
-    """Accepted as null or `[]`, so that an answer can be sent back."""
+    """Not read: sources of a text."""
+    cache_control: Any = None
+    """Not read: what can be reused is reused."""
+    name: Any = None
+    """Not read: chat templates know roles and no names."""
+    parsed: Any = None
+    """Not read: the content of a parsed answer is its text."""
+    provider_specific_fields: Any = None
+    """Not read: LiteLLM keeps in it what OpenAI's shape has no place for."""
+    reasoning: Any = None
+    """Not read, as the other fields of thoughts: models see the answers of earlier turns only."""
+    reasoning_content: Any = None
+    """Not read."""
+    reasoning_details: Any = None
+    """Not read."""
+    thinking_blocks: Any = None
+    """Not read."""
+
     audio: Any = None
     """Not supported: send null, or leave it out."""
     function_call: Any = None
     """Not supported: send null, or leave it out."""
-    name: Any = None
-    """Not supported: send null, or leave it out."""
-    refusal: Any = None
-    """Not supported: send null, or leave it out."""
+    images: Any = None
+    """Not supported: send null or `[]`, or leave it out."""
     tool_calls: Any = None
     """Not supported: send null, or leave it out."""
+
+    @whole(mode="before")
+    @classmethod
+    def _as_answered(cls, value: Any) -> Any:
+        """Read the parts of an answer that are no text or image: thoughts and refusals."""
+        if not isinstance(value, dict) or value.get("role") != "assistant":
+            return value
+        content, refusal = value.get("content"), value.get("refusal")
+        if isinstance(content, list):
+            content = [_answered(part) for part in content if not _is_thought(part)]
+        return {**value, "content": content or refusal}
+
+    @field_validator("content")
+    @classmethod
+    def _is_written(cls, value: list[ChatPart], info: ValidationInfo) -> list[ChatPart]:
+        return refuse_empty(value, info)
 
     @field_validator(*UNSUPPORTED_IN_MESSAGES)
     @classmethod
@@ -125,7 +169,17 @@ class ChatMessage(Body):
         return refuse(UNSUPPORTED_IN_MESSAGES, info.field_name, value)
 
 
-class StreamOptions(Body):
+def _is_thought(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in _THOUGHTS
+
+
+def _answered(part: Any) -> Any:
+    if isinstance(part, dict) and part.get("type") == "refusal":
+        return {"type": "text", "text": part.get("refusal")}
+    return part
+
+
+class StreamOptions(ClientBody):
     """How an answer is streamed."""
 
     include_usage: Annotated[bool, Field(strict=True)] | None = None
@@ -134,18 +188,20 @@ class StreamOptions(Body):
     """Chunks are never padded."""
 
 
-def _as_list(value: Any, handler: Callable[[Any], Any]) -> Any:
-    return handler([value] if isinstance(value, str) else value)
+def _as_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value] if value else []
+    return value
 
 
 _StopText = Annotated[Text, Field(min_length=1, max_length=100)]
 StopTexts = Annotated[
     list[_StopText],
     Field(max_length=8),
-    WrapValidator(_as_list),
+    BeforeValidator(_as_list),
     WithJsonSchema({
         "anyOf": [
-            {"type": "string", "minLength": 1, "maxLength": 100},
+            {"type": "string", "maxLength": 100},
             {
                 "type": "array",
                 "items": {"type": "string", "minLength": 1, "maxLength": 100},
@@ -154,24 +210,26 @@ StopTexts = Annotated[
         ]
     }),
 ]
-MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1)]
 
 
-class ChatCompletionRequest(Body):
+class ChatCompletionRequest(ClientBody):
     """A conversation to answer."""
 
     model: ModelName
     """A base model or an adapter, as `GET /v1/models` lists them."""
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=64)]
-    """A conversation whose last turn is the user's."""
+    """A conversation whose last turn is the user's. System messages come first; several are read
+    as one, with a blank line between them."""
     max_completion_tokens: MaxTokens | None = None
-    """Longest answer, in tokens; 256 when it is left out."""
+    """Longest answer, in tokens: as long as the model's context has room for when it is left out,
+    in either case at most what the deployment allows (`GRIT_INFER_MAX_NEW_TOKENS`)."""
     max_tokens: MaxTokens | None = None
     """The older name of `max_completion_tokens`."""
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = None
     """As OpenAI's, 1 when it is left out (`POST /infer` takes 0, the likeliest tokens)."""
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
-    """Samples from the likeliest tokens that together have this probability; 1 takes all."""
+    top_p: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    """The likeliest tokens of which together have this probability; 0 is the likeliest token."""
     seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
     """The same seed and request give the same answer."""
     stop: StopTexts | None = None
@@ -179,7 +237,7 @@ class ChatCompletionRequest(Body):
     stream: Annotated[bool, Field(strict=True)] | None = None
     """Answer with server-sent events as the text comes."""
     stream_options: StreamOptions | None = None
-    """Only with `stream: true`."""
+    """Of an answer that is streamed; says nothing of another."""
 
     metadata: Any = None
     """Not read."""
@@ -193,6 +251,10 @@ class ChatCompletionRequest(Body):
     """Not read."""
     prompt_cache_retention: Any = None
     """Not read."""
+    parallel_tool_calls: Any = None
+    """Not read: there is no call to make beside another."""
+    prediction: Any = None
+    """Not read: it would make an answer come sooner and not another one."""
 
     audio: Any = None
     """Not supported: answers are text."""
@@ -212,10 +274,6 @@ class ChatCompletionRequest(Body):
     """Not supported."""
     n: Any = None
     """Only 1: a request has one answer."""
-    parallel_tool_calls: Any = None
-    """Not supported."""
-    prediction: Any = None
-    """Not supported."""
     presence_penalty: Any = None
     """Not supported: send 0, or leave it out."""
     reasoning_effort: Any = None
@@ -242,21 +300,20 @@ class ChatCompletionRequest(Body):
     def _refuse(cls, value: Any, info: ValidationInfo) -> Any:
         return refuse(UNSUPPORTED, info.field_name, value)
 
-    @whole(mode="after")
-    def _agrees(self) -> Self:
-        """Check that the parameters fit together.
+    @field_validator("max_tokens")
+    @classmethod
+    def _agrees(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Check that the two names of the bound say the same.
 
         Raises:
             ValueError: If they do not.
         """
-        bounds = {self.max_completion_tokens, self.max_tokens} - {None}
-        if len(bounds) > 1:
+        newer = info.data.get("max_completion_tokens")
+        if newer is not None and value not in {None, newer}:
             raise ValueError(
-                "`max_tokens` and `max_completion_tokens` are two names of one bound; send one"
+                f"it says {value} and `max_completion_tokens`, its newer name, {newer}; send one"
             )
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("`stream_options` is for `stream: true`; leave it out, or stream")
-        return self
+        return value
 
     @property
     def bound_name(self) -> str:

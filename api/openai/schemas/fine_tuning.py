@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, ValidationInfo, WithJsonSchema, WrapValidator, field_validator
 from pydantic import model_validator as whole
 
+from api.openai.schemas.client_body import ClientBody
 from api.openai.schemas.unsupported import Unsupported, refuse
 from api.schemas.config import ModelGRITConfig, TrainingConfig
-from api.schemas.fields import Answer, Body, Id, Line, ModelName
+from api.schemas.fields import Answer, Id, Line, ModelName
 from api.schemas.jobs import JobProgress, LayerNames, MetadataKey, MetadataValue
 from grit_core.config.training import TrainingConfig as CoreTrainingConfig
 from store.models import JobStatus
@@ -35,7 +36,7 @@ def _or_auto(kind: str, **bounds: float) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [number, auto, null]})
 
 
-class FineTuningHyperparameters(Body):
+class FineTuningHyperparameters(ClientBody):
     """How long, how fast, in which batches; `"auto"` leaves a value to the service."""
 
     n_epochs: Annotated[
@@ -58,14 +59,14 @@ class FineTuningHyperparameters(Body):
     """`training.learning_rate`, as a multiple of its default of 2e-4."""
 
 
-class SupervisedMethod(Body):
+class SupervisedMethod(ClientBody):
     """Training on the assistant's answers."""
 
     hyperparameters: FineTuningHyperparameters | None = None
     """How long, how fast, in which batches."""
 
 
-class FineTuningMethod(Body):
+class FineTuningMethod(ClientBody):
     """How the job trains."""
 
     type: Literal["supervised"]
@@ -83,7 +84,7 @@ class FineTuningMethod(Body):
         return refuse(UNSUPPORTED_METHODS, info.field_name, value)
 
 
-class GritOptions(Body):
+class GritOptions(ClientBody):
     """Fields of `POST /jobs` that OpenAI's shape has no place for: `extra_body={"grit": {...}}`."""
 
     preset: Annotated[Line, Field(min_length=1, max_length=100)] | None = None
@@ -113,7 +114,7 @@ class GritOptions(Body):
     """False: the job is `paused` until it is resumed."""
 
 
-class FineTuningJobCreate(Body):
+class FineTuningJobCreate(ClientBody):
     """A request to fine-tune."""
 
     model: ModelName

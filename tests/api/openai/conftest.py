@@ -26,6 +26,7 @@ from tests.api.conftest import MODEL, tiny_inventory
 from tests.e2e.deployment import ROOT, WorkerProcess
 
 VLM = "tests/tiny-vlm"
+HELLO: Any = [{"role": "user", "content": "Which digit is this?"}]
 EVERYDAY = (Scope.READ, Scope.WRITE, Scope.INFER)
 
 
@@ -134,6 +135,26 @@ def team(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def client(server: Server, team: str) -> OpenAI:
     return server.client(team)
+
+
+@pytest.fixture
+def vlm(inference: Callable[[], str]) -> str:
+    return inference()
+
+
+@pytest.fixture
+def ask(client: OpenAI, vlm: str) -> Callable[..., Any]:
+    """Ask the tiny VLM for a short greedy answer."""
+
+    def completed(**fields: Any) -> Any:
+        fields = {"model": vlm, "messages": HELLO, "max_tokens": 8, "temperature": 0, **fields}
+        return client.chat.completions.create(**fields)
+
+    return completed
+
+
+def text_of(answer: Any) -> str:
+    return str(answer.choices[0].message.content)
 
 
 def adapter_folder(source: str, folder: Path, *, model: str = VLM) -> Path:

@@ -18,11 +18,9 @@ from store.database import transaction
 from store.ids import new_id
 from store.models import AdapterOrigin
 from tests.api.conftest import MODEL, png
-from tests.api.openai.conftest import VLM, Server
+from tests.api.openai.conftest import HELLO, VLM, Server, text_of
 
 pytestmark = pytest.mark.slow
-
-HELLO: Any = [{"role": "user", "content": "Which digit is this?"}]
 
 
 def shown(color: int = 7) -> Any:
@@ -31,22 +29,6 @@ def shown(color: int = 7) -> Any:
         {"type": "text", "text": "Which digit is this?"},
     ]
     return [{"role": "user", "content": content}]
-
-
-@pytest.fixture
-def vlm(inference: Callable[[], str]) -> str:
-    return inference()
-
-
-@pytest.fixture
-def ask(client: OpenAI, vlm: str) -> Callable[..., Any]:
-    """Ask the tiny VLM for a short greedy answer."""
-
-    def completed(**fields: Any) -> Any:
-        fields = {"model": vlm, "messages": HELLO, "max_tokens": 8, "temperature": 0, **fields}
-        return client.chat.completions.create(**fields)
-
-    return completed
 
 
 @pytest.fixture
@@ -65,10 +47,6 @@ def adapter(server: Server, team: str, client: OpenAI, trained: Path) -> str:
             prefix=f"adapters/{made}/",
         )
     return made
-
-
-def text_of(answer: Any) -> str:
-    return str(answer.choices[0].message.content)
 
 
 # --- whole
@@ -152,17 +130,80 @@ def test_parameters_that_change_nothing_are_accepted(ask: Callable[..., Any]) ->
         "metadata": {"a": "b"},
         "safety_identifier": "me",
         "prompt_cache_key": "k",
+        "prediction": {"type": "content", "content": "x"},
         "logprobs": False,
+        "top_logprobs": 0,
         "presence_penalty": 0,
         "frequency_penalty": 0.0,
         "response_format": {"type": "text"},
-        "tool_choice": "none",
+        "tool_choice": "auto",
+        "tools": [],
+        "function_call": "auto",
+        "functions": [],
+        "parallel_tool_calls": True,
+        "reasoning_effort": "none",
+        "verbosity": "medium",
+        "stream_options": {"include_usage": True},
+        "stop": "",
         "store": False,
         "service_tier": "auto",
         "modalities": ["text"],
         "logit_bias": {},
     }
     assert text_of(ask(**harmless)) == text_of(ask())
+
+
+def test_a_null_says_nothing_whatever_it_is_the_value_of(ask: Callable[..., Any]) -> None:
+    names = ChatCompletionRequest.model_fields.keys() - {"model", "messages"}
+    nulls = {**dict.fromkeys(names), "max_tokens": 8, "temperature": 0, "of_a_newer_client": None}
+    assert text_of(ask(extra_body=nulls)) == text_of(ask())
+
+
+def test_a_nucleus_of_nothing_is_the_likeliest_token(ask: Callable[..., Any]) -> None:
+    answers = {text_of(ask(temperature=2, top_p=0, seed=seed)) for seed in range(3)}
+    assert answers == {text_of(ask())}
+
+
+# --- the bound of an answer
+
+
+def test_a_prompt_that_fits_is_answered_without_a_bound(ask: Callable[..., Any]) -> None:
+    # 1024 tokens are the model's context: no answer of a fixed length would fit beside these.
+    long = [{"role": "user", "content": "x" * 960}]
+    bound = {"max_tokens": None, "temperature": 0}
+    used = ask(messages=long, **bound).usage
+    assert used.prompt_tokens > 960
+    assert used.total_tokens <= 1024
+
+
+def test_an_answer_beyond_the_bound_of_the_deployment_is_refused(ask: Callable[..., Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"at most 2048 tokens .* 4096 are") as refused:
+        ask(max_tokens=4096)
+    assert (refused.value.param, refused.value.code) == ("max_tokens", "invalid_value")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": 2000}, "max_tokens"),
+        ({"max_tokens": None, "max_completion_tokens": 2000}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": "x" * 2000}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 2000}], "max_tokens": None}, "messages"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_the_words_that_clients_look_for(
+    ask: Callable[..., Any], fields: dict[str, Any], param: str, stream: bool
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(**fields, stream=stream)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", param)
+    assert refused.value.type == "invalid_request_error"
+    # LiteLLM: `is_error_str_context_window_exceeded`.
+    assert "this model's maximum context length is 1024 tokens" in str(refused.value).lower()
+    # LangChain: `_handle_openai_bad_request`; versions of OpenAI's client show the code, or do not.
+    assert "prompt is too long" in refused.value.message
+    assert "Please reduce the length of the messages" in refused.value.message
 
 
 # --- streamed
@@ -213,11 +254,13 @@ def test_a_stream_of_the_asynchronous_client(server: Server, vlm: str, team: str
 def test_a_prompt_that_cannot_be_answered_is_refused_before_anything_is_sent(
     ask: Callable[..., Any], stream: bool
 ) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        ask(max_tokens=2048, stream=stream)
-    assert refused.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="end_of_utterance"):
-        ask(messages=[{"role": "user", "content": "<end_of_utterance>"}], stream=stream)
+    said = ["Hello", "<end_of_utterance>", "Hello"]
+    roles = ["user", "assistant", "user"]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    with pytest.raises(openai.BadRequestError, match="end_of_utterance") as refused:
+        ask(messages=messages, stream=stream)
+    assert refused.value.param == "messages[1].content"
+    assert "line" not in refused.value.message.lower()
 
 
 # --- refused
@@ -226,21 +269,19 @@ def test_a_prompt_that_cannot_be_answered_is_refused_before_anything_is_sent(
 ASKED: dict[str, Any] = {
     "audio": {"voice": "x", "format": "wav"},
     "frequency_penalty": 0.5,
-    "function_call": "auto",
+    "function_call": {"name": "f"},
     "functions": [{"name": "f"}],
     "logit_bias": {"1": 5},
     "logprobs": True,
     "modalities": ["text", "audio"],
     "moderation": {"model": "x"},
     "n": 2,
-    "parallel_tool_calls": True,
-    "prediction": {"type": "content", "content": "x"},
     "presence_penalty": -1,
     "reasoning_effort": "low",
     "response_format": {"type": "json_object"},
     "service_tier": "flex",
     "store": True,
-    "tool_choice": "auto",
+    "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "top_logprobs": 2,
     "verbosity": "low",
@@ -268,13 +309,35 @@ def test_every_parameter_of_the_client_is_known_here() -> None:
     [
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
-        ({"max_tokens": 3}, None, "invalid_value"),
         ({"seed": -1}, "seed", "invalid_value"),
         ({"stop": ["a"] * 9}, "stop", "invalid_value"),
-        ({"stream_options": {"include_usage": True}}, None, "invalid_value"),
+        ({"stop": ["a", 1]}, "stop[1]", "invalid_type"),
+        ({"stop": "x" * 101}, "stop", "invalid_value"),
+        (
+            {"stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "invalid_value",
+        ),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
-        ({"messages": [{**HELLO[0], "name": "me"}]}, "messages[0].name", "unsupported_parameter"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 200_001}]},
+            None,
+            "body_too_large",
+        ),
+        ({"messages": [{**HELLO[0], "nom": "me"}]}, "messages[0].nom", "unknown_parameter"),
+        (
+            {"messages": [*HELLO, {"role": "assistant", "audio": {"id": "a"}}, *HELLO]},
+            "messages[1].audio",
+            "unsupported_parameter",
+        ),
+        (
+            {"messages": [*HELLO, {"role": "system", "content": "Be brief."}, *HELLO]},
+            "messages[1].role",
+            "invalid_value",
+        ),
         (
             {"messages": [{"role": "assistant", "content": "x"}]},
             "messages[0].role",
@@ -313,9 +376,16 @@ def test_what_is_wrong_is_named(
     fields = {"messages": HELLO, "max_completion_tokens": 4, **fields}
     if param == "max_tokens":
         del fields["max_completion_tokens"]
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.APIStatusError) as refused:
         client.chat.completions.create(model=MODEL, **fields)
     assert (refused.value.param, refused.value.code) == (param, code)
+
+
+def test_two_names_of_one_bound_may_not_differ(client: OpenAI) -> None:
+    create = client.chat.completions.create
+    with pytest.raises(openai.BadRequestError, match="newer name, 4; send one") as refused:
+        create(model=MODEL, messages=HELLO, max_tokens=3, max_completion_tokens=4)
+    assert (refused.value.param, refused.value.code) == ("max_tokens", "invalid_value")
 
 
 @pytest.mark.parametrize("stream", [False, True])

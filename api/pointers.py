@@ -1,0 +1,54 @@
+"""Where a fault is, in the words of the request that the caller sent."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final, NoReturn
+
+from pydantic import ValidationError
+
+from api.errors import InvalidRequest, Item, Problem, items_of_validation, problem_of
+from grit_core.errors import GritError
+from grit_core.json_text import within
+from store.errors import StoreError
+
+_NO_NAMES: Final[Mapping[str, str]] = {}
+
+
+@contextmanager
+def pointing_into(body: Any, names: Mapping[str, str] = _NO_NAMES) -> Iterator[None]:
+    """Let every problem that is raised inside point into the caller's body.
+
+    A text may stand for a list of parts, and one value for a list of them: what points into the
+    longer form then points at the text.
+
+    Args:
+        body: As it was sent.
+        names: The caller's pointer for ours; the longest that a pointer begins with counts.
+    """
+    try:
+        yield
+    except Problem as problem:
+        _raise(problem, body, names)
+    except (GritError, StoreError) as error:
+        _raise(problem_of(error), body, names)
+    except ValidationError as error:
+        _raise(InvalidRequest(items_of_validation(error.errors())), body, names)
+
+
+def _raise(problem: Problem, body: Any, names: Mapping[str, str]) -> NoReturn:
+    errors = [_renamed(item, body, names) for item in problem.errors]
+    raise Problem(
+        problem.code, problem.detail, errors=errors, headers=problem.headers, extra=problem.extra
+    ) from None
+
+
+def _renamed(item: Item, body: Any, names: Mapping[str, str]) -> Item:
+    pointer = item.pointer
+    if pointer is None:
+        return item
+    known = [ours for ours in names if pointer == ours or pointer.startswith(f"{ours}/")]
+    if known:
+        ours = max(known, key=len)
+        pointer = names[ours] + pointer[len(ours) :]
+    return replace(item, pointer=within(body, pointer))
