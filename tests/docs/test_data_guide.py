@@ -1,4 +1,4 @@
-"""Every row and every named column of docs/datasets.md, read as it says."""
+"""Every row and every named column of docs/data.md, read as it says."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from grit_core.records import InvalidRecord, parse_record
 from tests.grit_core.records.chats import DARK, RED, chat
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 ROWS = [
     line
     for block in re.findall(r"^```json\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
