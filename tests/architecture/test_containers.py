@@ -1,14 +1,19 @@
 """How the images and the composed services are locked down."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
+
+from store.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
-COMPOSED: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSED: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSED["services"]
 OURS = {name: each for name, each in SERVICES.items() if "build" in each}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -54,11 +59,55 @@ def test_a_service_is_on_a_network_that_was_chosen_for_it(name: str) -> None:
     assert reaches_out == (name == "api" or name.startswith(("worker", "infer")))
 
 
-def test_no_secret_stands_in_the_file() -> None:
+def test_secrets_are_files_and_in_no_variable_url_or_command() -> None:
+    interpolated = set(re.findall(r"\$\{(\w+)", COMPOSE_TEXT))
+    assert interpolated == {"MEM_API", "MEM_WORKER", "MODELS", "SECRETS"}
+    for secret in COMPOSED["secrets"].values():
+        assert secret.keys() == {"file"}
     for name, service in SERVICES.items():
+        assert set(service.get("secrets", [])) <= COMPOSED["secrets"].keys(), name
         for key, value in (service.get("environment") or {}).items():
-            if re.search(r"PASSWORD|SECRET|KEY$", key):
-                assert str(value).startswith("${"), (name, key)
+            assert "@" not in str(value) or ":" not in value.split("://")[1].split("@")[0], key
+            if re.search(r"PASSWORD|SECRET", key):
+                assert key.endswith("_FILE"), (name, key)
+                assert value.removeprefix("/run/secrets/") in service["secrets"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_of_ours_starts_with_the_settings_that_it_is_given(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "a/#?@%:\" '$b"
+    for secret in OURS[name]["secrets"]:
+        (tmp_path / secret).write_text(f"{password}\n")
+    monkeypatch.setenv("GRIT_SECRETS_FOLDER", str(tmp_path))
+    for key, value in OURS[name]["environment"].items():
+        monkeypatch.setenv(key, value)
+    settings = load_settings()
+    assert make_url(settings.database_url).password == password
+    assert settings.s3_secret_access_key is not None
+    assert settings.s3_secret_access_key.get_secret_value() == password
+
+
+def test_the_object_store_gets_its_secret_from_the_file_whatever_characters_it_has(
+    tmp_path: Path,
+) -> None:
+    service = SERVICES["objects"]
+    (secret,) = service["secrets"]
+    password = "a/#?@%:\" '$HOME`id`\\b"
+    (tmp_path / secret).write_text(password)
+    show = tmp_path / "show"
+    show.write_text('#!/bin/sh\nprintf "%s|" "$AWS_SECRET_ACCESS_KEY" "$@"\n')
+    show.chmod(0o755)
+    command = [
+        each
+        .replace("$$", "$")
+        .replace("/run/secrets/", f"{tmp_path}/")
+        .replace("/entrypoint.sh", str(show))
+        for each in (*service["entrypoint"], *service["command"])
+    ]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert shown.stdout.split("|")[:-1] == [password, *service["command"]]
 
 
 @pytest.mark.parametrize("target", ["api", "worker"])
