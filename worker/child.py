@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,8 @@ def _is_secret(name: str, value: str) -> bool:
         name.startswith(_SECRET_PREFIXES)
         or not _SECRET_WORDS.isdisjoint(words)
         or password_of(value) is not None
+        # A raw `/` or `#` in the password hides it from a parser of URLs, and from that one only.
+        or re.search(r"://\S*:\S*@", value) is not None
     )
 
 

@@ -18,7 +18,7 @@ from store.keys import Scope
 from store.settings import Settings
 from tests.api.conftest import Team
 from tests.run_guard import run_mark
-from tests.services import free_port
+from tests.services import S3, free_port
 
 
 def test_health_asks_nothing(client: TestClient) -> None:
@@ -52,6 +52,34 @@ def test_a_database_that_does_not_answer_is_unready_and_unavailable(tmp_path: Pa
         assert answer.headers["Retry-After"]
         assert "127.0.0.1" not in answer.text
         assert client.get("/healthz").status_code == 200
+
+
+def test_a_database_without_tables_is_unready_with_the_command_that_makes_them(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(home=tmp_path, broker_url="redis://127.0.0.1:1/0")
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "unready")
+        assert "run `python -m store migrate`" in ready.json()["checks"]["database"]
+        key = f"grit_{'0' * 12}_{'x' * 43}"
+        answer = client.get("/jobs", headers={"Authorization": f"Bearer {key}"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+def test_a_missing_bucket_is_unready(sqlite_url: str, s3: S3, tmp_path: Path) -> None:
+    settings = Settings(
+        home=tmp_path,
+        database_url=sqlite_url,
+        objects_url="s3://absent/x",
+        s3_endpoint=s3.endpoint,
+        s3_access_key_id=s3.access_key_id,
+        s3_secret_access_key=s3.secret_access_key,  # type: ignore[arg-type] # pydantic makes a secret of it
+    )
+    with TestClient(create_app(settings)) as client:
+        ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["checks"]["objects"] == "does not answer"
 
 
 def test_measures_count_requests_and_jobs_without_names(team: Team) -> None:

@@ -76,6 +76,7 @@ def followed(
         "FOLDER": str(here / "service"),
         "PORT": str(free_port()),
         "MODEL": str(tiny_causal_folder(models)),
+        "PRESET": "llama_fast",
         "ROWS": str(write_jsonl(here / "rows.jsonl", tiny_chat_rows(16, images=False))),
     }
     values, *steps = blocks(WALK)

@@ -74,6 +74,7 @@ def seen(
             "SOME_API_KEY": OTHER,
             "SENTRY_DSN": f"https://{OTHER}@errors",
             "ELSEWHERE": f"amqp://user:{OTHER}@queue",
+            "ELSEWHERE_RAW": f"amqp://user:{OTHER}/#@queue",
         }
         yield gather(deployment, folder, secrets=[DATABASE, BROKER, OTHER, s3.secret_access_key])
     postgres.drop(name)
@@ -310,6 +311,8 @@ BAD_SETTINGS = [
     ("store", {"GRIT_DATABASE_URL": f"postgresql+psycopg://user:{OTHER}@127.0.0.1:1/x"}),
     ("api", {"GRIT_DATABASE_URL": f"postgresql+psycopg://user:{OTHER}@127.0.0.1:port/x"}),
     ("store", {"GRIT_DATABASE_URL": f"{OTHER}@host"}),
+    ("api", {"GRIT_DATABASE_URL": f"postgresql://user:{OTHER}/#?@%:@127.0.0.1:1/x"}),
+    ("store", {"GRIT_BROKER_URL": f"redis://:/{OTHER}@127.0.0.1:1/0"}),
 ]
 
 
@@ -321,6 +324,7 @@ def test_a_process_that_cannot_start_shows_no_secret(
         "GRIT_HOME": str(tmp_path),
         "GRIT_DATABASE_URL": f"postgresql+psycopg://u:{OTHER}@127.0.0.1:1/x",
         "GRIT_BROKER_URL": f"redis://:{OTHER}@127.0.0.1:1/0",
+        "GRIT_S3_ACCESS_KEY_ID": "id",
         "GRIT_S3_SECRET_ACCESS_KEY": OTHER,
     }
     code = "from api.app import create_app; app = create_app(); print(app.state.services)"
