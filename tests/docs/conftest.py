@@ -12,9 +12,12 @@ import pytest
 
 from grit_client.embedded import control
 from grit_client.home import Home
+from tests.api.conftest import api_database_url, app, client, join, services, settings, team
 from tests.docs.pages import ROOT
 from tests.docs.running import reader_environment
 from tests.run_guard import run_mark
+
+__all__ = ["api_database_url", "app", "client", "join", "services", "settings", "team"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """The examples with few rows and few steps: the commands are the page's, the waiting is not."""
+def reader(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Reader]:
+    """The examples with a module's `NUM_ROWS` rows and few steps: only the waiting is not the page's."""
     folder = tmp_path_factory.mktemp("reader")
     digits = folder / "examples" / "digits"
     digits.mkdir(parents=True)
@@ -49,7 +54,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     (folder / ".venv").symlink_to(ROOT / ".venv")
     for name in ("rotated-inverted-train.jsonl", "rotated-inverted-heldout.jsonl"):
         lines = (ROOT / "examples" / "digits" / name).read_text().splitlines(keepends=True)
-        (digits / name).write_text("".join(lines[:400]))
+        (digits / name).write_text("".join(lines[: request.module.NUM_ROWS]))
     job = json.loads((ROOT / "examples" / "jobs" / "digits.json").read_text())
     job["training"] |= {"max_steps": 4, "max_eval_rows": 8}
     (folder / "examples" / "jobs" / "digits.json").write_text(json.dumps(job))

@@ -7,6 +7,9 @@ import pytest
 from tests.docs.conftest import Reader
 from tests.docs.running import run_page, shows
 
+NUM_ROWS = 400
+"""As many as the page reads."""
+
 
 @pytest.mark.slow
 @pytest.mark.e2e

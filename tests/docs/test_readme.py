@@ -5,12 +5,13 @@ import pytest
 from tests.docs.conftest import Reader
 from tests.docs.running import run_page
 
+NUM_ROWS = 40
+
 
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_the_calls_of_the_page_work_one_after_another(reader: Reader) -> None:
-    start = ["grit", "up", "--detach"]
-    reader.run(*start)
+    reader.run("grit", "up", "--detach")
     ran = run_page(
         "README.md", reader.folder, reader.environment, left_out=r"^make ", one_python=True
     )
