@@ -117,3 +117,45 @@ def test_an_interrupted_run_leaves_nothing(
             run.wait()
     wait_for(lambda: not of_run(mark, known))
     wait_for(lambda: not list(Path(tempfile.gettempdir()).glob(f"grit-tests-{mark}-*")))
+
+
+FOREIGN = {
+    "GRIT_URL": "http://127.0.0.1:9",
+    "GRIT_API_KEY": "grit_nonsense",
+    "GRIT_HOME": "/nonexistent",
+    "GRIT_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
+    "GRIT_MAX_BODY_BYTES": "1",
+    "GRIT_ALLOWED_HOSTS": '["elsewhere"]',
+    "OPENAI_BASE_URL": "http://127.0.0.1:9",
+    "HF_HOME": "/nonexistent",
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "elsewhere",
+    "PGHOST": "elsewhere",
+    "TZ": "Asia/Kathmandu",
+    "LC_ALL": "C",
+    "NO_COLOR": "1",
+    "COLUMNS": "40",
+}
+
+
+@pytest.mark.slow
+def test_a_run_reads_no_setting_of_the_machine() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    samples = [
+        "tests/api/test_service.py::test_health_asks_nothing",
+        "tests/api/test_service.py::test_measures_count_requests_and_jobs_without_names",
+        "tests/grit_client/test_cli.py::test_nobody_there_ends_with_3",
+        "tests/store/test_small_parts.py",
+        "tests/run_samples.py",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *samples],
+        cwd=ROOT,
+        env=environment | FOREIGN,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.chaos.submissions import run_submissions
 from tests.chaos.training_kills import run_training_kills
+from tests.run_guard import start_guard
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "reliability"
 
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--pause-seconds", type=float, default=0.2, help="of each of six callers")
     parser.add_argument("--calm-seconds", type=float, default=3.0, help="at most between faults")
     options = parser.parse_args()
+    start_guard()
     good = True
     if options.bytes_per_file:
         good &= _report(

@@ -45,7 +45,7 @@ class Reader:
 def reader(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Reader]:
-    """The examples with a module's `NUM_ROWS` rows and few steps: only the waiting is not the page's."""
+    """The examples with a module's `NUM_ROWS` rows and few steps: the commands are the page's."""
     folder = tmp_path_factory.mktemp("reader")
     digits = folder / "examples" / "digits"
     digits.mkdir(parents=True)

@@ -1,7 +1,6 @@
 """Every file, path of the API, setting and name of the code that README and docs/ name exists."""
 
 import re
-import subprocess
 from functools import cache
 from typing import Final
 
@@ -12,7 +11,15 @@ from grit_core.config import preset_names
 from store.settings import Settings
 from tests.docs.pages import PAGES, ROOT, load, load_blocks, load_words
 
-_TOP: Final = sorted(path.name for path in ROOT.iterdir() if not path.name.startswith("."))
+_IGNORED: Final = {
+    line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+}
+_TOP: Final = sorted(
+    path.name
+    for path in ROOT.iterdir()
+    if not path.name.startswith(".") and path.name not in _IGNORED
+)
+_SOURCES: Final = frozenset({".py", ".toml", ".yml", ".json", ".lock", ".sh", ""})
 _FILE: Final = re.compile(
     rf"(?<![\w/.-])((?:{'|'.join(map(re.escape, _TOP))})/[\w./*-]*\w|[\w.-]+\.(?:md|toml|yml|lock))"
 )
@@ -29,25 +36,15 @@ _PUBLIC_PAGES: Final = {"/docs": {"get"}, "/docs/{name}": {"get"}, "/openapi.jso
 @cache
 def _code() -> str:
     """All of the repository's own code and configuration."""
-    files = subprocess.run(
-        [
-            "git",
-            "ls-files",
-            "*.py",
-            "*.toml",
-            "*.yml",
-            "Makefile",
-            "Dockerfile",
-            "*.json",
-            "*.lock",
-        ],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.splitlines()
-    kept = [file for file in files if not file.startswith(("tests/docs/", "benchmarks/results/"))]
-    return "\n".join((ROOT / file).read_text(encoding="utf-8") for file in kept)
+    left_out = (ROOT / "tests" / "docs", ROOT / "benchmarks" / "results", ROOT / "docs")
+    found = []
+    for top in _TOP:
+        path = ROOT / top
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            is_ours = not any(file.is_relative_to(folder) for folder in left_out)
+            if is_ours and file.is_file() and file.suffix in _SOURCES:
+                found.append(file.read_text(encoding="utf-8", errors="replace"))
+    return "\n".join(found)
 
 
 @cache
@@ -106,15 +103,9 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
                 "/" not in name and name not in _TOP and (ROOT / "docs" / name).exists()
             ):
                 continue
-            if not any(ROOT.glob(name.rstrip("/"))) and not is_ignored(name):
+            if not any(ROOT.glob(name.rstrip("/"))):
                 missing.append(f"{place}: {name}")
     assert not missing, f"there is no {'; no '.join(missing)}"
-
-
-def is_ignored(name: str) -> bool:
-    """Tell whether a path is what a command makes: git ignores it."""
-    done = subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT, check=False)
-    return done.returncode == 0
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -15,6 +15,8 @@ from typing import Any, Final
 import httpx
 import psutil
 
+from tests.run_guard import start_guard
+
 _COUNT: Final = 20_000
 _WARM: Final = 1000
 """Requests after which memory is looked at first: caches are filled then."""
@@ -68,6 +70,7 @@ def measure(client: httpx.Client, service: psutil.Process, key: str) -> dict[str
 
 def main() -> int:
     """Start a service, measure, write the figures; fail on any answer that is no rejection."""
+    start_guard()
     with tempfile.TemporaryDirectory() as home, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
