@@ -18,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--drain-seconds", type=int, default=30, help="time for requests to end on SIGTERM"
     )
+    parser.add_argument(
+        "--root-path", help="prefix under which a proxy serves the API (GRIT_ROOT_PATH)"
+    )
     options = parser.parse_args(arguments)
     # What imports make lives as long as the process: collecting meanwhile costs a tenth of the
     # start, and scanning it later would cost each collection.
@@ -25,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import uvicorn  # noqa: PLC0415 - see above
 
     from api.app import create_app  # noqa: PLC0415 - see above
+    from store.settings import Settings  # noqa: PLC0415 - see above
 
-    app = create_app()
+    app = create_app(None if options.root_path is None else Settings(root_path=options.root_path))
     gc.freeze()
     gc.enable()
     config = uvicorn.Config(

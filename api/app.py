@@ -24,6 +24,7 @@ from api.openai import models as openai_models
 from api.openai.documents import PREFIX as OPENAI_PREFIX
 from api.openai.documents import describe as describe_openai
 from api.openai.errors import render as render_openai_error
+from api.openai.hints import hint_of as hint_of_openai
 from api.rates import Limiter
 from api.routes import (
     adapters,
@@ -128,7 +129,7 @@ def _create_app(settings: Settings, services: Services) -> FastAPI:
     app.state.job_reads = JobReads(services)
     for module in ROUTES:
         app.include_router(module.router)
-    errors.install(app, forms=ERROR_FORMS)
+    errors.install(app, forms=ERROR_FORMS, hints={OPENAI_PREFIX: hint_of_openai})
     _document(app)
     app.add_middleware(
         Envelope,
@@ -137,6 +138,7 @@ def _create_app(settings: Settings, services: Services) -> FastAPI:
         allowed_hosts=settings.allowed_hosts,
         forms=ERROR_FORMS,
         slow_body_seconds=settings.slow_body_seconds,
+        root_path=settings.root_path,
     )
     return app
 

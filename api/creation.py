@@ -12,6 +12,7 @@ from fastapi import Header, Response
 from sqlalchemy.orm import Session
 
 from api.errors import Item, Problem
+from api.links import link
 from api.presentation import present_job
 from api.schemas.jobs import JobRead
 from api.services import Services
@@ -143,7 +144,7 @@ def standing_of(session: Session, services: Services) -> Callable[[Job | JobRow]
 
 
 def _told(response: Response, job: JobRead, *, replayed: bool) -> JobRead:
-    response.headers["Location"] = f"/jobs/{job.id}"
+    response.headers["Location"] = link(f"/jobs/{job.id}")
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return job

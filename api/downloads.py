@@ -1,9 +1,11 @@
 """Adapters as streams of tar: as they are stored, or as vLLM reads them."""
 
+import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -21,11 +23,31 @@ _CHUNK_BYTES: Final = 1024**2
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 
 
-def stream_tar(objects: Objects, prefix: str, manifest: Manifest, *, root: str) -> Iterator[bytes]:
-    """Yield a tar of a stored folder's files under `root/`, byte for byte the same each time.
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """A file in pieces."""
+
+    pieces: Iterator[bytes]
+    num_bytes: int
+    """Of all pieces."""
+
+
+def stored_tar(objects: Objects, prefix: str, manifest: Manifest, *, root: str) -> Download:
+    """Return a tar of a stored folder's files under `root/`, byte for byte the same each time.
 
     It is never held whole in memory or on disk.
     """
+    files = sum(
+        len(_header(entry, root)) + entry.size_bytes + -entry.size_bytes % _BLOCK_BYTES
+        for entry in manifest.files
+    )
+    return Download(
+        pieces=_stream_tar(objects, prefix, manifest, root=root),
+        num_bytes=files + 2 * _BLOCK_BYTES,
+    )
+
+
+def _stream_tar(objects: Objects, prefix: str, manifest: Manifest, *, root: str) -> Iterator[bytes]:
     for entry in manifest.files:
         yield _header(entry, root)
         yield from objects.open_stream(f"{prefix.rstrip('/')}/{entry.path}")
@@ -41,8 +63,8 @@ def vllm_tar(
     root: str,
     language_only: bool,
     tower_connector: bool,
-) -> Iterator[bytes]:
-    """Write an adapter as vLLM reads it and return the tar of that folder, in pieces.
+) -> Download:
+    """Write an adapter as vLLM reads it and return the tar of that folder.
 
     Args:
         objects: Where the adapter is stored.
@@ -72,9 +94,10 @@ def vllm_tar(
         with tarfile.open(fileobj=file, mode="w") as archive:
             for path in sorted(target.iterdir()):
                 archive.add(path, f"{root}/{path.name}", filter=_plain)
+        num_bytes = file.seek(0, os.SEEK_END)
         file.seek(0)
         failing.pop_all()  # from here on the pieces close it
-    return _pieces(file)
+    return Download(pieces=_pieces(file), num_bytes=num_bytes)
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:

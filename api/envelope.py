@@ -13,7 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.audit import AuditTrail, entry_of
+from api.content_encoding import decoded_body
 from api.errors import Problem, Render, problem_of, respond
+from api.links import below, prefix_of, route_path, under
 from api.measures import Measures
 from api.pace import PacedBody
 
@@ -45,8 +47,10 @@ class Envelope:
         allowed_hosts: list[str],
         forms: Mapping[str, Render],
         slow_body_seconds: float,
+        root_path: str = "",
     ) -> None:
         self.app = app
+        self.root_path = root_path
         self.slow_body_seconds = slow_body_seconds
         self.measures = measures
         self.trail = trail
@@ -66,7 +70,9 @@ class _Exchange:
 
     def __init__(self, envelope: Envelope, scope: Scope, receive: Receive, send: Send) -> None:
         self.envelope = envelope
-        self.scope = scope
+        self.method = str(scope["method"])
+        # HEAD is answered as GET is, without the body.
+        self.scope = {**scope, "method": "GET"} if self.method == "HEAD" else scope
         self.receive = receive
         self._send = send
         self.headers = Headers(scope=scope)
@@ -74,13 +80,18 @@ class _Exchange:
         self.status: int | None = None
         self.location: str | None = None
         self.started_at = time.perf_counter()
-        scope["grit.request_id"] = self.request_id
+        self.scope["grit.request_id"] = self.request_id
+        self._has_ended = False
 
     async def run(self) -> None:
         try:
             self._refuse_headers()
+            prefix = self._prefix()
+            if prefix:
+                self.scope = under(prefix, self.scope)
             body = PacedBody(self.receive, seconds=self.envelope.slow_body_seconds)
-            await self.envelope.app(self.scope, body, self.send)
+            with below(prefix):
+                await self.envelope.app(self.scope, decoded_body(self.scope, body), self.send)
         except ClientDisconnect:
             self.status = self.status or 499
         except Exception as error:  # noqa: BLE001 - the last catch; it is logged and answered
@@ -89,6 +100,9 @@ class _Exchange:
             self._finish()
 
     async def send(self, message: Message) -> None:
+        if self.method == "HEAD" and message["type"] == "http.response.body":
+            await self._end_without_body(message)
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = (b"x-request-id", self.request_id.encode("ascii"))
@@ -102,6 +116,18 @@ class _Exchange:
                 *(pair for pair in _HEADERS if pair[0] not in present),
             ]
         await self._send(message)
+
+    async def _end_without_body(self, message: Message) -> None:
+        """End an answer to HEAD; whatever would make more of its body is stopped.
+
+        Raises:
+            ClientDisconnect: If there would be more.
+        """
+        if not self._has_ended:
+            self._has_ended = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        if message.get("more_body"):
+            raise ClientDisconnect
 
     def _request_id(self) -> str:
         sent = self.headers.get("x-request-id", "")
@@ -117,6 +143,12 @@ class _Exchange:
         if hosts and not any(fnmatchcase(host.lower(), pattern) for pattern in hosts):
             raise Problem("bad_request", "This service does not answer to this Host.")
 
+    def _prefix(self) -> str:
+        try:
+            return prefix_of(self.scope, configured=self.envelope.root_path)
+        except ValueError as error:
+            raise Problem("bad_request", str(error)) from None
+
     async def _fail(self, error: Exception) -> None:
         problem = problem_of(error)
         if problem.code == "internal_error":
@@ -129,7 +161,7 @@ class _Exchange:
         response = respond(
             problem,
             request_id=self.request_id,
-            path=str(self.scope["path"]),
+            path=route_path(self.scope),
             forms=self.envelope.forms,
         )
         await response(self.scope, self.receive, self.send)
@@ -139,7 +171,7 @@ class _Exchange:
         route = getattr(self.scope.get("route"), "path", "unmatched")
         status = self.status or 500
         self.envelope.measures.observe(
-            method=self.scope["method"], route=route, status=status, seconds=seconds
+            method=self.method, route=route, status=status, seconds=seconds
         )
         entry = entry_of(
             self.scope, status=status, request_id=self.request_id, location=self.location
@@ -149,7 +181,7 @@ class _Exchange:
         log.info(
             "request",
             request_id=self.request_id,
-            method=self.scope["method"],
+            method=self.method,
             path=self._path(),
             status=status,
             seconds=round(seconds, 4),

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from api.links import route_path
 from api.schemas.problems import PROBLEM_MEDIA_TYPE, problem_type, safe_input
 from grit_core import errors as core
 from grit_core.json_text import pointer_of, within
@@ -244,6 +245,8 @@ def _patience(error: Exception) -> dict[str, str]:
 
 Render = Callable[[Problem, str], JSONResponse]
 """Renders a problem; the second argument is the request's id."""
+Hint = Callable[[Request], str | None]
+"""Says what a request to an unknown path is likely to be meant for, if it knows."""
 
 
 def respond(
@@ -293,12 +296,19 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get("grit.request_id", ""))
 
 
-def install(app: FastAPI, *, forms: Mapping[str, Render]) -> None:
-    """Answer every error of an app: in one of the forms, or with a problem document."""
+def install(app: FastAPI, *, forms: Mapping[str, Render], hints: Mapping[str, Hint]) -> None:
+    """Answer every error of an app: in one of the forms, or with a problem document.
+
+    Args:
+        app: The app.
+        forms: The form of errors by the prefix of their paths.
+        hints: What is said to a request for an unknown path, by the prefix whose form it gets.
+    """
 
     def answer(request: Request, problem: Problem) -> JSONResponse:
         request_id = request_id_of(request)
-        return respond(problem, request_id=request_id, path=request.url.path, forms=forms)
+        path = route_path(request.scope)
+        return respond(problem, request_id=request_id, path=path, forms=forms)
 
     async def domain(request: Request, error: Exception) -> JSONResponse:
         problem = problem_of(error)
@@ -307,19 +317,14 @@ def install(app: FastAPI, *, forms: Mapping[str, Render]) -> None:
         return answer(request, problem)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
-        errors, body = [], None
-        if isinstance(error, RequestValidationError):
-            errors, body = list(error.errors()), error.body
-        # A body of many small faults would become an answer of many times its size.
-        told = [_within(body, _item_of_validation(each)) for each in errors[:MAX_ITEMS]]
-        problem: Problem = InvalidRequest(told)
-        if len(errors) > MAX_ITEMS:
-            detail = f"The request has {len(errors)} faults; the first {MAX_ITEMS} are told."
-            problem = Problem("request_invalid", detail, errors=told)
-        return answer(request, problem)
+        return answer(request, _problem_of_validation(error))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         problem = _problem_of_http(error)
+        for prefix, hint in hints.items():
+            if problem.code == "not_found" and (words := hint(request)) is not None:
+                problem = replace(problem, detail=f"{problem.detail} {words}")
+                return forms[prefix](problem, request_id_of(request))
         if problem.code == "method_not_allowed":
             problem = replace(problem, headers={"Allow": _methods_at(request)})
         return answer(request, problem)
@@ -331,13 +336,25 @@ def install(app: FastAPI, *, forms: Mapping[str, Render]) -> None:
     app.add_exception_handler(HTTPException, http)
 
 
+def _problem_of_validation(error: Exception) -> Problem:
+    errors, body = [], None
+    if isinstance(error, RequestValidationError):
+        errors, body = list(error.errors()), error.body
+    # A body of many small faults would become an answer of many times its size.
+    told = [_within(body, _item_of_validation(each)) for each in errors[:MAX_ITEMS]]
+    if len(errors) > MAX_ITEMS:
+        detail = f"The request has {len(errors)} faults; the first {MAX_ITEMS} are told."
+        return Problem("request_invalid", detail, errors=told)
+    return InvalidRequest(told)
+
+
 def _methods_at(request: Request) -> str:
     """Return all methods of the request's path; the router names those of its first route alone."""
     found: set[str] = set()
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         scope = {**request.scope, "method": method}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes):
-            found.add(method)
+            found |= {method, "HEAD"} if method == "GET" else {method}
     return ", ".join(sorted(found))
 
 

@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from sqlalchemy.orm import Session
 
 from api.creation import standing_of
+from api.links import below, current_prefix
 from api.schemas.jobs import JobRead
 from api.services import Services
 from store.errors import NotFound
@@ -38,6 +39,8 @@ class JobSeen(NamedTuple):
 class _Wanted(NamedTuple):
     job_id: str
     team: str
+    prefix: str
+    """Of the links that the caller is to follow."""
     answer: asyncio.Future[JobSeen]
 
 
@@ -64,7 +67,7 @@ class JobReads:
         desk = self._desks.get(loop)
         if desk is None:
             desk = self._desks.setdefault(loop, _Desk())
-        wanted = _Wanted(job_id, team, loop.create_future())
+        wanted = _Wanted(job_id, team, current_prefix(), loop.create_future())
         desk.waiting.append(wanted)
         if len(desk.looks) < CONNECTIONS:
             look = loop.create_task(self._look(desk))
@@ -100,7 +103,8 @@ class JobReads:
                 found.append(NotFound("job", wanted.job_id))
                 continue
             try:
-                found.append(_seen(show(row)))
+                with below(wanted.prefix):
+                    found.append(_seen(show(row)))
             except ValueError as error:  # a row that cannot be shown is no other caller's fault
                 found.append(error)
         return found

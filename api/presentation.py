@@ -3,6 +3,7 @@
 import math
 from typing import Any, Final
 
+from api.links import link
 from api.schemas.adapters import AdapterRead
 from api.schemas.datasets import DatasetRead
 from api.schemas.jobs import (
@@ -38,7 +39,7 @@ def present_job(
     job: Job | JobRow, *, position: int | None = None, reason: str | None = None
 ) -> JobRead:
     """Return a job as it stands; `position` and `reason` say why it waits."""
-    path = f"/jobs/{job.id}"
+    path = link(f"/jobs/{job.id}")
     num_layers, trainable_parameters = _size_of(job)
     links = {name: f"{path}/{name}" for name in _PARTS}
     return JobRead(
@@ -154,7 +155,7 @@ def present_attempt(attempt: Attempt) -> AttemptRead:
 
 def present_dataset(dataset: Dataset) -> DatasetRead:
     """Return a dataset."""
-    path = f"/datasets/{dataset.id}"
+    path = link(f"/datasets/{dataset.id}")
     return DatasetRead.model_validate({
         **_columns(dataset, DatasetRead),
         "links": {"self": path, "report": f"{path}/report"},
@@ -163,12 +164,12 @@ def present_dataset(dataset: Dataset) -> DatasetRead:
 
 def present_adapter(adapter: Adapter) -> AdapterRead:
     """Return an adapter."""
-    path = f"/adapters/{adapter.id}"
+    path = link(f"/adapters/{adapter.id}")
     links = {"self": path, "download": f"{path}/download"}
     if adapter.job_id is not None:
-        links["job"] = f"/jobs/{adapter.job_id}"
+        links["job"] = link(f"/jobs/{adapter.job_id}")
     if adapter.parent_id is not None:
-        links["parent"] = f"/adapters/{adapter.parent_id}"
+        links["parent"] = link(f"/adapters/{adapter.parent_id}")
     return AdapterRead.model_validate({
         **_columns(adapter, AdapterRead),
         "job": adapter.job_id,
@@ -180,6 +181,7 @@ def present_adapter(adapter: Adapter) -> AdapterRead:
 
 def present_model(row: BaseModelRow) -> ModelRead:
     """Return a base model."""
+    path = link(f"/models/{row.id}")
     inventory = row.inventory or {}
     layers = inventory.get("layers")
     return ModelRead.model_validate({
@@ -188,7 +190,7 @@ def present_model(row: BaseModelRow) -> ModelRead:
         "total_parameters": inventory.get("total_parameters"),
         "num_layers": None if layers is None else len(layers),
         "probe": inventory.get("probe"),
-        "links": {"self": f"/models/{row.id}", "layers": f"/models/{row.id}/layers"},
+        "links": {"self": path, "layers": f"{path}/layers"},
     })
 
 

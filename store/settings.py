@@ -88,6 +88,9 @@ class Settings(BaseSettings):
 
     allowed_hosts: list[str] = []
     """Globs of the Host names that the API answers to (without ports). Empty: any."""
+    root_path: Annotated[str, Field(pattern=r"^((/[A-Za-z0-9._~-]+)+)?$")] = ""
+    """Prefix under which a proxy serves the API, such as `/grit`; links in answers begin with it.
+    Empty: none, or what the proxy says in `X-Forwarded-Prefix`."""
 
     # --- rows
     pool_size: PositiveInt = 10
@@ -170,7 +173,7 @@ class Settings(BaseSettings):
     # --- inference
     infer_timeout_seconds: PositiveSeconds = 120.0
     """Longest wait of `POST /infer` for its answer, or for the next piece of a stream."""
-    infer_max_new_tokens: PositiveInt = 2048
+    infer_max_new_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = 2048
     """Longest answer in tokens: the bound of a request, and where it names none, its default."""
     infer_keep_seconds: PositiveInt = 300
     """How long an answer that nobody reads stays in the mailbox."""

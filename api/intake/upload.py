@@ -19,6 +19,7 @@ from api.intake.canonical import Intake
 from api.intake.judge import DatasetOrder
 from api.intake.judgement import judged_dataset
 from api.intake.quota import drop_unneeded, refuse_upload
+from api.links import link
 from api.schemas.datasets import OnBadRows
 from api.schemas.problems import safe_input
 from api.services import Services
@@ -275,5 +276,5 @@ def _rejection(dataset: Dataset, intake: Intake) -> Problem:
         f"{intake.num_bad_rows} of {intake.num_rows + intake.num_bad_rows} rows cannot be used."
         " Correct them, or upload with on_bad_rows=skip to leave them out."
     )
-    links = {"dataset": dataset.id, "report": f"/datasets/{dataset.id}/report"}
+    links = {"dataset": dataset.id, "report": link(f"/datasets/{dataset.id}/report")}
     return Problem("dataset_rejected", detail, errors=items, extra=links)

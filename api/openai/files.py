@@ -17,6 +17,7 @@ from api.errors import InvalidRequest, Item, Problem
 from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import Upload, receive_form, store_upload, upload_of
+from api.links import link
 from api.openai.models import seconds
 from api.openai.pages import MAX_ROWS, After, Rows, cursor_after
 from api.openai.schemas.files import OpenAIFile, OpenAIFileList
@@ -104,7 +105,7 @@ async def upload_file(
         dataset = await to_thread.run_sync(
             store_upload, services, caller.team, upload, limiter=intake_limiter(services.settings)
         )
-    response.headers["Location"] = f"/v1/files/{dataset.id}"
+    response.headers["Location"] = link(f"/v1/files/{dataset.id}")
     return present_file(dataset)
 
 

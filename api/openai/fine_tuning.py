@@ -10,6 +10,7 @@ from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once, s
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Item
+from api.links import link
 from api.openai.fine_tuning_answers import (
     checkpoint_id,
     present_checkpoint,
@@ -76,7 +77,7 @@ async def create_tuning(
     mark = once(_ROUTE, key=idempotency_key, content=content)
     with pointing_into(content, names_of(body)):
         job = await create_once(services, caller, response, mark, resolve)
-    response.headers["Location"] = f"/v1/fine_tuning/jobs/{job.id}"
+    response.headers["Location"] = link(f"/v1/fine_tuning/jobs/{job.id}")
     return present_tuning(job, num_tokens=None)
 
 

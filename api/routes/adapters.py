@@ -11,13 +11,14 @@ from api.compression import consider_compression
 from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
-from api.downloads import stream_tar, vllm_tar
+from api.downloads import stored_tar, vllm_tar
 from api.errors import InvalidRequest, Item
 from api.intake.adapter_files import MAX_FILES
 from api.intake.adapters import adapter_of, import_adapter, max_upload_bytes
 from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import receive_form
+from api.links import link
 from api.pagination import Cursor, Limit
 from api.presentation import present_adapter
 from api.routing import ServiceRouter
@@ -112,7 +113,7 @@ async def import_one(
         )
     if not is_new:
         response.status_code = 200
-    response.headers["Location"] = f"/adapters/{adapter.id}"
+    response.headers["Location"] = link(f"/adapters/{adapter.id}")
     return present_adapter(adapter)
 
 
@@ -191,7 +192,7 @@ def download_adapter(
         known = base_models.get(session, adapter.model).inventory if layout == "vllm" else None
     if known is not None:
         inventory = ModelInventory.from_json(known)
-        pieces = vllm_tar(
+        tar = vllm_tar(
             services.objects,
             adapter.prefix,
             inventory,
@@ -201,12 +202,12 @@ def download_adapter(
         )
     else:
         manifest = services.objects.read_manifest(adapter.prefix)
-        pieces = stream_tar(services.objects, adapter.prefix, manifest, root=adapter.id)
+        tar = stored_tar(services.objects, adapter.prefix, manifest, root=adapter.id)
     name = f'attachment; filename="{adapter.id}.tar"'
     return StreamingResponse(
-        pieces,
+        tar.pieces,
         media_type="application/x-tar",
-        headers={"Content-Disposition": name},
+        headers={"Content-Disposition": name, "Content-Length": str(tar.num_bytes)},
     )
 
 

@@ -11,6 +11,7 @@ from api.documents import problems
 from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import receive, store_upload
+from api.links import link
 from api.pagination import Cursor, Limit
 from api.presentation import present_dataset
 from api.routing import ServiceRouter
@@ -87,7 +88,7 @@ async def upload_dataset(
         dataset = await to_thread.run_sync(
             store_upload, services, caller.team, upload, limiter=intake_limiter(services.settings)
         )
-    response.headers["Location"] = f"/datasets/{dataset.id}"
+    response.headers["Location"] = link(f"/datasets/{dataset.id}")
     return present_dataset(dataset)
 
 

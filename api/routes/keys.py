@@ -8,6 +8,7 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Item
+from api.links import link
 from api.presentation import present_key
 from api.routing import ServiceRouter
 from api.schemas.keys import KeyCreate, KeyCreated, KeyList, KeyRotate
@@ -35,7 +36,7 @@ def create_key(
             expires_at=expires_at,
         ),
     )
-    response.headers["Location"] = f"/keys/{row.id}"
+    response.headers["Location"] = link(f"/keys/{row.id}")
     return KeyCreated(**present_key(row).model_dump(), key=text)
 
 
@@ -69,7 +70,7 @@ def rotate_key(
         ),
     )
     request.app.state.doorkeeper.forget()
-    response.headers["Location"] = f"/keys/{row.id}"
+    response.headers["Location"] = link(f"/keys/{row.id}")
     return KeyCreated(**present_key(row).model_dump(), key=text)
 
 

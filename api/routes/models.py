@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from fastapi import Response
+from fastapi import Depends, Response
 
 from api.auth import requires
 from api.dependencies import ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Problem
+from api.links import link
+from api.openai_clients import refuse_openai_clients
 from api.presentation import describe_unready, present_model
 from api.routing import ServiceRouter
 from api.schemas.models import ModelCreate, ModelLayers, ModelList, ModelRead
@@ -20,7 +22,7 @@ from store.models import ModelStatus
 router = ServiceRouter("models")
 
 
-@router.get("/models")
+@router.get("/models", dependencies=[Depends(refuse_openai_clients)])
 @requires(Scope.READ)
 def list_models(services: ServicesDep) -> ModelList:
     """List the base models that this deployment knows, and what else it allows."""
@@ -58,7 +60,7 @@ def register_model(
     except ValueError as error:
         raise Problem("model_conflict", f"{error}.".replace("..", ".")) from None
     services.doorbell.ring_models()
-    response.headers["Location"] = f"/models/{row.id}"
+    response.headers["Location"] = link(f"/models/{row.id}")
     return present_model(row)
 
 
@@ -83,7 +85,11 @@ def read_model_layers(model_id: str, services: ServicesDep) -> ModelLayers:
     )
 
 
-@router.get("/models/{model_id:path}", responses=problems("not_found"))
+@router.get(
+    "/models/{model_id:path}",
+    responses=problems("not_found"),
+    dependencies=[Depends(refuse_openai_clients)],
+)
 @requires(Scope.READ)
 def read_model(model_id: str, services: ServicesDep) -> ModelRead:
     """Return a base model."""

@@ -19,6 +19,8 @@ from api.schemas.fields import Answer, Body, Id, ModelName, Text
 
 MAX_TEXT = 200_000
 MAX_IMAGES = 8
+MAX_NEW_TOKENS = 1_000_000
+"""Of any deployment; each has a bound of its own (`GRIT_INFER_MAX_NEW_TOKENS`)."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -138,7 +140,7 @@ class InferRequest(Body):
     """A single user turn, in place of `messages`."""
     images: Annotated[list[ImageText], Field(default_factory=list, max_length=MAX_IMAGES)]
     """Data URLs: shown before `prompt`, or taken by the `image` parts of `messages` in order."""
-    max_new_tokens: Annotated[int, Field(strict=True, ge=1)] | None = None
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS)] | None = None
     """Longest answer. As long as the model's context has room for when it is left out; in either
     case at most what the deployment allows (`GRIT_INFER_MAX_NEW_TOKENS`, by default 2048)."""
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] = 0

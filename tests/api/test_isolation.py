@@ -45,7 +45,17 @@ NAMING: dict[str, tuple[str, ...]] = {
 WORDS = {
     *("name", "suffix", "team", "user", "metadata", "plan_hash", "device", "preset", "purpose"),
     *("model_name", "model_type", "layer_patterns", "text_layers", "vision_layers"),
-    *("cross_modal_layers", "prompt", "content", "text", "url", "images", "stop", "file"),
+    *(
+        "cross_modal_layers",
+        "prompt",
+        "content",
+        "refusal",
+        "text",
+        "url",
+        "images",
+        "stop",
+        "file",
+    ),
     *("created_after", "created_before", "expires_at", "id", "since", "source"),
 }
 """Those that name no row of a team: words, times, patterns, and what administrators register."""

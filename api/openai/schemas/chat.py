@@ -9,6 +9,7 @@ from api.openai.schemas.client_body import ClientBody
 from api.openai.schemas.unsupported import Unsupported, refuse
 from api.schemas.fields import Answer, ModelName, Text
 from api.schemas.infer import (
+    MAX_NEW_TOKENS,
     ImageUrl,
     InferUsage,
     Words,
@@ -210,7 +211,7 @@ StopTexts = Annotated[
         ]
     }),
 ]
-MaxTokens = Annotated[int, Field(strict=True, ge=1)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS)]
 
 
 class ChatCompletionRequest(ClientBody):

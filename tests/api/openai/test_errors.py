@@ -55,7 +55,7 @@ def test_what_is_refused_before_a_route_is_reached_has_the_form(
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     assert answer.json()["error"]["code"] == code
     if status == 405:
-        assert answer.headers["Allow"] == "GET, POST"
+        assert answer.headers["Allow"] == "GET, HEAD, POST"
 
 
 def test_headers_beyond_the_bound_have_the_form(server: Server) -> None:
