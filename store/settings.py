@@ -172,7 +172,8 @@ class Settings(BaseSettings):
 
     # --- inference
     infer_timeout_seconds: PositiveSeconds = 120.0
-    """Longest wait of `POST /infer` for its answer, or for the next piece of a stream."""
+    """Longest wait of `POST /infer` without news: for the first token of its answer, and while it
+    grows, whole or streamed."""
     infer_max_new_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = 2048
     """Longest answer in tokens: the bound of a request, and where it names none, its default."""
     infer_keep_seconds: PositiveInt = 300

@@ -1,4 +1,4 @@
-"""The pieces of one answer on their way to the mailbox: at once when rare, else in lumps."""
+"""What is sent of an answer while it grows: its pieces, or that it grows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 LUMP_SECONDS: Final = 0.02
 """Pieces that come within so long of the last one wait for each other."""
+NEWS_SECONDS: Final = 10.0
+"""How often the caller of a whole answer hears that it grows."""
 
 
 class AnswerStream:
-    """Sends pieces of text in order. Of one thread."""
+    """Sends pieces of text in order, at once when they are rare, else in lumps. Of one thread."""
 
     def __init__(self, mailbox: Mailbox, request_id: str) -> None:
         self._mailbox = mailbox
@@ -44,3 +46,29 @@ class AnswerStream:
             self._mailbox.answer(self._request_id, message)
         except QueueUnavailable:
             return
+
+
+class WholeAnswer:
+    """Sends nothing of an answer but, now and then, that it grows. Of one thread.
+
+    So a long answer is waited for as long as it takes, and one that has stopped growing is not.
+    """
+
+    def __init__(self, mailbox: Mailbox, request_id: str, *, every_seconds: float) -> None:
+        self._mailbox = mailbox
+        self._request_id = request_id
+        self._every_seconds = every_seconds
+        self._sent_at = time.monotonic()
+
+    def add(self, _text: str) -> None:
+        """Take note of a piece."""
+        if time.monotonic() - self._sent_at < self._every_seconds:
+            return
+        self._sent_at = time.monotonic()
+        try:
+            self._mailbox.answer(self._request_id, {"delta": "", "at": 0})
+        except QueueUnavailable:
+            return
+
+    def flush_due(self) -> None:
+        """Do nothing: no piece waits."""

@@ -31,7 +31,7 @@ from store.objects import Objects
 from store.queue import INFER_TASK, INFERENCE_QUEUES, REGISTER_MODELS_TASK
 from store.settings import Settings
 from worker.adapter_cache import AdapterCache
-from worker.answer_stream import AnswerStream
+from worker.answer_stream import NEWS_SECONDS, AnswerStream, WholeAnswer
 from worker.app import app
 from worker.model_probe import probe_in_process
 from worker.periodic import Periodic
@@ -232,11 +232,10 @@ class InferenceWorker:
             seed=payload["seed"],
             stop=tuple(payload["stop"]),
         )
-        pieces = AnswerStream(self._mailbox, running.id) if payload.get("stream") else None
+        pieces = self._pieces(running.id, streams=payload.get("stream", False))
 
         def should_stop() -> bool:
-            if pieces is not None:
-                pieces.flush_due()
+            pieces.flush_due()
             out_of_time = self._stop_at is not None and time.monotonic() > self._stop_at
             return running.cancelled or out_of_time
 
@@ -246,7 +245,7 @@ class InferenceWorker:
                 payload["model"]["source"],
                 request,
                 adapter=adapter,
-                on_text=None if pieces is None else pieces.add,
+                on_text=pieces.add,
                 should_stop=should_stop,
             )
         return _reply_of(
@@ -255,6 +254,12 @@ class InferenceWorker:
             load_seconds=fetched_seconds + found.load_seconds,
             total_seconds=queue_seconds + time.perf_counter() - started,
         )
+
+    def _pieces(self, request_id: str, *, streams: bool) -> AnswerStream | WholeAnswer:
+        if streams:
+            return AnswerStream(self._mailbox, request_id)
+        every_seconds = min(NEWS_SECONDS, self._settings.infer_timeout_seconds / 4)
+        return WholeAnswer(self._mailbox, request_id, every_seconds=every_seconds)
 
     @contextmanager
     def _adapter(self, named: dict[str, str] | None) -> Iterator[AdapterSource | None]:

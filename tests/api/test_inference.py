@@ -264,6 +264,20 @@ def test_a_worker_that_stops_hands_the_request_back(service: Service) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("timeout_seconds", [1.5])
+def test_a_whole_answer_that_grows_may_last_longer_than_the_time_out(service: Service) -> None:
+    def act(mailbox: Mailbox, request_id: str) -> None:
+        for _ in range(6):
+            say(mailbox, request_id, "", 0)
+            time.sleep(0.4)
+        mailbox.answer(request_id, ENDED)
+
+    with service.answering(act):
+        answer = service.ask()
+    assert (answer.status_code, answer.json()["output"]) == (200, ENDED["output"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout_seconds", [1.5])
 def test_a_stream_with_news_may_last_longer_than_the_time_out(service: Service) -> None:
     def act(mailbox: Mailbox, request_id: str) -> None:
         for number in range(6):

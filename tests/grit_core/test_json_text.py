@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from grit_core.json_text import InvalidJson, decode
+from grit_core.json_text import InvalidJson, decode, within
 
 
 def refused(data: bytes, **bounds: int) -> tuple[str, str]:
@@ -31,3 +31,22 @@ def test_so_many_values_are_read_and_no_more(value: object) -> None:
     assert decode(data, max_values=100) == value
     code, detail = refused(data, max_values=99)
     assert (code, "99" in detail) == ("too_many_values", True)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "cut"),
+    [
+        ("/content/0/text", "/content"),
+        ("/parts/0/text", "/parts/0/text"),
+        ("/parts/0/image/url", "/parts/0/image/url"),
+        ("/parts/1/text", "/parts/1/text"),
+        ("/parts/0/text/0", "/parts/0/text"),
+        ("/nothing/0", "/nothing"),
+        ("/a~1b/0", "/a~1b"),
+        ("/missing/0/x", "/missing/0/x"),
+        ("", ""),
+    ],
+)
+def test_a_pointer_leads_into_no_text(pointer: str, cut: str) -> None:
+    value = {"content": "Hi", "parts": [{"text": "Hi"}], "nothing": None, "a/b": 1}
+    assert within(value, pointer) == cut

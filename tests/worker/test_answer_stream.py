@@ -9,7 +9,7 @@ import pytest
 from store.inference import Mailbox
 from store.settings import Settings
 from tests.services import free_port
-from worker.answer_stream import LUMP_SECONDS, AnswerStream
+from worker.answer_stream import LUMP_SECONDS, AnswerStream, WholeAnswer
 
 
 @pytest.fixture
@@ -51,4 +51,21 @@ def test_pieces_that_follow_at_once_are_sent_together(mailbox: Mailbox) -> None:
 def test_a_silent_broker_stops_nothing() -> None:
     mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0"))
     AnswerStream(mailbox, "one").add("a")
+    mailbox.close_sync()
+
+
+def test_a_whole_answer_says_now_and_then_that_it_grows(mailbox: Mailbox) -> None:
+    answer = WholeAnswer(mailbox, "one", every_seconds=0.05)
+    answer.add("a")
+    assert received(mailbox) == []
+    time.sleep(0.05)
+    for piece in "bcd":
+        answer.add(piece)
+    answer.flush_due()
+    assert received(mailbox) == [{"delta": "", "at": 0}]
+
+
+def test_a_silent_broker_stops_no_whole_answer() -> None:
+    mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0"))
+    WholeAnswer(mailbox, "one", every_seconds=0).add("a")
     mailbox.close_sync()

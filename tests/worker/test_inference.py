@@ -146,6 +146,38 @@ def test_a_chat_with_a_control_token_is_refused_as_the_users_fault(
     )
     assert reply["error"]["category"] == "user"
     assert "<end_of_utterance>" in reply["error"]["message"]
+    assert [fault["pointer"] for fault in reply["error"]["faults"]] == ["/messages/0/content"]
+
+
+def test_an_empty_question_is_refused_by_its_place_and_names_no_line(
+    embedded_settings, worker, model
+):
+    error = ask(
+        embedded_settings,
+        worker,
+        model={"id": "tiny", "source": str(model)},
+        messages=[
+            {"role": "system", "content": [{"type": "text", "text": ""}]},
+            {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": ""}]},
+            {"role": "user", "content": [{"type": "text", "text": " "}]},
+        ],
+    )["error"]
+    assert [fault["pointer"] for fault in error["faults"]] == ["/messages/3/content"]
+    assert error["message"] == "The message is empty; write text or an image."
+
+
+def test_an_answer_without_a_bound_has_the_room_that_its_prompt_leaves(
+    embedded_settings, worker, model
+):
+    long = [{"role": "user", "content": "x" * 960}]
+    fields = {"model": {"id": "tiny", "source": str(model)}, "messages": long}
+    fields["max_new_tokens"] = 2048
+    found = ask(embedded_settings, worker, **fields, shorten_to_fit=True)
+    assert found["usage"]["prompt_tokens"] + found["usage"]["completion_tokens"] <= 1024
+    refused = ask(embedded_settings, worker, **fields)["error"]
+    assert refused["code"] == "request_too_large"
+    assert [fault["pointer"] for fault in refused["faults"]] == ["/max_new_tokens"]
 
 
 def test_a_model_that_went_away_is_named_in_the_answer(embedded_settings, worker, tmp_path):
