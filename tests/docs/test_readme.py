@@ -23,4 +23,4 @@ def test_the_calls_of_the_page_work_one_after_another(reader: Reader) -> None:
     assert '"finish_reason"' in session
     assert "succeeded" in terminal
     assert asked.strip()
-    assert (reader.folder / "out" / "adapter_model.safetensors").exists(), local
+    assert (reader.folder / "out" / "adapter" / "adapter_model.safetensors").exists(), local
