@@ -142,9 +142,11 @@ def tiny_vlm_folder(tmp: Path, *, seed: int = 0, text_layers: int = 2) -> Path:
     return folder
 
 
-def tiny_causal_folder(tmp: Path, *, seed: int = 0, chat_template: bool = True) -> Path:
-    """Write a random text-only Llama (hidden 32, 2 layers) as a Hugging Face folder."""
-    folder = tmp / f"tiny-causal-{seed}-{chat_template}"
+def tiny_causal_folder(
+    tmp: Path, *, seed: int = 0, chat_template: bool = True, layers: int = 2
+) -> Path:
+    """Write a random text-only Llama (hidden 32) as a Hugging Face folder."""
+    folder = tmp / f"tiny-causal-{seed}-{chat_template}{'' if layers == 2 else f'-{layers}'}"
     if (folder / "model.safetensors").exists():
         return folder
     tokenizer = byte_tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -154,7 +156,7 @@ def tiny_causal_folder(tmp: Path, *, seed: int = 0, chat_template: bool = True) 
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=1024,

@@ -231,6 +231,7 @@ def test_models_are_listed_registered_and_show_their_layers(team: Team, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sqlite_url")
 def test_the_service_answers_soon_after_its_start(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "api", "--port", str(port)]
@@ -252,6 +253,7 @@ def test_the_service_answers_soon_after_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sqlite_url")
 def test_answers_on_an_inherited_socket_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
     """Head and body are two writes; with Nagle's algorithm on the second waits 40 ms."""
     with socket.socket() as listener:

@@ -75,7 +75,7 @@ def followed(
         "S3_ACCESS_KEY_ID": s3.access_key_id,
         "FOLDER": str(here / "service"),
         "PORT": str(free_port()),
-        "MODEL": str(tiny_causal_folder(models)),
+        "MODEL": str(tiny_causal_folder(models, layers=4)),
         "PRESET": "llama_fast",
         "ROWS": str(write_jsonl(here / "rows.jsonl", tiny_chat_rows(16, images=False))),
     }

@@ -46,6 +46,7 @@ def test_settings_come_from_the_environment(
     monkeypatch.setenv("GRIT_HOME", "here")
     monkeypatch.setenv("GRIT_ALLOWED_MODELS", '["org/*"]')
     monkeypatch.setenv("GRIT_LEASE_SECONDS", "30")
+    monkeypatch.setenv("GRIT_S3_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("GRIT_S3_SECRET_ACCESS_KEY", "hush")
     settings = Settings()
     assert settings.home == tmp_path / "here"
@@ -57,7 +58,7 @@ def test_settings_come_from_the_environment(
 
 
 def test_a_lease_shorter_than_its_heartbeat_is_refused() -> None:
-    with pytest.raises(ValueError, match="lease_seconds"):
+    with pytest.raises(ValueError, match="GRIT_LEASE_SECONDS is 5"):
         Settings(lease_seconds=5, heartbeat_seconds=10)
 
 
