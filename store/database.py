@@ -39,12 +39,18 @@ def create_engine_from(settings: Settings) -> Engine:
     """Return the engine for SQLite or PostgreSQL, with this deployment's time limits.
 
     Raises:
-        ValueError: If the SQLite file is on a network file system, or its folder cannot be made.
+        ValueError: If the SQLite file is on a network file system, its folder cannot be made, or
+            the driver of PostgreSQL is not installed.
     """
     url = sqlalchemy.make_url(settings.database_url)
     if settings.is_sqlite:
         return _sqlite_engine(url, settings)
-    return _postgresql_engine(url, settings)
+    try:
+        return _postgresql_engine(url, settings)
+    except ImportError as error:  # psycopg, or the libpq below it
+        raise ValueError(
+            f"PostgreSQL's driver cannot be loaded ({error}); run: pip install 'psycopg[binary]'"
+        ) from None
 
 
 @contextmanager

@@ -129,8 +129,8 @@ def translate(error: DBAPIError) -> StorageUnavailable | StorageFull:
     for remedy in _REMEDIES:
         if remedy.words.search(str(error.orig).lower()):
             fault = "does not answer" if remedy.passing else "cannot be used"
-            told = f"The database {fault}: {words} ({remedy.advice})"
-            return StorageUnavailable(told, passing=remedy.passing)
+            message = f"The database {fault}: {words} ({remedy.advice})"
+            return StorageUnavailable(message, passing=remedy.passing)
     # Without a state the connection was lost or never came to be.
     passing = sqlstate in _PASSING_SQLSTATES or sqlstate is None
     return StorageUnavailable(f"The database does not answer: {words}", passing=passing)

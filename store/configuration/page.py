@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 from pydantic_settings import BaseSettings
@@ -10,6 +11,7 @@ from pydantic_settings import BaseSettings
 from store.configuration.faults import CLIENT_VARIABLES, is_secret, variable_name
 
 _SECTION: Final = re.compile(r"    # --- (.+)")
+_QUOTED: Final = re.compile(r"`(\w+)`")
 _FIELD: Final = re.compile(r"    (\w+): ")
 _MOST_SECONDS: Final = 315_360_000
 """Said once, at the head of the page."""
@@ -53,12 +55,19 @@ def render_page(settings_class: type[BaseSettings]) -> str:
         for field in fields:
             info = settings_class.model_fields[field]
             meaning = " ".join((info.description or "").split()).replace("|", "\\|")
+            meaning = _QUOTED.sub(partial(_name_variable, settings_class), meaning)
             if is_secret(settings_class, field):
                 meaning += " Never shown."
             name, value = variable_name(field), _render_type(schema[field])
             lines.append(f"| `{name}` | {value} | {_render_default(info.default)} | {meaning} |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _name_variable(settings_class: type[BaseSettings], found: re.Match[str]) -> str:
+    """Return a quoted name as the variable that it stands for, if it is a setting."""
+    is_setting = found[1] in settings_class.model_fields
+    return f"`{variable_name(found[1])}`" if is_setting else found[0]
 
 
 def _read_sections(settings_class: type[BaseSettings]) -> Iterator[tuple[str, list[str]]]:

@@ -24,6 +24,8 @@ BROKER_SCHEMES: Final = {
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.~-]*)(?::(?P<port>[0-9]{1,5}))?")
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+_QUERY_PASSWORD: Final = re.compile(r"[?&]\w*password=", re.IGNORECASE)
+"""Drivers take it from there too; but what hides passwords would not know it."""
 _ENCODE: Final = (
     "percent-encode `/ # ? @ % :` in it (`/` is %2F, `#` %23, `?` %3F, `@` %40, `%` %25, `:` %3A),"
     " or leave the password out of the URL and set"
@@ -96,6 +98,8 @@ def _normalize(url: str, *, schemes: Mapping[str, str], example: str, password_s
     encode = f"{_ENCODE} {password_setting}"
     end = re.search(r"[/?#]", rest)
     authority, tail = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
+    if _QUERY_PASSWORD.search(tail):
+        raise ValueError(f"it has a password after its `?`; take it out and set {password_setting}")
     if "@" in tail or "#" in tail:
         raise ValueError(f"it can be read in more than one way: {encode}")
     credentials, _, address = authority.rpartition("@")

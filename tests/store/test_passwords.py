@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from store import migrate
 from store.configuration.sources import InvalidSettings
 from store.database import create_engine_from
 from store.errors import QueueUnavailable, StorageUnavailable
@@ -151,6 +152,23 @@ def test_any_database_password_connects_and_a_raw_one_in_a_url_does_or_is_refuse
     if isinstance(error, StorageUnavailable):
         assert "%" in password, "only an escape may be read as something else"
     assert_unseen(password, caplog.text)
+
+
+def test_a_migration_runs_whatever_percent_signs_the_password_has(
+    postgres: Postgres, role: str, tmp_path: Path
+) -> None:
+    password = "XZ79%(here)s%%/#@"
+    set_password(postgres, role, password)
+    statement = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+    postgres.execute(statement.format(sql.Identifier(role), sql.Identifier(role)))
+    url = f"postgresql://{role}@127.0.0.1:{postgres.port}/{role}"
+    engine = create_engine_from(
+        Settings(home=tmp_path, database_url=url, database_password=password)
+    )  # type: ignore[arg-type] # pydantic makes a secret of it
+    migrate.upgrade(engine)
+    assert check_tables(engine) is None
+    migrate.downgrade(engine, "base")
+    engine.dispose()
 
 
 def test_a_wrong_database_password_is_refused_with_what_to_check(

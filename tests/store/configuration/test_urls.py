@@ -50,7 +50,7 @@ def test_a_percent_encoded_password_stays_what_it_is(password: str) -> None:
 @example("p@h/x")
 @example("\t")
 def test_a_raw_password_in_a_url_is_read_as_it_was_meant_or_refused_unseen(password: str) -> None:
-    assume(not password.startswith(":"))  # an empty user name, then: nobody can tell
+    assume(not password.startswith(":"))  # an empty user name, then: any reading may be meant
     secret = f"c4n{password}ry"  # so that no piece of it is a word of the message
     try:
         url = normalize_database_url(f"postgresql://grit:{secret}@h.example:5432/d")
@@ -98,10 +98,11 @@ def test_an_unambiguous_raw_password_connects(raw: str, password: str) -> None:
         "postgresql+asyncpg://u:c4nry@h/d",
         "postgresql://u:c4nry@h:70000/d",
         "postgresql://u:c4nry@h/d\n",
+        "postgresql://u@h/d?sslmode=require&password=c4nry",
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_without_its_parts(url: str) -> None:
-    with pytest.raises(ValueError, match=r"write|percent-encode|port") as refused:
+    with pytest.raises(ValueError, match=r"write|percent-encode|port|after its") as refused:
         normalize_database_url(url)
     assert "c4n" not in str(refused.value)
     assert "ry" not in str(refused.value).replace("query", "")
