@@ -19,6 +19,7 @@ from api.services import Services
 from api.submission import DEVICE_SEEN_SECONDS
 from api.waiting import PLACES
 from grit_core.config.devices import DeviceStrategy, choose_device
+from grit_core.grammars import json_schema_grammar
 from store import adapters, base_models, jobs, workers
 from store.database import transaction
 from store.errors import NotFound, QueueFull
@@ -46,14 +47,25 @@ class Question:
     """Where in the request each message of the payload was written, as a JSON pointer."""
 
 
-async def prepare(services: Services, team: str, body: InferRequest) -> Question:
-    """Check everything that a request names or holds; what is wrong is raised as a `Problem`."""
+async def prepare(
+    services: Services, team: str, body: InferRequest, *, grammar: str = ""
+) -> Question:
+    """Check everything that a request names or holds; what is wrong is raised as a `Problem`.
+
+    Args:
+        services: What the request is checked against.
+        team: Who asks.
+        body: The request.
+        grammar: What the answer is held to where the request has no schema.
+    """
     fetches = bool(services.settings.remote_image_hosts) and names_urls(body)
     limiter = fetch_limiter() if fetches else None
-    return await to_thread.run_sync(_prepare, services, team, body, limiter=limiter)
+    return await to_thread.run_sync(_prepare, services, team, body, grammar, limiter=limiter)
 
 
-def _prepare(services: Services, team: str, body: InferRequest) -> Question:
+def _prepare(services: Services, team: str, body: InferRequest, grammar: str) -> Question:
+    if body.answer_schema is not None:
+        grammar = json_schema_grammar(body.answer_schema, pointer="/schema")
     remote = RemoteImages(
         services.settings.remote_image_hosts, seconds=services.settings.remote_image_seconds
     )
@@ -82,6 +94,7 @@ def _prepare(services: Services, team: str, body: InferRequest) -> Question:
         "top_p": body.top_p,
         "seed": body.seed,
         "stop": body.stop,
+        "grammar": grammar,
         "stream": body.stream,
         "submitted_at": time.time(),
     }

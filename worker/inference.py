@@ -231,6 +231,7 @@ class InferenceWorker:
             top_p=payload["top_p"],
             seed=payload["seed"],
             stop=tuple(payload["stop"]),
+            grammar=payload.get("grammar", ""),
         )
         pieces = self._pieces(running.id, streams=payload.get("stream", False))
 

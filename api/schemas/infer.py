@@ -154,6 +154,8 @@ class InferRequest(Body):
         Field(default_factory=list, max_length=8),
     ]
     """Texts that end the answer, and are not part of it."""
+    answer_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """A JSON schema that the answer is held to: JSON that the schema allows, if it is whole."""
     stream: Annotated[bool, Field(strict=True)] = False
     """Answer with server-sent events: `delta` for each piece of text, `done` with the answer."""
 

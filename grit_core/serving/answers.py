@@ -23,6 +23,8 @@ class GenerationRequest:
     """With a temperature: the same seed gives the same answer."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are not part of it."""
+    grammar: str = ""
+    """What the answer is held to (`grit_core.grammars`); nothing for free text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,141 @@
+"""Grammars that answers are held to, as the grammar engine (llguidance) reads them.
+
+A grammar is one text in the engine's variant of Lark; a JSON schema stands in it as a `%json`
+rule. White space between the parts of a JSON value is free but bounded: nothing, one blank, or one
+line break with its indentation. So compact, usual and indented JSON can all be written, and no
+answer can go on with blanks for ever.
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final
+
+from llguidance import LLMatcher, LLParserLimits
+
+from grit_core.errors import Fault, InvalidConfig
+from grit_core.json_schemas import parse_json_schema, subschemas
+from grit_core.json_text import pointer_of
+
+LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+"""Bounds on what the engine may build: some 100 MB and some tens of milliseconds a token."""
+
+WHITESPACE: Final = r"[ ]|\r?\n([ ]{0,32}|\t{0,8})"
+"""Between two parts of a JSON value, at most once."""
+
+_OPTIONS: Final = {
+    "whitespace_flexible": True,
+    "whitespace_pattern": WHITESPACE,
+    # Models that were tuned on `json.dumps` write é as \u00e9.
+    "json_allow_general_unicode_escapes": True,
+}
+_LEAD: Final = r"JSON_LEAD: /[ \n]/"
+_LOCATING_SECONDS: Final = 1.0
+
+
+def json_rule(schema: Mapping[str, Any], *, pointer: str = "/schema") -> str:
+    """Return the part of a rule that stands for the values of a JSON schema: `%json {...}`.
+
+    Args:
+        schema: A JSON schema of draft 2020-12 or one before.
+        pointer: Where it stands in the request.
+
+    Raises:
+        InvalidConfig: Answers cannot be held to it; the faults' pointers lead into it.
+    """
+    plain = parse_json_schema(schema, pointer=pointer)
+    rule = f"%json {_written(plain)}"
+    try:
+        validate_grammar(f"start: {rule}\n", pointer=pointer)
+    except InvalidConfig as error:
+        raise InvalidConfig([_located(error.faults[0], plain, pointer=pointer)]) from None
+    return rule
+
+
+def json_schema_grammar(schema: Mapping[str, Any], *, pointer: str = "/schema") -> str:
+    """Return the grammar of the JSON texts that a schema allows.
+
+    A blank or a line break may stand before the value: templates that end in `Assistant:` teach
+    models to begin with one.
+
+    Args:
+        schema: A JSON schema of draft 2020-12 or one before.
+        pointer: Where it stands in the request.
+
+    A schema that answers cannot be held to raises `InvalidConfig`, with pointers into it.
+    """
+    return f"start: JSON_LEAD? json\njson: {json_rule(schema, pointer=pointer)}\n{_LEAD}\n"
+
+
+def json_object_grammar() -> str:
+    """Return the grammar of all JSON objects."""
+    return json_schema_grammar({"type": "object"})
+
+
+def validate_grammar(grammar: str, *, pointer: str = "/grammar") -> None:
+    """Check that the engine takes a grammar.
+
+    Args:
+        grammar: In the engine's variant of Lark.
+        pointer: What the fault points to.
+
+    Raises:
+        InvalidConfig: It does not; the fault says why.
+    """
+    reason = _refusal(grammar)
+    if reason:
+        raise InvalidConfig([
+            Fault(
+                pointer=pointer,
+                code="schema_too_large" if "too " in reason else "schema_unsupported",
+                detail=f"Answers cannot be held to this: {reason}.",
+            )
+        ])
+
+
+@lru_cache(maxsize=64)
+def _refusal(grammar: str) -> str:
+    """Return why the engine refuses a grammar, or nothing. Other threads run meanwhile."""
+    return plain_reason(LLMatcher.validate_grammar(grammar, None, limits=LIMITS))
+
+
+def plain_reason(message: str) -> str:
+    """Return the engine's message without its position and the grammar's own lines."""
+    text = re.sub(r"^at \d+\(\d+\): ", "", message).split("\n   1 | ", 1)[0]
+    text = text.removeprefix("failed to compile JSON schema: ")
+    if "\nerror: " in text:  # a regular expression, with a drawing of the place
+        head, _, text = text.partition("\nerror: ")
+        pattern = head.partition("\n")[2].strip().splitlines()
+        text = f"{text} (pattern {pattern[0].strip()})" if pattern else text
+    text = re.sub(r" while processing \S+", "", text)
+    text = text.replace("Unimplemented keys:", "unsupported keywords")
+    if text.startswith("oneOf "):
+        text = "alternatives of `oneOf` may fit one value together; use `anyOf`"
+    return " ".join(text.split())[:300].rstrip(".")
+
+
+def _written(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": _OPTIONS}, separators=(",", ":"))
+
+
+def _located(fault: Fault, root: dict[str, Any], *, pointer: str) -> Fault:
+    """Return a fault with a pointer to the innermost schema that is refused for this reason."""
+    definitions: dict[str, Any] = {
+        key: root[key] for key in ("$defs", "definitions") if key in root
+    }
+    deadline = time.monotonic() + _LOCATING_SECONDS
+    path: tuple[str | int, ...] = ()
+    children = subschemas(root)
+    while (step := next(children, None)) is not None and time.monotonic() < deadline:
+        keys, child = step
+        if not isinstance(child, dict):
+            continue
+        try:
+            validate_grammar(f"start: %json {_written(definitions | child)}\n", pointer=pointer)
+        except InvalidConfig as error:
+            if error.faults[0].detail == fault.detail:
+                path, children = path + keys, subschemas(child)
+    return replace(fault, pointer=pointer + pointer_of(path))
