@@ -31,6 +31,7 @@ from grit_core.library_errors import library_errors_as, reason
 from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
 from grit_core.serving.batch import Batch
+from grit_core.serving.constraint import MaskThread
 from grit_core.serving.lone_answer import answer_alone
 from grit_core.serving.resident_model import Prompt, ResidentModel
 from grit_core.serving.ticket import Ticket
@@ -91,6 +92,7 @@ class GenerationEngine:
         self._weights: OrderedDict[tuple[str, str], AdapterWeights] = OrderedDict()
         self._batches: dict[ResidentModel, Batch] = {}
         self._waiting: list[Ticket] = []
+        self._masks = MaskThread()
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -115,7 +117,8 @@ class GenerationEngine:
 
         A model or adapter that cannot be loaded raises `ModelUnavailable` or `AdapterInvalid`, a
         chat that the model's template refuses `InvalidDataset`, one that does not fit into the
-        model's context `InvalidConfig`, and a request that was stopped `Interrupted`.
+        model's context or a grammar that it cannot be held to `InvalidConfig`, and a request that
+        was stopped `Interrupted`.
         """
         started = time.perf_counter()
         with self._door:
@@ -141,6 +144,7 @@ class GenerationEngine:
             thread = self._thread
         if thread is not None:
             thread.join()
+        self._masks.close()
 
     def resident_adapters(self, source: str) -> tuple[str, ...]:
         """The adapters in place beside a base model, the least recently used first."""
@@ -304,7 +308,9 @@ class GenerationEngine:
         with self._changed:
             batch = self._batches.get(resident)
             if batch is None:
-                batch = self._batches[resident] = Batch(resident, max_rows=self._max_batch)
+                batch = self._batches[resident] = Batch(
+                    resident, masks=self._masks, max_rows=self._max_batch
+                )
         if not batch.has_room(ticket):
             return False
         try:

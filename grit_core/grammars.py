@@ -14,16 +14,18 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from grit_core.errors import Fault, InvalidConfig
 from grit_core.json_schemas import parse_json_schema, subschemas
 from grit_core.json_text import pointer_of
 
-LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+LIMITS: Final = LLParserLimits(
+    max_items_in_row=10_000, max_lexer_states=50_000, verbose_errors=False
+)
 """Bounds on what the engine may build: some 100 MB and some tens of milliseconds a token."""
 
-WHITESPACE: Final = r"[ ]|\r?\n([ ]{0,32}|\t{0,8})"
+WHITESPACE: Final = r"[ ]|\n([ ]{0,20}|\t{0,5})"
 """Between two parts of a JSON value, at most once."""
 
 _OPTIONS: Final = {
@@ -33,6 +35,7 @@ _OPTIONS: Final = {
     "json_allow_general_unicode_escapes": True,
 }
 _LEAD: Final = r"JSON_LEAD: /[ \n]/"
+_TOO_LARGE: Final = re.compile(r"too (big|large|many)|max is|exceed", re.IGNORECASE)
 _LOCATING_SECONDS: Final = 1.0
 
 
@@ -50,6 +53,7 @@ def json_rule(schema: Mapping[str, Any], *, pointer: str = "/schema") -> str:
     rule = f"%json {_written(plain)}"
     try:
         validate_grammar(f"start: {rule}\n", pointer=pointer)
+        _validate_opening(f"start: {rule}\n", pointer=pointer)
     except InvalidConfig as error:
         raise InvalidConfig([_located(error.faults[0], plain, pointer=pointer)]) from None
     return rule
@@ -87,13 +91,34 @@ def validate_grammar(grammar: str, *, pointer: str = "/grammar") -> None:
     """
     reason = _refusal(grammar)
     if reason:
-        raise InvalidConfig([
-            Fault(
-                pointer=pointer,
-                code="schema_too_large" if "too " in reason else "schema_unsupported",
-                detail=f"Answers cannot be held to this: {reason}.",
-            )
-        ])
+        raise InvalidConfig([_fault(reason, pointer)])
+
+
+def _validate_opening(grammar: str, *, pointer: str) -> None:
+    """Check that the engine finds what may come first within its bounds.
+
+    Raises:
+        InvalidConfig: It does not.
+    """
+    reason = _opening_refusal(grammar)
+    if reason:
+        raise InvalidConfig([_fault(reason, pointer)])
+
+
+def _fault(reason: str, pointer: str) -> Fault:
+    return Fault(
+        pointer=pointer,
+        code="schema_too_large" if _TOO_LARGE.search(reason) else "schema_unsupported",
+        detail=f"Answers cannot be held to this: {reason}.",
+    )
+
+
+@lru_cache(maxsize=64)
+def _opening_refusal(grammar: str) -> str:
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return plain_reason(matcher.get_error()) if matcher.is_error() else ""
 
 
 @lru_cache(maxsize=64)
@@ -110,6 +135,7 @@ def plain_reason(message: str) -> str:
         head, _, text = text.partition("\nerror: ")
         pattern = head.partition("\n")[2].strip().splitlines()
         text = f"{text} (pattern {pattern[0].strip()})" if pattern else text
+    text = text.split("\n<non-verbose/>", 1)[0]
     text = re.sub(r" while processing \S+", "", text)
     text = text.replace("Unimplemented keys:", "unsupported keywords")
     if text.startswith("oneOf "):

@@ -7,7 +7,7 @@ left to it (`grit_core.grammars`).
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from grit_core.errors import Fault, InvalidConfig
 from grit_core.json_text import pointer_of
@@ -18,6 +18,11 @@ MAX_CHAIN: Final = 600
 """Bound on the levels of a schema, when each definition stands where it is referred to.
 
 The engine goes down one level by one call, and a chain of some thousands overflows its stack."""
+
+MAX_OPTIONAL: Final = 300
+"""Bound on the properties of one object that need not be there.
+
+Any of them may come next, and the work of a token grows with the square of their number."""
 
 _MAPS: Final = ("$defs", "definitions", "properties", "patternProperties")
 _LISTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -164,6 +169,17 @@ class _Reader:
         for key in ("exclusiveMinimum", "exclusiveMaximum"):
             if isinstance(plain.get(key), bool):
                 self._refuse(key, "give the bound itself, as JSON Schema does since 2017", path)
+        described, required = plain.get("properties"), plain.get("required")
+        if not isinstance(described, dict):
+            return
+        num_optional = len(described.keys() - set(required if _is_names(required) else ()))
+        if num_optional > MAX_OPTIONAL:
+            self._fault(
+                (*path, "properties"),
+                "schema_too_large",
+                f"The object has {num_optional:,} optional properties; at most {MAX_OPTIONAL} are"
+                " allowed. Name the others in `required`, or put them into objects of their own.",
+            )
 
     def _note_reference(self, plain: dict[str, Any], path: Path) -> None:
         target = plain.get("$ref")
@@ -202,7 +218,7 @@ class _Reader:
             if _tells_apart(name, resolved):
                 # A branch without the property would fit beside another one.
                 plain["anyOf"] = [
-                    branch if name in full.get("required", ()) else {**branch, "required": [name]}
+                    _with_required(branch, name, full.get("required"))
                     for branch, full in zip(branches, resolved, strict=True)
                 ]
                 del plain["oneOf"]
@@ -228,6 +244,10 @@ def _says_nothing(key: str, value: Any) -> bool:
     return key == "x-guidance" or any(
         type(value) is type(each) and value == each for each in _WITHOUT_EFFECT.get(key, ())
     )
+
+
+def _is_names(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _allows_text(schema: Mapping[str, Any]) -> bool:
@@ -279,12 +299,20 @@ def _shared_names(branches: list[Any]) -> list[str]:
     if not described or not all(isinstance(each, dict) for each in described):
         return []
     first, *others = (each or {} for each in described)
-    required = [set(branch.get("required", ())) for branch in branches]
+    names = [branch.get("required") for branch in branches]
+    required = [set(each) if _is_names(each) else set() for each in names]
     return [
         name
         for name in first
-        if all(name in other for other in others) and all(name in names for names in required)
+        if all(name in other for other in others) and all(name in each for each in required)
     ]
+
+
+def _with_required(branch: dict[str, Any], name: str, required: Any) -> dict[str, Any]:
+    if _is_names(required) and name in required:
+        return branch
+    own = branch.get("required")
+    return {**branch, "required": [*(own if _is_names(own) else ()), name]}
 
 
 def _tells_apart(name: str, branches: list[Any]) -> bool:
@@ -296,6 +324,8 @@ def _tells_apart(name: str, branches: list[Any]) -> bool:
         if not isinstance(described, dict):
             return False
         values = described.get("enum", [described["const"]] if "const" in described else [])
+        if not isinstance(values, list):
+            return False
         texts = {json.dumps(value, sort_keys=True) for value in values}
         if not texts or texts & seen:
             return False

@@ -7,6 +7,7 @@ notice. Each row has its adapter's slot, its own sampler and its own length.
 from collections.abc import Iterable
 from typing import Final
 
+from grit_core.serving.constraint import MaskThread
 from grit_core.serving.resident_model import Prefilled, ResidentModel
 from grit_core.serving.row_cache import RowCache, row_room, token_room
 from grit_core.serving.ticket import Ticket
@@ -19,10 +20,16 @@ class Batch:
     """Rows that share their steps. The engine's thread alone uses it."""
 
     def __init__(
-        self, resident: ResidentModel, *, max_rows: int, max_key_bytes: int = MAX_KEY_BYTES
+        self,
+        resident: ResidentModel,
+        *,
+        masks: MaskThread,
+        max_rows: int,
+        max_key_bytes: int = MAX_KEY_BYTES,
     ) -> None:
         """Begin without rows."""
         self.resident = resident
+        self._masks = masks
         self.tickets: list[Ticket] = []
         self._rows = RowCache(max_rows=max_rows)
         self._max_rows, self._max_key_bytes = max_rows, max_key_bytes
@@ -57,12 +64,18 @@ class Batch:
     def step(self) -> None:
         """Choose one more token for every row; rows whose answer ended leave."""
         tickets = self.tickets
+        held = [ticket.constraint for ticket in tickets if ticket.constraint is not None]
+        masks = self._masks.prepare(held)  # beside the model's step
         logits_BV = self.resident.step(
             [ticket.ids[-1] for ticket in tickets],
             self._rows,
             slots=[ticket.slot for ticket in tickets],
             offsets=[ticket.offset for ticket in tickets],
         )
+        if masks is not None:
+            masks.result()
+            for row, ticket in enumerate(tickets):
+                ticket.constrain(logits_BV[row])
         likeliest = logits_BV.argmax(-1).tolist()
         plain = self.resident.chooses_plainly
         ended = [

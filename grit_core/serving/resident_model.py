@@ -10,7 +10,7 @@ Shape suffixes: B rows, T tokens, V vocabulary.
 
 import logging
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -24,6 +24,8 @@ from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.models.shared_length import shared_length
 from grit_core.serving.adapter_weights import AdapterWeights
+from grit_core.serving.constraint import Constraint
+from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 from grit_core.serving.image_features import ImageFeatures
 from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
 from grit_core.serving.row_cache import RowCache, is_plain
@@ -131,6 +133,8 @@ class ResidentModel:
         self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
         self.shares_steps = self._can_share_steps()
         self._shared_length = shared_length(text)
+        self._grammars: GrammarTokenizer | None = None
+        self._reading_vocabulary = threading.Lock()
         self.encoding = threading.Lock()
         """Held while its processor is used."""
         self.in_flight = 0
@@ -156,6 +160,27 @@ class ResidentModel:
         """Whether a request of so many tokens, its answer included, can share steps."""
         limit = self._shared_length
         return self.shares_steps and (limit is None or num_tokens <= limit)
+
+    def constrain(self, grammar: str, stop_token_ids: Iterable[int]) -> Constraint | None:
+        """Begin to hold an answer to a grammar. The vocabulary is read for the first one.
+
+        Args:
+            grammar: As `grit_core.grammars` writes it; empty for a free answer.
+            stop_token_ids: What ends the answer.
+
+        A tokenizer that cannot be held to a grammar, or a grammar that is wrong or too large,
+        raises `InvalidConfig`.
+        """
+        if not grammar:
+            return None
+        with self._reading_vocabulary:
+            if self._grammars is None:
+                tokenizer = self.encoder.renderer.tokenizer
+                end = min(self.stop_token_ids, default=tokenizer.eos_token_id or 0)
+                with self.encoding:
+                    backend = copy_backend(tokenizer)
+                self._grammars = GrammarTokenizer(backend, eos_token_id=end)
+        return Constraint(self._grammars.compile(grammar), self._grammars, stop_token_ids)
 
     def features_of(self, prompt: Prompt, adapter: AdapterWeights | None) -> Hashable | None:
         """What the features of a prompt's images depend on; none where there are none."""

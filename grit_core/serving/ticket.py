@@ -37,9 +37,12 @@ class Ticket:
         self.prompt_ids: list[int] = prompt.ids_T.tolist()
         trained = frozenset() if adapter is None else adapter.stop_token_ids
         self._stop_token_ids = resident.stop_token_ids | trained
-        self._text = TextStream(
-            resident.encoder.renderer.tokenizer, request.stop, blank=resident.blank
-        )
+        self.constraint = resident.constrain(request.grammar, self._stop_token_ids)
+        """What the answer is held to; none where it is free."""
+        tokenizer = resident.encoder.renderer.tokenizer
+        if self.constraint is not None:
+            tokenizer = self.constraint.tokenizer  # the text is what the grammar has seen
+        self._text = TextStream(tokenizer, request.stop, blank=resident.blank)
         self._sampler = TokenSampler(
             temperature=request.temperature, top_p=request.top_p, seed=request.seed
         )
@@ -68,7 +71,13 @@ class Ticket:
         """Take the first token; true when it was the last."""
         self.offset = prefilled.offset
         self._cached_tokens, self._image_cached = prefilled.cached_tokens, prefilled.image_cached
+        self.constrain(prefilled.logits_V)
         return self.choose(prefilled.logits_V)
+
+    def constrain(self, logits_V: Tensor) -> None:
+        """Take the tokens out of the logits, in place, that the request does not allow next."""
+        if self.constraint is not None:
+            self.constraint.apply(logits_V)
 
     def choose(self, logits_V: Tensor, *, likeliest: int | None = None) -> bool:
         """Choose the next token; true when the answer ends with it.
@@ -88,10 +97,16 @@ class Ticket:
             self._first_token_seconds = time.perf_counter() - self._asked
         self.ids.append(token)
         ended = token in self._stop_token_ids
+        whole = False
+        if self.constraint is not None and not ended:
+            whole = self.constraint.accept(token)
+            if self.constraint.fault is not None:
+                self._finish_reason = "error"
+                return True
         piece = "" if ended else self._text.add(token)
         if piece:
             self.outbox.put(piece)
-        if ended or self._text.stopped:
+        if ended or whole or self._text.stopped:
             self._finish_reason = "stop"
         elif len(self.ids) == self.request.max_new_tokens:
             self._finish_reason = "length"
@@ -109,6 +124,9 @@ class Ticket:
     def finish(self) -> None:
         """Hand over the whole answer, if its last token has come."""
         if not self._finish_reason:
+            return
+        if self.constraint is not None and self.constraint.fault is not None:
+            self.outbox.put(self.constraint.fault)
             return
         if rest := self._text.finish():
             self.outbox.put(rest)

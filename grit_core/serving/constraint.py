@@ -1,0 +1,118 @@
+"""What one answer is held to: which tokens may come next, as a grammar has it.
+
+The mask of the next token depends only on the tokens so far. So it is prepared in another thread
+while the model runs its step, and is there when the logits are.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+import torch
+from llguidance import LLMatcher
+from torch import Tensor
+
+from grit_core.errors import Fault, InvalidConfig
+from grit_core.grammars import plain_reason
+from grit_core.serving.grammar_tokenizer import GrammarTokenizer
+
+_DEAD_END: Final = "no token of the model's vocabulary goes on from here"
+_BIAS: Final = np.array([-np.inf, 0], dtype=np.float32)
+"""Added to the logit of a token that may not come, and of one that may."""
+
+
+class Constraint:
+    """Follows one answer. Used by one thread at a time."""
+
+    def __init__(
+        self, matcher: LLMatcher, tokenizer: GrammarTokenizer, stop_token_ids: Iterable[int]
+    ) -> None:
+        """Begin an answer, and prepare the mask of its first token.
+
+        Args:
+            matcher: At the beginning of the grammar.
+            tokenizer: That it was compiled for.
+            stop_token_ids: What ends an answer; they may come where the grammar may end.
+        """
+        self._matcher, self.tokenizer = matcher, tokenizer
+        self._stops = [token for token in stop_token_ids if token < tokenizer.num_tokens]
+        self._bits = np.zeros((tokenizer.num_tokens + 31) // 32, dtype=np.int32)
+        self._bias_N = torch.empty(0)
+        self.fault: InvalidConfig | None = None
+        """Why the answer cannot go on."""
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Find out which tokens may come next. Other threads run meanwhile."""
+        if self.fault is not None:
+            return
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if self._matcher.is_error():
+            self._give_up()
+            return
+        may_N = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        may_N = may_N[: self.tokenizer.num_tokens]
+        may_N[self.tokenizer.never_N] = 0
+        may_N[self._stops] = self._matcher.is_accepting()
+        if not may_N.any():
+            self.fail(_DEAD_END)
+            return
+        self._bias_N = torch.from_numpy(_BIAS[may_N])
+
+    def apply(self, logits_V: Tensor) -> None:
+        """Take the tokens out, in place, that may not come next.
+
+        Args:
+            logits_V: Of the next token. A model may have more than its tokenizer has tokens.
+        """
+        if self.fault is not None:
+            return
+        num = min(len(logits_V), len(self._bias_N))
+        logits_V[:num] += self._bias_N[:num].to(logits_V.device, logits_V.dtype)
+        logits_V[num:] = -torch.inf
+
+    def accept(self, token: int) -> bool:
+        """Go on by a token; true when nothing may follow it."""
+        if self.fault is None and not self._matcher.consume_token(token):
+            self._give_up()
+        return self.fault is not None or self._matcher.is_stopped()
+
+    def _give_up(self) -> None:
+        """Note what the engine says, once it goes on no more."""
+        reason = plain_reason(self._matcher.get_error())
+        if reason == "NoExtensionBias":  # the engine's name for it
+            self.fail(_DEAD_END)
+        else:
+            self.fail(reason, code="grammar_too_complex")
+
+    def fail(self, reason: str, *, code: str = "grammar_unsupported") -> None:
+        """Note why the answer cannot go on.
+
+        Args:
+            reason: In words.
+            code: Of the fault.
+        """
+        detail = f"The answer cannot be held to the schema: {reason}. Simplify the schema."
+        self.fault = InvalidConfig([Fault(pointer="/schema", code=code, detail=detail)])
+
+
+class MaskThread:
+    """Prepares masks beside the model's steps."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
+
+    def prepare(self, constraints: Sequence[Constraint]) -> "Future[Any] | None":
+        """Begin to prepare the next masks of some answers; await the result before their use."""
+        return self._pool.submit(_prepare_all, constraints) if constraints else None
+
+    def close(self) -> None:
+        """End the thread, if there is one."""
+        self._pool.shutdown()
+
+
+def _prepare_all(constraints: Sequence[Constraint]) -> None:
+    for constraint in constraints:
+        constraint.prepare()
