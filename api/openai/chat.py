@@ -21,6 +21,7 @@ from api.openai.schemas.chat import (
     ChatMessage,
     ChatUsage,
 )
+from api.openai.schemas.response_format import SCHEMA_POINTER
 from api.pointers import pointing_into
 from api.routing import ServiceRouter
 from api.schemas.infer import InferRequest
@@ -67,7 +68,11 @@ async def create_chat_completion(
     request: Request, body: ChatCompletionRequest, caller: CallerDep, services: ServicesDep
 ) -> Response | ChatCompletion:
     """Answer a conversation with a base model, or with an adapter over it."""
-    names = {"/max_new_tokens": f"/{body.bound_name}", "/adapter": "/model"}
+    names = {
+        "/max_new_tokens": f"/{body.bound_name}",
+        "/adapter": "/model",
+        "/schema": SCHEMA_POINTER,
+    }
     with pointing_into(await request.json(), names):
         asked = await to_thread.run_sync(_request_of, services, caller.team, body)
         question = await prepare(services, caller.team, asked)
@@ -124,6 +129,7 @@ def _request_of(services: Services, team: str, body: ChatCompletionRequest) -> I
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "seed": body.seed,
         "stop": body.stop or [],
+        "schema": None if body.response_format is None else body.response_format.answer_schema,
         "stream": bool(body.stream),
     })
 

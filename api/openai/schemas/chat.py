@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, fie
 from pydantic import model_validator as whole
 
 from api.openai.schemas.client_body import ClientBody
+from api.openai.schemas.response_format import ResponseFormat
 from api.openai.schemas.unsupported import Unsupported, refuse
 from api.schemas.fields import Answer, ModelName, Text
 from api.schemas.infer import (
@@ -19,7 +20,6 @@ from api.schemas.infer import (
 )
 
 _NO_TOOLS: Final = "the models are not asked to call tools"
-_PLAIN: Final = "answers are free text"
 _SAMPLER: Final = "sampling has temperature, top_p and seed"
 UNSUPPORTED: Final = {
     "audio": Unsupported("answers are text"),
@@ -33,7 +33,6 @@ UNSUPPORTED: Final = {
     "n": Unsupported("a request has one answer", (1,)),
     "presence_penalty": Unsupported(_SAMPLER, (0,)),
     "reasoning_effort": Unsupported("the models do not reason apart from their answers", ("none",)),
-    "response_format": Unsupported(_PLAIN, ({"type": "text"},)),
     "service_tier": Unsupported("there is one tier", ("auto", "default")),
     "store": Unsupported("answers are not stored", (False,)),
     "tool_choice": Unsupported(_NO_TOOLS, ("none", "auto")),
@@ -239,6 +238,8 @@ class ChatCompletionRequest(ClientBody):
     """Answer with server-sent events as the text comes."""
     stream_options: StreamOptions | None = None
     """Of an answer that is streamed; says nothing of another."""
+    response_format: ResponseFormat | None = None
+    """What the answer is held to: any JSON object, or JSON of a schema."""
 
     metadata: Any = None
     """Not read."""
@@ -279,8 +280,6 @@ class ChatCompletionRequest(ClientBody):
     """Not supported: send 0, or leave it out."""
     reasoning_effort: Any = None
     """Not supported."""
-    response_format: Any = None
-    """Not supported: send `{"type": "text"}`, or leave it out."""
     service_tier: Any = None
     """There is one tier: send `auto` or `default`, or leave it out."""
     store: Any = None

@@ -278,7 +278,6 @@ ASKED: dict[str, Any] = {
     "n": 2,
     "presence_penalty": -1,
     "reasoning_effort": "low",
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
     "store": True,
     "tool_choice": "required",
