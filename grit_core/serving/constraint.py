@@ -4,6 +4,7 @@ The mask of the next token depends only on the tokens so far. So it is prepared 
 while the model runs its step, and is there when the logits are.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
@@ -16,6 +17,12 @@ from torch import Tensor
 from grit_core.errors import Fault, InvalidConfig
 from grit_core.grammars import plain_reason
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer
+
+SECONDS_AHEAD: Final = 2.0
+"""Processor time that the masks of one answer may take beyond `SECONDS_PER_TOKEN` each.
+
+The rows of a batch wait for each other's masks: no schema may hold the others up for long."""
+SECONDS_PER_TOKEN: Final = 0.02
 
 _DEAD_END: Final = "no token of the model's vocabulary goes on from here"
 _BIAS: Final = np.array([-np.inf, 0], dtype=np.float32)
@@ -39,6 +46,7 @@ class Constraint:
         self._stops = [token for token in stop_token_ids if token < tokenizer.num_tokens]
         self._bits = np.zeros((tokenizer.num_tokens + 31) // 32, dtype=np.int32)
         self._bias_N = torch.empty(0)
+        self._seconds_left = SECONDS_AHEAD
         self.fault: InvalidConfig | None = None
         """Why the answer cannot go on."""
         self.prepare()
@@ -47,9 +55,14 @@ class Constraint:
         """Find out which tokens may come next. Other threads run meanwhile."""
         if self.fault is not None:
             return
+        started = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._seconds_left += SECONDS_PER_TOKEN - (time.thread_time() - started)
         if self._matcher.is_error():
             self._give_up()
+            return
+        if self._seconds_left < 0:
+            self.fail("what may come next takes too long to find", code="grammar_too_complex")
             return
         may_N = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         may_N = may_N[: self.tokenizer.num_tokens]
