@@ -37,7 +37,8 @@ class InferenceCalls(Calls):
             adapter: The adapter that answers.
             model: The base model that answers, without an adapter.
             messages: A whole chat, in the shape of dataset rows.
-            **options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`.
+            **options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`, and `schema`, a
+                JSON schema that the answer is held to.
 
         Not exactly one of `job`, `adapter` and `model`, or of `prompt` and `messages`, raises
         `InvalidInput`.

@@ -1,5 +1,6 @@
 """`grit infer`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -59,6 +60,12 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
         list[str] | None,
         typer.Option(help="A text that ends the answer; repeatable.", show_default=False),
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with a JSON schema that the answer is held to.", show_default=False
+        ),
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -73,6 +80,8 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
     asked |= options_of(max_new_tokens, temperature, top_p, seed)
     if stop:
         asked["stop"] = stop
+    if schema is not None:
+        asked["schema"] = _schema(schema)
     text = _question(question, prompt)
     asked["images"] = image or ()
     if system is None:
@@ -144,6 +153,23 @@ def _question(argument: str | None, option: str | None) -> str:
     if not text:
         raise typer.BadParameter("The question is empty.")
     return text
+
+
+def _schema(path: Path) -> Any:
+    """Return the JSON schema in a file.
+
+    Raises:
+        BadParameter: It cannot be read, or is no JSON object.
+    """
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}.") from None
+    if not isinstance(schema, dict):
+        raise typer.BadParameter(f"{path} holds no JSON schema: it is not a JSON object.")
+    return schema
 
 
 def _with_system(system: str, text: str, *, num_images: int) -> list[dict[str, Any]]:

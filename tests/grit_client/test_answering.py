@@ -85,6 +85,31 @@ def test_infer_shows_the_same_whole_streamed_and_as_json(
     assert service(grit, "infer", "one", "--prompt", "two", *asked).code == 2
 
 
+def test_infer_holds_the_answer_to_the_schema_of_a_file(
+    service: Answering, grit: Callable[..., Ran], tmp_path: Path
+) -> None:
+    schema = {"type": "array", "items": {"enum": ["odd", "even"]}, "minItems": 1, "maxItems": 2}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    asked = ("--model", service.model, "--max-new-tokens", "200", "--schema")
+    done = service(grit, "infer", "Which?", *asked, "schema.json")
+    assert done.code == 0, done.err
+    assert set(json.loads(done.out)) <= {"odd", "even"}
+    own = service.client.infer("Which?", model=service.model, schema=schema, max_new_tokens=200)
+    assert json.loads(own["output"]) == json.loads(done.out)
+    (tmp_path / "torn.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "wrong.json").write_text('{"not": {}}')
+    for name, words in (
+        ("torn.json", "is not JSON"),
+        ("list.json", "not a JSON object"),
+        ("gone.json", "cannot be read"),
+        ("wrong.json", "`not`"),
+    ):
+        refused = service(grit, "infer", "Which?", *asked, name)
+        assert refused.code != 0
+        assert words in " ".join(refused.err.split())
+
+
 def test_a_chat_goes_on_and_becomes_a_row_of_a_dataset(service: Answering, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(png(16))
     done = chat(
