@@ -116,11 +116,12 @@ bench-load: setup ## Measure the front door with a million jobs in PostgreSQL (h
 # Measured with the two cores of one machine: threads that wait must sleep.
 SERVING := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.serving
 
-bench-serving: setup ## Measure many adapters in one batch, activation, first tokens, load and memory
+bench-serving: setup ## Measure many adapters in one batch, activation, first tokens, schemas, load and memory
 	$(SERVING).exactness
 	$(SERVING).mixed
 	$(SERVING).activation
 	$(SERVING).first_token
+	$(SERVING).structured
 	$(SERVING).load
 	$(SERVING).memory
 	$(SERVING).memory --base smolvlm --requests 40

@@ -71,6 +71,7 @@ def batch(
     *,
     num_tokens: int,
     adapters: Sequence[AdapterSource | None] | None = None,
+    grammar: str = "",
 ) -> Run:
     """Ask for all prompts at once, a thread each, and wait for all.
 
@@ -84,7 +85,7 @@ def batch(
     failures: list[Exception] = []
 
     def one(prompt: Prompt, adapter: AdapterSource | None) -> None:
-        request = GenerationRequest(chat=prompt.chat, max_new_tokens=num_tokens)
+        request = GenerationRequest(chat=prompt.chat, max_new_tokens=num_tokens, grammar=grammar)
         try:
             engine.generate(str(source), request, adapter=adapter)
         except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
