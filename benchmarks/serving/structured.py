@@ -31,7 +31,7 @@ from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 
 VOCABULARIES: Final = (49_152, 151_936)
 BATCHES: Final = (1, 4, 16)
-NUM_TOKENS: Final = 32
+NUM_TOKENS: Final = 16
 NUM_FOLLOWED: Final = 600
 END: Final = 1
 

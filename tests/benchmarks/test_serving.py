@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from benchmarks.serving import plots, soak
+from benchmarks.serving import ours, plots, soak
 from benchmarks.serving.adapters import (
     CONNECTOR,
     TEXT,
@@ -33,9 +33,12 @@ from benchmarks.serving.questions import (
     make_questions,
     write_varied_adapters,
 )
+from benchmarks.serving.structured import SCHEMA, follow, write_model
 from benchmarks.serving.traffic import Ask, End, ask
 from benchmarks.serving.turns import MIN_PAIRS, Turn, ratio, take_turns
+from benchmarks.serving.vocabulary import build_tokenizer
 from grit_core.artifacts import WEIGHTS
+from grit_core.grammars import json_schema_grammar
 from grit_core.models.pretrained import known_warnings_ignored, load_base_model
 
 
@@ -311,3 +314,36 @@ def test_every_figure_is_drawn_from_the_published_results(tmp_path):
     }
     assert {path.stem for path in drawn} == present
     assert all(path.stat().st_size > 5_000 for path in drawn)
+
+
+# --- answers under a schema
+
+
+def test_free_and_held_answers_of_the_model_never_end_by_themselves(tmp_path):
+    tokenizer = build_tokenizer(2000)
+    assert len(tokenizer) == 2000
+    assert tokenizer.decode(tokenizer.encode('{"a": [1, 2]}')) == '{"a": [1, 2]}'
+    source = write_model(tmp_path / "model", tokenizer)
+    engine = ours.ObservedEngine(prefix_cache_bytes=0)
+    try:
+        for grammar in ("", json_schema_grammar(SCHEMA)):
+            run = ours.batch(
+                engine,
+                source,
+                [text_prompt(row) for row in range(2)],
+                num_tokens=40,
+                grammar=grammar,
+            )
+            assert [len(tokens) for tokens in run.tokens] == [40, 40]
+            texts = [tokenizer.decode(tokens) for tokens in run.tokens]
+            assert all(text.lstrip().startswith("[") for text in texts) == bool(grammar)
+    finally:
+        engine.close()
+
+
+def test_the_parts_of_a_mask_are_timed_along_a_whole_answer():
+    parts = follow(build_tokenizer(2000))
+    assert 0 < parts["compile_seconds"] < parts["read_seconds"] + 1
+    for name in ("prepare", "apply", "accept"):
+        one = parts[f"{name}_microseconds"]
+        assert 0 < one["median"] <= one["p99"]
