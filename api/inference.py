@@ -140,7 +140,9 @@ def _model(session: Session, model_id: str) -> Any:
         item = Item(code="model_not_found", detail=detail, pointer="/model", input=model_id)
         raise InvalidRequest([item]) from None
     if row.status != ModelStatus.READY:
-        raise Problem("model_not_ready", describe_unready(row))
+        detail = describe_unready(row)
+        item = Item(code="model_not_ready", detail=detail, pointer="/model", input=model_id)
+        raise Problem("model_not_ready", detail, errors=[item])
     return row
 
 

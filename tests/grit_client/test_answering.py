@@ -78,7 +78,7 @@ def test_infer_shows_the_same_whole_streamed_and_as_json(
     assert streamed.out.strip() == whole.out.strip()
     assert "tokens/s" in streamed.err
     answer = service(grit, "infer", "--prompt", "What is it?", *asked, "--json")
-    assert answer.json["output"] == whole.out.strip()
+    assert answer.json["output"].strip() == whole.out.strip()
     system = service(grit, "infer", "What is it?", *asked, "--system", "Be brief.", "--json")
     assert system.json["usage"]["prompt_tokens"] > answer.json["usage"]["prompt_tokens"]
     assert service(grit, "infer", *asked).code == 2

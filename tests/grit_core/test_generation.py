@@ -181,12 +181,15 @@ def test_an_answer_without_a_bound_of_its_own_has_what_the_prompt_leaves(base, n
         engine.generate(base, request_of("x" * 960, max_new_tokens=room + 1))
 
 
-def test_a_nucleus_of_nothing_is_the_likeliest_token(base, new_engine):
+@pytest.mark.parametrize("shares_steps", [True, False])
+def test_a_nucleus_of_nothing_is_the_likeliest_token(tmp_path, new_engine, shares_steps):
     engine = new_engine()
-    greedy = engine.generate(base, request_of())
+    folder = str(tiny_causal_folder(tmp_path) if shares_steps else sliding_window_folder(tmp_path))
+    chat = parse_prompt([{"role": "user", "content": "Hello?"}])
+    greedy = engine.generate(folder, GenerationRequest(chat=chat, max_new_tokens=8))
     for seed in range(3):
-        asked = request_of(temperature=1.5, top_p=0, seed=seed)
-        assert engine.generate(base, asked).text == greedy.text
+        asked = GenerationRequest(chat=chat, max_new_tokens=8, temperature=1.5, top_p=0, seed=seed)
+        assert engine.generate(folder, asked).text == greedy.text
 
 
 def test_an_adapter_without_safetensors_is_refused(base, adapters, tmp_path, new_engine):
