@@ -48,6 +48,21 @@ _AUTO_MAPPING: Final = {
 _MAX_NUMBER: Final = 1e9
 
 
+def auto_mapping(architecture: str) -> dict[str, Any]:
+    """Return the settings by which PEFT's `AutoPeftModel` classes find the base model's class.
+
+    A `task_type` would serve one of these classes and have `AutoPeftModel` itself refuse the
+    adapter; with the class named, all of them load it.
+
+    Args:
+        architecture: The class of transformers that the base model is of.
+    """
+    return {
+        "task_type": None,
+        "auto_mapping": {"base_model_class": architecture, "parent_library": "transformers"},
+    }
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read the settings.
 

@@ -1,8 +1,9 @@
 """The adapter folder: PEFT's layout, a `grit.json` manifest and a model card.
 
-`adapter_config.json` and `adapter_model.safetensors` are what plain PEFT reads. Nothing in the
-folder depends on the time, on a path of this machine or on the order of a set, so equal runs give
-equal bytes.
+`adapter_config.json` and `adapter_model.safetensors` are what plain PEFT reads. They name the base
+model where it was loaded from, and the class of transformers that loads it, so that `AutoPeftModel`
+needs nothing else. Apart from a base model's own folder, nothing in the folder depends on the time,
+on a path of this machine or on the order of a set, so equal runs give equal bytes.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from grit_core.adapter_card import CARD
 from grit_core.adapter_manifest import MANIFEST
+from grit_core.adapter_settings import auto_mapping
 from grit_core.compaction import Compaction
 from grit_core.durable_files import canonical_json, replace_folder, sync_folder, write_durably
 from grit_core.errors import AdapterInvalid
@@ -32,7 +35,6 @@ from grit_core.models.vlm_adapter import ADAPTER, layer_pattern, spared_modules
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
-CARD: Final = "README.md"
 
 LOGIT_TOLERANCE: Final = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest difference of the logits, relative to the largest logit (at least 1), by precision."""
@@ -63,14 +65,20 @@ def probe(model: nn.Module, inputs: Mapping[str, Tensor]) -> Probe:
 
 
 def write_adapter(
-    folder: Path, model: PeftModel, *, base_model_name: str, compaction: Compaction | None = None
+    folder: Path,
+    model: PeftModel,
+    *,
+    base_model_name: str,
+    revision: str | None = None,
+    compaction: Compaction | None = None,
 ) -> str:
     """Write the files that PEFT reads.
 
     Args:
         folder: Made anew; must not exist.
         model: Its `default` adapter is written.
-        base_model_name: Recorded as `base_model_name_or_path`.
+        base_model_name: Where the base model is loaded from: a hub id, or a folder.
+        revision: The commit of a hub model.
         compaction: What was cut from this very model; only what is left is written.
 
     Returns:
@@ -85,7 +93,12 @@ def write_adapter(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
     weights = tensors_to_bytes(tensors, metadata={"format": "pt"})
     config = _sorted_sets(config)
-    config |= {"base_model_name_or_path": base_model_name, "inference_mode": True}
+    config |= {
+        "base_model_name_or_path": base_model_name,
+        "revision": revision,
+        "inference_mode": True,
+        **auto_mapping(type(model.get_base_model()).__name__),
+    }
     write_durably(folder / WEIGHTS, weights)
     write_durably(folder / CONFIG, canonical_json(config))
     return hashlib.sha256(weights).hexdigest()
@@ -188,81 +201,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "source"
     return found
-
-
-def model_card(manifest: Mapping[str, Any]) -> str:
-    """Write a short card from a manifest: what this is, and how to load it."""
-    base, metrics = manifest["base_model"]["name"], manifest["metrics"]
-    eval_loss, compaction = metrics["eval_loss"], manifest.get("compaction")
-    cut = "" if compaction is None else _cut_rows(compaction)
-    evaluated = "not evaluated" if eval_loss is None else f"{eval_loss:.4f}"
-    auto = manifest["base_model"]["auto_class"]
-    return f"""---
-base_model: {base}
-library_name: peft
-tags: [lora, grit]
----
-
-A LoRA adapter of `{base}`, trained with the {manifest["training"]["optimizer"]} optimizer.
-
-| | |
-|---|---|
-| adapted layers | {len(manifest["plan"]["layers"])} |
-| trainable parameters | {manifest["trainable_parameters"]:,} |
-{cut}| optimizer steps | {metrics["steps"]} |
-| last training loss | {metrics["train_loss"]:.4f} |
-| evaluation loss | {evaluated} |
-
-{_how_to_load(base, auto)}
-
-`grit.json` holds the plan, the configuration and the hashes that reproduce it.
-"""
-
-
-def compressed_card(manifest: Mapping[str, Any]) -> str:
-    """Write a short card for an adapter that was cut from another one."""
-    base, compaction = manifest["base_model"]["name"], manifest["compaction"]
-    losses = [compaction["eval_loss_before"], compaction["eval_loss_after"]]
-    before, after = ("not evaluated" if loss is None else f"{loss:.4f}" for loss in losses)
-    auto = manifest["base_model"]["auto_class"]
-    return f"""---
-base_model: {base}
-library_name: peft
-tags: [lora, grit]
----
-
-A LoRA adapter of `{base}`, cut from the adapter whose weights have the SHA-256
-`{manifest["parent_adapter_sha256"]}`.
-
-| | |
-|---|---|
-| parameters | {manifest["trainable_parameters"]:,} |
-{_cut_rows(compaction)}| evaluation loss before | {before} |
-| evaluation loss after | {after} |
-
-{_how_to_load(base, auto)}
-
-`grit.json` holds the ranks and the hashes that reproduce it.
-"""
-
-
-def _how_to_load(base: str, auto: str) -> str:
-    return f"""```python
-from peft import PeftModel
-from transformers import {auto}
-
-base = {auto}.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "path/of/this/folder")
-```"""
-
-
-def _cut_rows(compaction: Mapping[str, Any]) -> str:
-    """The card's rows about a compaction."""
-    left = sum(1 for rank in compaction["ranks"].values() if rank)
-    return f"""| layers with a direction left | {left} |
-| parameters before compaction | {compaction["parameters_before"]:,} |
-| divergence from the whole adapter | {compaction["measured_kl"]:.2e} nats for a label token |
-"""
 
 
 def _sorted_sets(value: Any) -> Any:

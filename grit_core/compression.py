@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 
 from grit_core import compaction_report
+from grit_core.adapter_card import compression_card
 from grit_core.adapter_manifest import MANIFEST
 from grit_core.artifacts import (
     WEIGHTS,
     Probe,
-    compressed_card,
     finish_adapter,
     probe,
     remove_folder,
@@ -41,7 +41,7 @@ from grit_core.events import (
 )
 from grit_core.models.inventory import inventory_of
 from grit_core.models.lora_folder import load_lora_folder
-from grit_core.models.pretrained import auto_class_of, load_base_model, load_processor
+from grit_core.models.pretrained import describe_origin, load_base_model, load_processor
 from grit_core.random_state import reproducible
 from grit_core.row_file import RowFile
 from grit_core.sampler import Sampler, split_rows
@@ -104,11 +104,13 @@ def _compress(
     if job.plan is not None:
         job.plan.check_model(inventory.hash)
     parent = _parent_manifest(job.adapter)
+    origin = describe_origin(job.model, base)
     about_base = {
-        "name": job.base_model_name,
+        "source": origin.source,
+        "revision": origin.revision,
         "model_type": inventory.model_type,
         "inventory_hash": inventory.hash,
-        "auto_class": auto_class_of(base),
+        "auto_class": origin.auto_class,
     }
     model = load_lora_folder(base, job.adapter)
     del base  # or it would outlive the model below
@@ -128,7 +130,11 @@ def _compress(
     unfinished, final = job.work_dir / ".adapter.new", job.work_dir / "adapter"
     remove_folder(unfinished)
     sha256 = write_adapter(
-        unfinished, model, base_model_name=job.base_model_name, compaction=compaction
+        unfinished,
+        model,
+        base_model_name=origin.source,
+        revision=origin.revision,
+        compaction=compaction,
     )
     del model
     gc.collect()
@@ -143,6 +149,7 @@ def _compress(
     )
     result = compaction_report.result_of(compacted)
     manifest = _manifest(job, parent, rows) | {
+        "model": job.base_model_name,
         "base_model": about_base,
         "num_threads": num_threads,
         "adapter_sha256": sha256,
@@ -150,7 +157,7 @@ def _compress(
         "trainable_parameters": compaction.parameters_after,
         "compaction": result,
     }
-    finish_adapter(unfinished, final, manifest=manifest, card=compressed_card(manifest))
+    finish_adapter(unfinished, final, manifest=manifest, card=compression_card(manifest))
     yield AdapterSaved(
         folder=str(final),
         sha256=sha256,

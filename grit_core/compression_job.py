@@ -40,7 +40,7 @@ class CompressionJob:
     """Where the base model lies: a local folder or a hub id."""
 
     model_name: str | None
-    """What the user calls the base model; written into the adapter. `None` means `model`."""
+    """What the user calls the base model; written into `grit.json`. `None` means `model`."""
 
     adapter: Path
     """A PEFT folder with a LoRA adapter of that model, in safetensors."""
@@ -83,7 +83,7 @@ class CompressionJob:
 
     @property
     def base_model_name(self) -> str:
-        """The name that the adapter records for its base model."""
+        """The name that `grit.json` records for the base model."""
         return self.model_name or self.model
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from grit_core.adapter_folder import WEIGHTS, AdapterHeader, AdapterTensors
-from grit_core.adapter_settings import CONFIG
+from grit_core.adapter_settings import CONFIG, auto_mapping
 from grit_core.safetensors_file import write_safetensors
 
 _PREFIX: Final = "base_model.model."
@@ -23,6 +23,7 @@ def write_plain_adapter(
     *,
     header: AdapterHeader,
     base_model_name: str,
+    architecture: str,
     modules: Collection[str],
 ) -> str:
     """Write the folder.
@@ -31,7 +32,8 @@ def write_plain_adapter(
         source: The adapter.
         target: Made anew; must not exist.
         header: Of `source`.
-        base_model_name: Recorded as `base_model_name_or_path`.
+        base_model_name: Where the base model is loaded from: a hub id, or a folder.
+        architecture: The class of transformers that the base model is of.
         modules: Names of the base model's layers. PEFT takes every module whose name ends with that
             of a layer; those that are not the adapter's are excluded by name.
 
@@ -43,22 +45,21 @@ def write_plain_adapter(
     sha256 = write_safetensors(
         target / WEIGHTS, {key: tensors.tensor(key) for key in tensors.shapes}
     )
-    config = _config(header, base_model_name=base_model_name, modules=modules)
+    config = _config(header, modules=modules) | {
+        "base_model_name_or_path": base_model_name,
+        **auto_mapping(architecture),
+    }
     (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return sha256
 
 
-def _config(
-    header: AdapterHeader, *, base_model_name: str, modules: Collection[str]
-) -> dict[str, Any]:
+def _config(header: AdapterHeader, *, modules: Collection[str]) -> dict[str, Any]:
     layers = header.layers
     largest = max(layer.rank for layer in layers.values())
     alpha = header.config["lora_alpha"]
     spared = "|".join(re.escape(name) for name in sorted(_spared(layers, modules)))
     return {
         "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base_model_name,
         "inference_mode": True,
         "r": largest,
         "lora_alpha": alpha,

@@ -8,10 +8,10 @@ from typing import Any, Final
 import torch
 
 from grit_core import compaction_report
+from grit_core.adapter_card import training_card
 from grit_core.artifacts import (
     Probe,
     finish_adapter,
-    model_card,
     probe,
     remove_folder,
     verify_adapter,
@@ -70,7 +70,11 @@ def export(
     )
     expected = _probe(run)
     sha256 = write_adapter(
-        unfinished, run.model, base_model_name=run.job.base_model_name, compaction=compaction
+        unfinished,
+        run.model,
+        base_model_name=run.origin.source,
+        revision=run.origin.revision,
+        compaction=compaction,
     )
     run.release_model()
     difference = verify_adapter(
@@ -89,7 +93,7 @@ def export(
     if result is not None:
         manifest["compaction"] = result
     final = run.job.work_dir / "adapter"
-    finish_adapter(unfinished, final, manifest=manifest, card=model_card(manifest))
+    finish_adapter(unfinished, final, manifest=manifest, card=training_card(manifest))
     yield AdapterSaved(
         folder=str(final),
         sha256=sha256,
@@ -163,11 +167,13 @@ def _manifest(run: TrainingRun) -> dict[str, Any]:
     retained = None if run.retention_rows is None else run.retention_rows.file.sha256
     return {
         "format": 1,
+        "model": job.base_model_name,
         "base_model": {
-            "name": job.base_model_name,
+            "source": run.origin.source,
+            "revision": run.origin.revision,
             "model_type": job.plan.model_type,
             "inventory_hash": job.plan.inventory_hash,
-            "auto_class": run.auto_class,
+            "auto_class": run.origin.auto_class,
         },
         "plan": job.plan.to_json(),
         "config": config_to_dict(job.config),

@@ -61,14 +61,14 @@ class TrainingJob:
     """`float32`, `bfloat16` or `float16`: the type of the frozen weights and of autocast."""
 
     model_name: str | None = None
-    """What the user calls the base model; written into the adapter. `None` means `model`."""
+    """What the user calls the base model; written into `grit.json`. `None` means `model`."""
 
     num_threads: int | None = None
     """CPU threads of torch. `None` takes torch's default; the number used is recorded."""
 
     @property
     def base_model_name(self) -> str:
-        """The name that the adapter records for its base model."""
+        """The name that `grit.json` records for the base model."""
         return self.model_name or self.model
 
 

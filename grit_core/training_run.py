@@ -24,7 +24,7 @@ from grit_core.loss import label_loss_sum, to_device
 from grit_core.models.gradient_checkpointing import enable_gradient_checkpointing
 from grit_core.models.pretrained import (
     DTYPES,
-    auto_class_of,
+    describe_origin,
     known_warnings_ignored,
     load_base_model,
 )
@@ -99,7 +99,7 @@ class TrainingRun:
         self.saved_at_step: int | None = None
         self.checked = checked
         base = load_base_model(job.model, device=self.device, dtype=job.precision)
-        self.auto_class = auto_class_of(base)
+        self.origin = describe_origin(job.model, base)
         seed_everything(job.training.seed, rank=self.processes.rank)
         with known_warnings_ignored():
             self.model = inject_lora(base, job.plan, seed=job.training.seed)

@@ -27,6 +27,9 @@ from grit_core.safetensors_file import Tensor, write_safetensors
 RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` (vllm/config/lora.py)."""
 
+_OF_THE_BASE: Final = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
+"""Settings that say which base model it is, and how it is loaded."""
+
 
 def write_vllm_layout(
     source: Path,
@@ -131,7 +134,7 @@ def as_float32(dtype: str, values: NDArray[Any]) -> NDArray[np.float32]:
 def _config(header: AdapterHeader, layers: dict[str, AdapterLayer], rank: int) -> dict[str, object]:
     return {
         "peft_type": "LORA",
-        "base_model_name_or_path": header.config.get("base_model_name_or_path"),
+        **{name: header.config.get(name) for name in _OF_THE_BASE},
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
@@ -144,5 +147,4 @@ def _config(header: AdapterHeader, layers: dict[str, AdapterLayer], rank: int) -
         # vLLM reads the last part of each name; PEFT adapts exactly these.
         "target_modules": sorted(layers),
         "exclude_modules": header.config.get("exclude_modules"),
-        "task_type": None,
     }

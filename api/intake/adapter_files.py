@@ -46,7 +46,8 @@ class AdapterOrder:
     """Names as they were sent, and where the bytes are."""
     own: str
     """Folder that the adapter is written to; must not exist."""
-    model: str
+    source: str
+    """Where the base model is loaded from."""
     inventory: Mapping[str, Any]
     """Of the model: `ModelInventory.to_json`."""
     max_rank: int
@@ -78,7 +79,8 @@ def judge_adapter(order: AdapterOrder, *, scratch: Path) -> AdapterVerdict:
         sent,
         Path(order.own),
         header=header,
-        base_model_name=order.model,
+        base_model_name=order.source,
+        architecture=inventory.architecture,
         modules=[layer.name for layer in inventory.layers],
     )
     layers = header.layers.values()

@@ -5,10 +5,10 @@ stored and recorded here.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from starlette.datastructures import FormData, UploadFile
 
@@ -17,16 +17,17 @@ from api.intake.adapter_files import AdapterOrder, AdapterVerdict
 from api.intake.judgement import judged_adapter
 from api.intake.quota import refuse_upload
 from api.intake.upload import copy_upload, name_of, refuse_filename, text_of
+from api.model_names import describe_wrong_model
 from api.presentation import describe_unready
 from api.services import Services
 from grit_core.adapter_folder import WEIGHTS
 from grit_core.adapter_settings import CONFIG
 from store import adapters, base_models
 from store.database import run_in_transaction, transaction
-from store.errors import NotFound, StoreError
+from store.errors import StoreError
 from store.ids import new_id
 from store.manifests import Manifest
-from store.models import Adapter, ModelStatus
+from store.models import Adapter, BaseModelRow, ModelStatus
 
 _FIELDS: Final = ("file", "model", "name")
 
@@ -83,7 +84,7 @@ def import_adapter(services: Services, team: str, upload: AdapterUpload) -> tupl
 
     An adapter that is none, or of another model, is a `Problem`.
     """
-    inventory = _inventory_of(services, upload.model)
+    model = _ready_model(services, team, upload.model)
     with tempfile.TemporaryDirectory(prefix="grit-adapter-") as folder:
         scratch = Path(folder)
         files = []
@@ -93,8 +94,8 @@ def import_adapter(services: Services, team: str, upload: AdapterUpload) -> tupl
         order = AdapterOrder(
             files=files,
             own=str(scratch / "own"),
-            model=upload.model,
-            inventory=inventory,
+            source=model.source,
+            inventory=model.inventory or {},
             max_rank=services.settings.infer_max_rank,
             max_bytes=max_upload_bytes(services),
         )
@@ -102,24 +103,22 @@ def import_adapter(services: Services, team: str, upload: AdapterUpload) -> tupl
         return _store(services, team, upload, folder=scratch / "own", verdict=verdict)
 
 
-def _inventory_of(services: Services, model: str) -> Mapping[str, Any]:
-    """Return the layers of a base model.
+def _ready_model(services: Services, team: str, model: str) -> BaseModelRow:
+    """Return a base model whose layers are known.
 
     Raises:
         InvalidRequest: If it is not registered.
         Problem: If its layers are not known yet.
     """
     with transaction(services.engine, read_only=True) as session:
-        try:
-            row = base_models.get(session, model)
-        except NotFound:
-            known = ", ".join(row.id for row in base_models.list_models(session)[:20]) or "none"
-            detail = f"The model is not registered; registered: {known}. See POST /models."
+        row = base_models.find_existing(session, model)
+        if row is None:
+            detail = f"{describe_wrong_model(session, team, model)} See POST /models."
             item = Item(code="model_not_found", detail=detail, pointer="/model", input=model)
-            raise InvalidRequest([item]) from None
+            raise InvalidRequest([item])
     if row.status != ModelStatus.READY or row.inventory is None:
         raise Problem("model_not_ready", describe_unready(row))
-    return row.inventory
+    return row
 
 
 # --- what is kept

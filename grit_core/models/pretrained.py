@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,9 +126,32 @@ def _load_image_processor(source: str | Path, config: Any, options: dict[str, An
     return processor
 
 
-def auto_class_of(model: nn.Module) -> str:
-    """Return the name of the transformers class with which a model is loaded."""
-    return str(_auto_model_for(model.config).__name__)
+@dataclass(frozen=True, kw_only=True)
+class BaseOrigin:
+    """Where a base model was loaded from, and what loads it there again."""
+
+    source: str
+    """A hub id, or the absolute path of a folder."""
+    revision: str | None
+    """The commit of a hub model."""
+    auto_class: str
+    """The name of the transformers class that loads it."""
+
+
+def describe_origin(source: str | Path, model: nn.Module) -> BaseOrigin:
+    """Say where a loaded base model came from.
+
+    Args:
+        source: What `load_base_model` was given.
+        model: What it returned.
+    """
+    config: Any = model.config
+    auto_class = str(_auto_model_for(config).__name__)
+    if is_folder(source):
+        folder = str(Path(source).expanduser().absolute())
+        return BaseOrigin(source=folder, revision=None, auto_class=auto_class)
+    revision = getattr(config, "_commit_hash", None)
+    return BaseOrigin(source=str(source), revision=revision, auto_class=auto_class)
 
 
 @contextmanager

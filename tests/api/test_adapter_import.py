@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from api.services import Services
 from store import base_models
 from store.database import transaction
-from tests.api.conftest import MODEL, Team, app_settings, new_team, opened
+from tests.api.conftest import MODEL, Team, app_settings, new_team, opened, tiny_inventory
 from tests.api.test_datasets import refused, tarred, zipped
 
 if TYPE_CHECKING:
@@ -150,7 +150,9 @@ def test_an_adapter_that_peft_saved_is_stored_under_settings_of_our_own(
     assert set(kept) == {CONFIG, WEIGHTS}
     assert kept[WEIGHTS] == files[WEIGHTS]
     settings = json.loads(kept[CONFIG])
-    assert settings["base_model_name_or_path"] == MODEL
+    assert settings["base_model_name_or_path"] == "/models/tiny"
+    architecture = tiny_inventory().architecture
+    assert settings["auto_mapping"]["base_model_class"] == architecture
     assert settings["target_modules"] == sorted([TEXT_LAYER, VISION_LAYER])
     assert (settings["r"], settings["lora_alpha"]) == (3, 6)
     assert b"secret" not in kept[CONFIG]

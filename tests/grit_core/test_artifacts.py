@@ -1,12 +1,18 @@
 """The adapter folder: read by plain PEFT, and without a trace of the machine that wrote it."""
 
+import dataclasses
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -22,6 +28,7 @@ from grit_core.training import train
 from grit_core.training_job import TrainingJob
 from grit_core.training_run import TrainingRun
 from tests.grit_core.training_jobs import tiny_job
+from tests.hub_server import COMMIT, hub_server
 
 # PEFT 0.21 asks transformers 5.23 by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -85,19 +92,22 @@ def test_every_planned_layer_has_trained_weights(
         assert weights[f"base_model.model.{layer.name}.lora_A.weight"].shape[0] == layer.rank
 
 
-def test_nothing_in_the_folder_names_this_machine(
+def test_nothing_in_the_folder_names_this_machine_but_the_base_models_own_folder(
     trained: tuple[TrainingJob, AdapterSaved],
 ) -> None:
     job, saved = trained
     for path in Path(saved.folder).iterdir():
-        assert str(job.work_dir.parent).encode() not in path.read_bytes(), path.name
+        rest = path.read_bytes().replace(job.model.encode(), b"")
+        assert str(job.work_dir.parent).encode() not in rest, path.name
 
 
-def test_the_configuration_names_the_base_model_and_its_lists_are_in_order(
+def test_the_configuration_names_the_base_models_folder_and_its_lists_are_in_order(
     trained: tuple[TrainingJob, AdapterSaved],
 ) -> None:
-    config = json.loads((Path(trained[1].folder) / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny/model"
+    job, saved = trained
+    config = json.loads((Path(saved.folder) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == job.model
+    assert config["revision"] is None
     assert config["target_modules"] == sorted(config["target_modules"])
     assert config["inference_mode"] is True
 
@@ -113,8 +123,61 @@ def test_the_manifest_reproduces_the_run(trained: tuple[TrainingJob, AdapterSave
     assert manifest["adapter_sha256"] == saved.sha256
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["metrics"]["steps"] == 6
+    assert manifest["model"] == "tiny/model"
+    assert manifest["base_model"]["source"] == job.model
     card = (Path(saved.folder) / "README.md").read_text()
-    assert "base_model: tiny/model" in card
+    assert "A LoRA adapter of `tiny/model`" in card
+    assert "base_model:" not in card  # the hub refuses a card that names a folder there
+
+
+def run_card(folder: Path, *more: str, **environment: str) -> str:
+    """Run a card's Python as it stands, in a fresh process and where the card says."""
+    card = (folder / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 2
+    checked = [block + "print(type(model).__name__, 'lora_A' in str(model))\n" for block in blocks]
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join([*checked, *more])],
+        cwd=folder,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_cards_python_runs_as_it_stands_also_in_another_place(
+    trained: tuple[TrainingJob, AdapterSaved], tmp_path: Path
+) -> None:
+    downloaded = shutil.copytree(trained[1].folder, tmp_path / "a folder with 'quotes'")
+    assert run_card(downloaded) == "PeftModel True\nPeftModel True\n"
+
+
+def test_an_adapter_of_a_hub_model_names_its_id_and_commit_and_its_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(tmp_path, max_steps=1)
+    with hub_server(tiny=Path(job.model)) as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        events = list(train(dataclasses.replace(job, model="org/tiny", model_name="mine")))
+        (saved,) = (event for event in events if isinstance(event, AdapterSaved))
+        folder = Path(saved.folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        named = config["base_model_name_or_path"], config["revision"]
+        assert named == ("org/tiny", COMMIT)
+        assert "base_model: org/tiny\n" in (folder / "README.md").read_text()
+        assert json.loads((folder / "grit.json").read_text())["model"] == "mine"
+        asked = len(hub.requests)
+        fresh = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "another home")}
+        assert run_card(folder, **fresh) == "PeftModel True\nPeftModel True\n"
+    fetched = [each for each in hub.requests[asked:] if "model.safetensors" in each]
+    assert fetched
+    assert all(f"/resolve/{COMMIT}/" in each for each in fetched)
 
 
 def test_an_adapter_with_one_altered_weight_is_invalid(

@@ -138,6 +138,7 @@ def test_its_manifest_says_how_it_was_trained_and_from_what_it_was_cut(
     assert manifest["num_threads"] == 1
     for path in folder.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
+    assert manifest["model"] == job.base_model_name
     assert manifest["parent_adapter_sha256"] in (folder / "README.md").read_text()
 
 

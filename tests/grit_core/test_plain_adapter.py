@@ -64,7 +64,12 @@ def test_the_function_is_the_same_and_so_are_the_weights(tmp_path, options):
     trained.save_pretrained(tmp_path / "sent")
     header = read_adapter_folder(tmp_path / "sent", max_rank=8, max_bytes=1 << 20)
     sha256 = write_plain_adapter(
-        tmp_path / "sent", tmp_path / "own", header=header, base_model_name="tiny", modules=MODULES
+        tmp_path / "sent",
+        tmp_path / "own",
+        header=header,
+        base_model_name="tiny",
+        architecture="LlamaForCausalLM",
+        modules=MODULES,
     )
     weights = (tmp_path / "own" / "adapter_model.safetensors").read_bytes()
     assert weights == (tmp_path / "sent" / "adapter_model.safetensors").read_bytes()
@@ -85,12 +90,19 @@ def test_nothing_that_was_sent_is_kept_but_numbers(tmp_path):
     path.write_text(json.dumps(config))
     header = read_adapter_folder(tmp_path / "sent", max_rank=8, max_bytes=1 << 20)
     write_plain_adapter(
-        tmp_path / "sent", tmp_path / "own", header=header, base_model_name="tiny", modules=MODULES
+        tmp_path / "sent",
+        tmp_path / "own",
+        header=header,
+        base_model_name="tiny",
+        architecture="LlamaForCausalLM",
+        modules=MODULES,
     )
     own = json.loads((tmp_path / "own" / "adapter_config.json").read_text())
     assert own["target_modules"] == ["tower.out"]
     assert own["base_model_name_or_path"] == "tiny"
-    assert not {"revision", "auto_mapping", "peft_version"} & set(own)
+    mapping = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers"}
+    assert own["auto_mapping"] == mapping
+    assert not {"revision", "peft_version"} & set(own)
     assert sorted(path.name for path in (tmp_path / "own").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -119,6 +131,7 @@ def test_a_model_answers_with_it_as_with_what_was_sent(tmp_path):
         tmp_path / "own",
         header=header,
         base_model_name="tiny",
+        architecture="LlamaForCausalLM",
         modules=[layer.name for layer in inventory.layers],
     )
     chat = parse_prompt([{"role": "user", "content": "hello there"}])
