@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from api.errors import InvalidRequest, Item, Problem
 from api.intake.conversation import Conversation, names_urls
 from api.intake.remote_images import RemoteImages, fetch_limiter
+from api.model_names import describe_wrong_model
 from api.presentation import describe_unready
 from api.schemas.infer import InferAnswer, InferRequest
 from api.services import Services
@@ -22,7 +23,7 @@ from grit_core.config.devices import DeviceStrategy, choose_device
 from grit_core.grammars import json_schema_grammar
 from store import adapters, base_models, jobs, workers
 from store.database import transaction
-from store.errors import NotFound, QueueFull
+from store.errors import QueueFull
 from store.ids import new_id
 from store.models import Adapter, ModelStatus
 from store.queue import INFERENCE_QUEUES
@@ -80,7 +81,7 @@ def _prepare(services: Services, team: str, body: InferRequest, grammar: str) ->
             detail = f"The adapter belongs to {adapter.model!r}; leave `model` out."
             item = Item(code="adapter_mismatch", detail=detail, pointer="/model", input=body.model)
             raise InvalidRequest([item])
-        model = _model(session, adapter.model if adapter is not None else body.model or "")
+        model = _model(session, team, adapter.model if adapter is not None else body.model or "")
         device = _device(session)
     request_id = new_id("inf")
     payload = {
@@ -131,14 +132,12 @@ def _adapter(session: Session, team: str, body: InferRequest) -> Adapter | None:
     return found
 
 
-def _model(session: Session, model_id: str) -> Any:
-    try:
-        row = base_models.get(session, model_id)
-    except NotFound:
-        known = ", ".join(row.id for row in base_models.list_models(session)[:20]) or "none"
-        detail = f"The model is not registered; registered: {known}. See POST /models."
+def _model(session: Session, team: str, model_id: str) -> Any:
+    row = base_models.find_existing(session, model_id)
+    if row is None:
+        detail = f"{describe_wrong_model(session, team, model_id)} See POST /models."
         item = Item(code="model_not_found", detail=detail, pointer="/model", input=model_id)
-        raise InvalidRequest([item]) from None
+        raise InvalidRequest([item])
     if row.status != ModelStatus.READY:
         detail = describe_unready(row)
         item = Item(code="model_not_ready", detail=detail, pointer="/model", input=model_id)

@@ -3,7 +3,6 @@
 Everything is looked at before anything is refused, so that one answer names all that is wrong.
 """
 
-import difflib
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +13,7 @@ from anyio import sleep, to_thread
 from sqlalchemy.orm import Session
 
 from api.errors import InvalidRequest, Item, Problem, item_of
+from api.model_names import describe_other_id, suggest_models
 from api.schemas.jobs import JobCreate
 from api.services import Services
 from grit_core.config.devices import KINDS, DeviceChoice, DeviceStrategy, choose_device, kind_of
@@ -26,9 +26,16 @@ from store.database import run_in_transaction, transaction
 from store.errors import NotFound
 from store.jobs import NewJob
 from store.models import BaseModelRow, Dataset, DatasetStatus, ModelStatus, Worker
-from store.queue import TRAINING_QUEUES
+from store.queue import INFERENCE_QUEUES, TRAINING_QUEUES
 
-_MODEL_POLL_SECONDS: Final = 0.1
+_FIRST_LOOK_SECONDS: Final = 0.05
+_MAX_LOOK_SECONDS: Final = 0.3
+"""Looks at a model's row become rarer: many requests may wait at once."""
+_FOUND_SECONDS: Final = 1.0
+"""Time in which a worker hears the bell and writes down the hub's answer."""
+_ASKED_SECONDS: Final = 5.0
+"""For so long the hub's answer is taken as it was: one request may name a model twice."""
+_NO_SOURCE: Final = " It is written neither as a folder (`/models/x`) nor as a hub id (`org/name`)."
 DEVICE_SEEN_SECONDS: Final = 600.0
 """A device whose worker was seen so lately still counts: workers restart."""
 
@@ -86,79 +93,156 @@ async def consider(services: Services, team: str, body: JobCreate) -> Submission
     found = await to_thread.run_sync(_weigh_at_once, services, team, body)
     if found is not None:
         return found
-    looked_up = await find_model(services, body.model)
+    looked_up = await find_model(services, team, body.model)
     return await to_thread.run_sync(_weigh, services, team, body, looked_up)
 
 
 # --- the model
 
 
-async def find_model(services: Services, name: str) -> BaseModelRow | Item:
+async def find_model(services: Services, team: str, name: str) -> BaseModelRow | Item:
     """Return a model's row with its inventory, or what is wrong with its name.
 
     Raises:
         Problem: If its layers are still being read.
     """
-    found = await to_thread.run_sync(find_or_register, services, name, name)
-    deadline = time.monotonic() + services.settings.inventory_wait_seconds
-    while isinstance(found, BaseModelRow) and found.status == ModelStatus.REGISTERING:
-        if time.monotonic() > deadline:
-            detail = (
-                f"The layers of the model {name!r} are still being read; an inference worker does"
-                " that. Try again soon, and look at GET /models."
-            )
-            item = Item(code="model_not_ready", detail=detail, pointer="/model")
-            raise Problem("model_not_ready", detail, errors=[item])
-        await sleep(_MODEL_POLL_SECONDS)
-        found = await to_thread.run_sync(_reload, services, found.id)
-    if isinstance(found, BaseModelRow) and found.status == ModelStatus.FAILED:
-        why = (found.failure or {}).get("message", "its layers could not be read")
-        detail = f"The model {name!r} cannot be used: {why}"
-        return Item(code="model_unavailable", detail=detail, pointer="/model", input=name)
-    return found
+    found = await to_thread.run_sync(find_or_register, services, team, name)
+    if isinstance(found, Item):
+        return found
+    row = await wait_for_probe(services, found)
+    if row.status == ModelStatus.REGISTERING:
+        served = await to_thread.run_sync(_live_queues, services)
+        who = "a worker does that" if served else "no worker is live that could do that"
+        detail = (
+            f"The layers of the model {name!r} are still being read; {who}. Try again soon, and"
+            " look at GET /models."
+        )
+        item = Item(code="model_not_ready", detail=detail, pointer="/model")
+        raise Problem("model_not_ready", detail, errors=[item])
+    if row.status == ModelStatus.FAILED:
+        return await to_thread.run_sync(partial(describe_failure, services, row))
+    return row
 
 
-def find_or_register(services: Services, name: str, source: str) -> BaseModelRow | Item:
-    """Return a model's row, made now for an allowed source; or what is wrong with the name."""
+async def wait_for_probe(
+    services: Services, row: BaseModelRow, *, until_found: bool = False
+) -> BaseModelRow:
+    """Wait until a model is ready or failed, for as long as the settings allow.
+
+    Args:
+        services: The parts of this deployment.
+        row: The model.
+        until_found: Wait for the hub's answer only, and not for the probe.
+    """
+    seconds = services.settings.inventory_wait_seconds
+    if until_found:
+        seconds = min(seconds, services.settings.hub_seconds + _FOUND_SECONDS)
+    if not await to_thread.run_sync(_live_queues, services):
+        seconds = min(seconds, _FOUND_SECONDS)
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_LOOK_SECONDS
+    while row.status == ModelStatus.REGISTERING and time.monotonic() < deadline:
+        if until_found and row.found_at is not None:
+            break
+        await sleep(pause)
+        pause = min(pause * 1.5, _MAX_LOOK_SECONDS)
+        row = await to_thread.run_sync(_reload, services, row.id)
+    return row
+
+
+def find_or_register(
+    services: Services, team: str, name: str, *, source: str | None = None, pointer: str = "/model"
+) -> BaseModelRow | Item:
+    """Return a model's row, made now for an allowed source; or what is wrong with the name.
+
+    A failed one is tried again, unless the hub refused it just now.
+
+    Args:
+        services: The parts of this deployment.
+        team: Who asks.
+        name: The model's id.
+        source: An allowed folder or hub id; none: the registered one, or the id itself.
+        pointer: Where the source stands in the request.
+
+    Raises:
+        Problem: If the id is registered from another source.
+    """
     with transaction(services.engine, read_only=True) as session:
         known = base_models.find(session, name)
-        names = [] if known is not None else base_models.names(session)
-    if known is not None and known.status != ModelStatus.FAILED:
-        return known
-    refused = None if known is not None else refuse_source(services, source, known=names)
-    if refused is not None:
+        if known is not None and source not in {None, known.source}:
+            detail = f"The model {name!r} is already registered from {known.source!r}."
+            raise Problem("model_conflict", detail)
+        if known is not None and (
+            known.status != ModelStatus.FAILED
+            or base_models.was_refused_within(session, name, seconds=_ASKED_SECONDS)
+        ):
+            return known
+        wanted = known.source if known is not None else source or name
+        other = None if known is not None else describe_other_id(session, team, name)
+        if other is not None:
+            return Item(code="model_not_found", detail=other, pointer=pointer, input=name)
+        refused = refuse_source(services, session, wanted, pointer=pointer)
+        queues = _probing_queues(session)
+    if refused is not None and (known is None or refused.code != "model_not_allowed"):
         return refused
-    source = known.source if known is not None else source
-    row = run_in_transaction(
-        services.engine, lambda session: base_models.register(session, id=name, source=source)
-    )
-    services.doorbell.ring_models()
+    try:
+        row = run_in_transaction(
+            services.engine, lambda session: base_models.register(session, id=name, source=wanted)
+        )
+    except ValueError as error:  # another request was faster
+        raise Problem("model_conflict", f"{error}.") from None
+    services.doorbell.ring_models(queues)
     return row
 
 
 def refuse_source(
-    services: Services, source: str, *, known: list[str], pointer: str = "/model"
+    services: Services, session: Session, source: str, *, pointer: str = "/model"
 ) -> Item | None:
-    """Return what is wrong with a folder or hub id, if anything is."""
-    allowed = services.settings.allowed_models
+    """Return what is wrong with a folder or hub id, as far as it shows without the hub."""
+    folder = base_models.is_folder(source)
     if not base_models.allowed(services.settings, source):
-        nearest = difflib.get_close_matches(source, known, n=3)
-        hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
+        globs = services.settings.allowed_models
+        what = "" if folder or base_models.is_hub_id(source) else _NO_SOURCE
         detail = (
-            f"The model is neither registered nor allowed here.{hint}"
-            f" Registered: {', '.join(known[:20]) or 'none'}."
-            f" Allowed: {', '.join(allowed[:20]) or 'none'}."
+            f"The model is neither registered nor allowed here.{what}"
+            f" {suggest_models(session, source)} Allowed: {', '.join(globs[:20]) or 'none'}."
         )
         return Item(code="model_not_allowed", detail=detail, pointer=pointer, input=source)
-    if base_models.is_folder(source) and not (Path(source) / "config.json").is_file():
-        detail = "The folder is not there, or holds no config.json; name a model's folder."
+    if folder and not (Path(source).expanduser() / "config.json").is_file():
+        detail = (
+            "The folder is not there, or holds no config.json; name a model's folder."
+            f" {suggest_models(session, source)}"
+        )
         return Item(code="model_not_found", detail=detail, pointer=pointer, input=source)
     return None
+
+
+def describe_failure(services: Services, row: BaseModelRow, *, pointer: str = "/model") -> Item:
+    """Return why a model failed; of a name that led to none, also the nearest registered ids."""
+    failure = row.failure or {}
+    why = failure.get("message", "its layers could not be read")
+    if not base_models.led_nowhere(row):
+        detail = f"The model {row.id!r} cannot be used: {why}"
+        return Item(code="model_unavailable", detail=detail, pointer=pointer, input=row.id)
+    with transaction(services.engine, read_only=True) as session:
+        detail = f"{why} {suggest_models(session, row.source)}"
+    return Item(code=str(failure["code"]), detail=detail, pointer=pointer, input=row.source)
 
 
 def _reload(services: Services, model_id: str) -> BaseModelRow:
     with transaction(services.engine, read_only=True) as session:
         return base_models.get(session, model_id)
+
+
+def _live_queues(services: Services) -> list[str]:
+    with transaction(services.engine, read_only=True) as session:
+        return _probing_queues(session)
+
+
+def _probing_queues(session: Session) -> list[str]:
+    """Return the queues of the live workers, each of which can probe a model."""
+    known = {*TRAINING_QUEUES, *INFERENCE_QUEUES}
+    return sorted(workers.live_queues(session) & known)
 
 
 # --- the rest

@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more: objects without a row, old checkpoints, old keys.
+"""Deletes what nobody needs any more: objects without a row, old checkpoints, keys, failed models.
 
 An object is kept while a row refers to it, and while it is younger than `collect_after_seconds`:
 its row may be on its way. Each run leaves the same token in the rows and in the object store. Where
@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy import Engine, delete, select, text, tuple_, type_coerce, update
 from sqlalchemy.orm import Session
 
+from store import base_models
 from store.database import run_in_transaction, transaction
 from store.database_time import database_now, database_time_in
 from store.dialects import insert_unless_there
@@ -59,6 +60,8 @@ class Report:
     num_checkpoints: int = 0
     """Checkpoints of jobs that ended long ago."""
     num_idempotency_keys: int = 0
+    num_models: int = 0
+    """Base models that cannot be used and that nothing names."""
     names: tuple[str, ...] = ()
     """The first of the groups, flagged or deleted."""
 
@@ -258,9 +261,15 @@ def _delete_objects(objects: Objects, group: Group) -> None:
 def _collect_rows(
     engine: Engine, objects: Objects, settings: Settings, report: Report, *, held: bool
 ) -> None:
-    """Delete old idempotency keys and, unless held, the checkpoints of jobs that ended long ago."""
+    """Delete old keys and failed models and, unless held, checkpoints of jobs ended long ago."""
     report.num_idempotency_keys = run_in_transaction(
         engine, lambda session: _forget_keys(session, settings)
+    )
+    report.num_models = run_in_transaction(
+        engine,
+        lambda session: base_models.delete_failed(
+            session, after_seconds=settings.keep_failed_models_seconds
+        ),
     )
     with transaction(engine, read_only=True) as session:
         old = _old_checkpoints(session, settings)

@@ -358,7 +358,11 @@ def _check_references(session: Session, team: str, spec: NewJob) -> None:
             raise NotFound("dataset", dataset_id)
     if spec.source_adapter_id is not None:
         _hold_adapter(session, team, spec.source_adapter_id)
-    known = select(BaseModelRow.id).where(BaseModelRow.id == spec.model)
+    known = (
+        select(BaseModelRow.id)
+        .where(BaseModelRow.id == spec.model)
+        .with_for_update(read=True, key_share=True)  # as above
+    )
     if session.scalars(known).one_or_none() is None:
         raise NotFound("model", spec.model)
 

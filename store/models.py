@@ -190,6 +190,11 @@ class BaseModelRow(Base):
     failure: Mapped[JsonObject | None]
     created_at: Mapped[datetime] = mapped_column(default=database_now())
     requested_at: Mapped[datetime] = mapped_column(default=database_now())
+    found_at: Mapped[datetime | None]
+    """When the hub confirmed that it has the model; a folder needs no confirmation."""
+    claimed_by: Mapped[str | None] = mapped_column(String(32))
+    """The worker that looks the model up or probes it, until `claimed_until`."""
+    claimed_until: Mapped[datetime | None]
     ready_at: Mapped[datetime | None]
 
 

@@ -6,6 +6,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from celery import Celery
     from kombu.connection import ConnectionPool
 
@@ -81,11 +83,13 @@ class Doorbell:
         """Say that a training queue has work; true if the broker took the message."""
         return self._send(CLAIM_TASK, [queue], queue)
 
-    def ring_models(self, queue: str | None = None) -> bool:
-        """Say that base models wait for their inventory, on one or on all inference queues."""
-        queues = INFERENCE_QUEUES if queue is None else (queue,)
-        taken = [self._send(REGISTER_MODELS_TASK, [], name) for name in queues]
-        return all(taken)
+    def ring_models(self, queues: Iterable[str]) -> bool:
+        """Say to the workers of some queues that base models wait to be looked up and probed.
+
+        Name queues that live workers serve: nobody would read the messages of the others. A broker
+        that does not take the first message is not asked again.
+        """
+        return all(self._send(REGISTER_MODELS_TASK, [], name) for name in queues)
 
     def ring_infer(self, request_id: str, *, device: str) -> bool:
         """Say that a request waits in the mailbox."""

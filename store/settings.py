@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """Embedded mode: the API writes its generated key here at its first start."""
     allowed_models: list[str] = []
     """Globs over hub ids (`org/name`) and over absolute folders that jobs may name as `model`."""
+    hub_seconds: PositiveSeconds = 0.8
+    """Longest wait of a worker for the hub's answer whether it has a model."""
 
     allowed_hosts: list[str] = []
     """Globs of the Host names that the API answers to (without ports). Empty: any."""
@@ -139,6 +141,8 @@ class Settings(BaseSettings):
     """Objects that no row refers to are kept for so long, and all after a restore of the rows."""
     keep_checkpoints_seconds: PositiveSeconds = 604_800.0
     """How long an ended job keeps its checkpoints; without them a retry begins at step 0."""
+    keep_failed_models_seconds: PositiveSeconds = 86_400.0
+    """How long a base model that cannot be used stays listed after it was last asked for."""
     keep_idempotency_keys_seconds: PositiveSeconds = 259_200.0
     """How long the answer to an idempotency key is remembered."""
 

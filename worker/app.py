@@ -27,6 +27,7 @@ from store.startup import (
 )
 from worker.device_lock import DeviceTaken
 from worker.logs import configure_logging
+from worker.model_prober import ModelProber
 from worker.periodic import Periodic
 from worker.presence import Presence
 from worker.reconcile import reconcile
@@ -43,7 +44,7 @@ _BEAT_SHARE = 3
 
 
 class WorkerProcess:
-    """What runs in a worker beside its tasks: its row, the reconciler and perhaps training."""
+    """What runs in a worker beside its tasks: its row, the reconciler, probes, perhaps training."""
 
     training: TrainingWorker | None = None
     """The training worker of this process, if it is one."""
@@ -67,6 +68,7 @@ class WorkerProcess:
             quarantine=lambda: self.training.health.quarantine if self.training else None,
         )
         self._doorbell = Doorbell(settings)
+        self.prober = ModelProber(settings, self._engine, worker_id=worker_id)
         self._periodic = [
             Periodic(
                 "presence",
@@ -101,15 +103,18 @@ class WorkerProcess:
             self.training.open()
         for periodic in self._periodic:
             periodic.start()
+        self.prober.start()
 
     def drain(self) -> None:
         """Take no new work. Called from a signal handler: it only sets flags."""
         self._presence.stopping = True
+        self.prober.drain()
         if self.training is not None:
             self.training.drain()
 
     def stop(self) -> None:
         """End everything that was started."""
+        self.prober.stop()
         for periodic in self._periodic:
             periodic.stop()
         if self.training is not None:
@@ -128,6 +133,11 @@ _process: WorkerProcess | None = None
 def current_training_worker() -> TrainingWorker | None:
     """Return the training worker of this process, if it is one."""
     return _process.training if _process is not None else None
+
+
+def current_model_prober() -> ModelProber | None:
+    """Return what probes base models in this process, if it is a worker."""
+    return _process.prober if _process is not None else None
 
 
 class ProcessStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships no types

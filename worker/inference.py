@@ -1,4 +1,4 @@
-"""The inference worker: answers what waits in the mailbox, and has new base models probed.
+"""The inference worker: answers what waits in the mailbox.
 
 Loads torch when the first task needs it, or ahead of that once the worker is ready. Whatever goes
 wrong with a request is answered: nobody waits for a request that was dropped silently.
@@ -23,17 +23,14 @@ from grit_core.errors import (
     ModelUnavailable,
 )
 from grit_core.records import InvalidRecord, parse_prompt
-from store import base_models
-from store.database import create_engine_from, transaction
 from store.errors import ObjectMissing, QueueUnavailable, StorageUnavailable, StoreError
 from store.inference import Mailbox
 from store.objects import Objects
-from store.queue import INFER_TASK, INFERENCE_QUEUES, REGISTER_MODELS_TASK
+from store.queue import INFER_TASK, INFERENCE_QUEUES
 from store.settings import Settings
 from worker.adapter_cache import AdapterCache
 from worker.answer_stream import NEWS_SECONDS, AnswerStream, WholeAnswer
 from worker.app import app
-from worker.model_probe import probe_in_process
 from worker.periodic import Periodic
 from worker.running import RunningRequest, RunningRequests
 
@@ -62,7 +59,6 @@ class InferenceWorker:
     def __init__(self, settings: Settings, *, device: str) -> None:
         self._settings = settings
         self._device = device
-        self._database = create_engine_from(settings)
         self._mailbox = Mailbox(settings)
         self._adapters = AdapterCache(
             settings.home, Objects(settings), max_adapters=settings.infer_cached_adapters
@@ -73,11 +69,6 @@ class InferenceWorker:
         self._rung = threading.Event()
         self._stop_at: float | None = None
         self._threads: set[threading.Thread] = set()
-        self._registering = threading.Lock()
-        self._models_rung = threading.Event()
-        self._models = Periodic(
-            "models", self.register_models, interval_seconds=settings.ring_again_seconds
-        )
         self._look = Periodic("look", self.look, interval_seconds=LOOK_SECONDS)
 
     @property
@@ -103,10 +94,9 @@ class InferenceWorker:
             return self._engine
 
     def start(self) -> None:
-        """Load torch, look for requests and models whose bell was lost; each in a thread."""
+        """Load torch, and look for requests whose bell was lost; each in a thread."""
         threading.Thread(target=lambda: self.engine, name="warm-up", daemon=True).start()
         self._running.start()
-        self._models.start()
         self._look.start()
 
     def drain(self) -> None:
@@ -120,13 +110,11 @@ class InferenceWorker:
         self._look.stop()
         for thread in list(self._threads):
             thread.join(max(0.0, (self._stop_at or 0.0) - time.monotonic()) + JOIN_SECONDS)
-        self._models.stop()
         self._running.stop()
         if self._engine is not None:
             self._engine.close()
         self._adapters.close()
         self._mailbox.close_sync()
-        self._database.dispose()
 
     # --- taking requests
 
@@ -273,53 +261,6 @@ class InferenceWorker:
         with self._adapters.hold(named["id"], prefix=named["prefix"]) as held:
             yield AdapterSource(id=held.id, folder=held.folder)
 
-    # --- base models
-
-    def register_models(self) -> None:
-        """Probe every base model that waits for it, the oldest first.
-
-        While another thread does so this returns, and that thread looks again.
-        """
-        self._models_rung.set()
-        while self._models_rung.is_set() and self._registering.acquire(blocking=False):
-            try:
-                self._models_rung.clear()
-                with transaction(self._database, read_only=True) as session:
-                    waiting = [(row.id, row.source) for row in base_models.registering(session)]
-                for model_id, source in waiting:
-                    if self._stop_at is None:  # else it is left to the next worker
-                        self._register(model_id, source)
-            finally:
-                self._registering.release()
-
-    def _register(self, model_id: str, source: str) -> None:
-        """Probe a base model and record its layers, or in words why it cannot be used.
-
-        One that could not be probed or recorded stays registering, and the others have their turn.
-        """
-        try:
-            self._probe(model_id, source)
-        except Interrupted:
-            _log.info("model_probe_interrupted", model=model_id)
-        except Exception:  # noqa: BLE001 - the log has it, and the next round tries again
-            _log.exception("model_not_registered", model=model_id)
-
-    def _probe(self, model_id: str, source: str) -> None:
-        try:
-            inventory = probe_in_process(source, should_stop=lambda: self._stop_at is not None)
-        except ModelUnavailable as error:
-            _log.info("model_refused", model=model_id, reason=str(error)[:500])
-            with transaction(self._database) as session:
-                base_models.save_failure(
-                    session, id=model_id, code="model_unavailable", message=str(error)
-                )
-            return
-        with transaction(self._database) as session:
-            base_models.save_inventory(
-                session, id=model_id, inventory=inventory, inventory_hash=inventory["hash"]
-            )
-        _log.info("model_registered", model=model_id, num_layers=len(inventory["layers"]))
-
 
 def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
     return {
@@ -395,12 +336,6 @@ def inference_worker(device: str) -> InferenceWorker:
 def infer(task: Any, _request_id: str) -> None:
     """Answer what waits: the one that rang, or whoever's turn it is before."""
     inference_worker(_device_of(task)).serve()
-
-
-@app.task(name=REGISTER_MODELS_TASK, bind=True)  # type: ignore[untyped-decorator] # as above
-def register_models(task: Any) -> None:
-    """Probe the base models that wait for it."""
-    inference_worker(_device_of(task)).register_models()
 
 
 def _device_of(task: Any) -> str:

@@ -2,7 +2,7 @@
 
 A configuration or a chat template from elsewhere may ask for hours or terabytes, a tokenizer may
 crash its process, and building a model changes torch's global settings for a moment. None of that
-reaches the requests that the inference worker answers meanwhile.
+reaches what the worker does meanwhile. The process gives way to the others of its machine.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def probe_in_process(
     source: str,
     *,
     should_stop: Callable[[], bool],
+    offline: bool = False,
     timeout_seconds: float = PROBE_SECONDS,
     memory_bytes: int = PROBE_MEMORY_BYTES,
 ) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def probe_in_process(
     Args:
         source: A local folder or a hub id.
         should_stop: Asked while the probe runs; true ends it.
+        offline: Whether a hub id is read from this machine's cache only.
         timeout_seconds: How long it may take.
         memory_bytes: How much memory it may have.
 
@@ -51,7 +53,7 @@ def probe_in_process(
         Interrupted: The caller asked to stop.
     """
     with tempfile.TemporaryFile() as result:
-        process = _start(source, result, memory_bytes=memory_bytes)
+        process = _start(source, result, offline=offline, memory_bytes=memory_bytes)
         try:
             deadline = time.monotonic() + timeout_seconds
             while not _has_ended(process):
@@ -69,7 +71,9 @@ def probe_in_process(
     return _inventory(source, process.returncode, written, memory_bytes=memory_bytes)
 
 
-def _start(source: str, result: IO[bytes], *, memory_bytes: int) -> subprocess.Popen[bytes]:
+def _start(
+    source: str, result: IO[bytes], *, offline: bool, memory_bytes: int
+) -> subprocess.Popen[bytes]:
     options = {
         "result-fd": result.fileno(),
         "parent-pid": os.getpid(),
@@ -86,6 +90,9 @@ def _start(source: str, result: IO[bytes], *, memory_bytes: int) -> subprocess.P
             **environment_without_secrets(),
             "CUDA_VISIBLE_DEVICES": "",  # everything is on the meta device
             "OMP_NUM_THREADS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            # Asking a hub that does not answer takes most of a minute for each file.
+            **({"HF_HUB_OFFLINE": "1"} if offline else {}),
         },
         process_group=0,
     )
@@ -128,7 +135,7 @@ def _inventory(
     except ValueError:
         raise ModelUnavailable(
             f"Probing the model {source} ended with status {returncode} and without a result; the"
-            " inference worker's log holds its last lines."
+            " worker's log holds its last lines."
         ) from None
     if "failure" in answer:
         raise ModelUnavailable(str(answer["failure"]))

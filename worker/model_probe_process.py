@@ -19,6 +19,8 @@ from grit_core.library_errors import ran_out_of_memory, reason
 from worker.attempt import die_with_parent
 
 MAX_FAILURE_CHARACTERS: Final = 4_000
+NICENESS: Final = 5
+"""Behind chats and training, and on a full machine still a third of a processor's share."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source")
     options = parser.parse_args(argv)
     die_with_parent(options.parent_pid)
+    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_DATA, (options.memory_bytes, options.memory_bytes))
     answer = _probe(options.source, memory_bytes=options.memory_bytes)
     with os.fdopen(options.result_fd, "wb") as out:

@@ -69,7 +69,7 @@ async def create_tuning(
     """Create a job; fields of `POST /jobs` go into `grit` (`extra_body={"grit": {...}}`)."""
 
     async def resolve() -> NewJob:
-        asked = await job_request_of(services, body)
+        asked = await job_request_of(services, caller.team, body)
         found = await consider(services, caller.team, asked)
         return found.new_job(max_attempts=services.settings.max_attempts)
 

@@ -41,7 +41,7 @@ def names_of(body: FineTuningJobCreate) -> dict[str, str]:
     }
 
 
-async def job_request_of(services: Services, body: FineTuningJobCreate) -> JobCreate:
+async def job_request_of(services: Services, team: str, body: FineTuningJobCreate) -> JobCreate:
     """Return the body of `POST /jobs` that asks the same.
 
     Raises:
@@ -61,7 +61,7 @@ async def job_request_of(services: Services, body: FineTuningJobCreate) -> JobCr
     }
     given = {name: value for name, value in fields.items() if value not in (None, {})}
     if "preset" not in said and "config" not in said:
-        preset = await _default_preset(services, body.model)
+        preset = await _default_preset(services, team, body.model)
         given |= {} if preset is None else {"preset": preset}
     return JobCreate.model_validate({**given, **said})
 
@@ -92,13 +92,13 @@ def _training(body: FineTuningJobCreate, said: Mapping[str, Any]) -> dict[str, A
     return {**said, **mapped}
 
 
-async def _default_preset(services: Services, model: str) -> str | None:
+async def _default_preset(services: Services, team: str, model: str) -> str | None:
     """Return the first preset of a model's family that the model has layers for, if there is one.
 
     Raises:
         Problem: If the layers of the model are still being read.
     """
-    found = await find_model(services, model)
+    found = await find_model(services, team, model)
     if not isinstance(found, BaseModelRow) or found.inventory is None:
         return None
     inventory = ModelInventory.from_json(found.inventory)

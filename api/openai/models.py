@@ -9,6 +9,7 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import Item, Problem
+from api.model_names import suggest_models
 from api.openai.schemas.models import ModelFacts, OpenAIDeleted, OpenAIModel, OpenAIModelList
 from api.routes.adapters import delete_adapter
 from api.routing import ServiceRouter
@@ -66,16 +67,21 @@ def find_model(session: Session, team: str, name: str) -> BaseModelRow | Adapter
     Raises:
         Problem: If there is no such model for this team.
     """
+    if not is_id(name, "adp"):
+        row = base_models.find_existing(session, name)
+        if row is None:
+            _missing(name, hint=f" {suggest_models(session, name)}")
+        return row
     try:
-        if is_id(name, "adp"):
-            return adapters.get_adapter(session, name, team=team)
-        return base_models.get(session, name)
+        return adapters.get_adapter(session, name, team=team)
     except NotFound:
         _missing(name)
 
 
-def _missing(name: str) -> NoReturn:
-    detail = f"The model {name!r} does not exist, or is not yours; GET /v1/models lists those."
+def _missing(name: str, *, hint: str = "") -> NoReturn:
+    detail = (
+        f"The model {name!r} does not exist, or is not yours; GET /v1/models lists those.{hint}"
+    )
     item = Item(code="model_not_found", detail=detail, pointer="/model", input=name)
     raise Problem("not_found", detail, errors=[item])
 

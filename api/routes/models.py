@@ -1,11 +1,13 @@
-"""Base models: list, register, look at their layers."""
+"""Base models: list, register, delete, look at their layers."""
 
+from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Depends, Response
 
 from api.auth import requires
-from api.dependencies import ServicesDep
+from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Problem
 from api.links import link
@@ -13,11 +15,11 @@ from api.openai_clients import refuse_openai_clients
 from api.presentation import describe_unready, present_model
 from api.routing import ServiceRouter
 from api.schemas.models import ModelCreate, ModelLayers, ModelList, ModelRead
-from api.submission import refuse_source
+from api.submission import describe_failure, find_or_register, wait_for_probe
 from store import base_models
 from store.database import run_in_transaction, transaction
 from store.keys import Scope
-from store.models import ModelStatus
+from store.models import BaseModelRow, ModelStatus
 
 router = ServiceRouter("models")
 
@@ -35,33 +37,43 @@ def list_models(services: ServicesDep) -> ModelList:
 
 @router.post("/models", status_code=202, responses=problems("model_conflict", "request_invalid"))
 @requires(Scope.WRITE)
-def register_model(
+async def register_model(
     body: ModelCreate,
     response: Response,
+    caller: CallerDep,
     services: ServicesDep,
 ) -> ModelRead:
     """Register a base model; a worker probes it, and `status` becomes `ready` or `failed`.
 
-    A model that could not be trained fails here, with the reason in `failure`: weights that lack
-    tensors, a processor that cannot encode a row, default layers that cannot adapt.
+    A hub id is looked up first: one that the hub does not have, or that cannot be read from here,
+    is refused within about a second and not registered. A model that could not be trained fails in
+    its probe, with the reason in `failure`: weights that lack tensors, a processor that cannot
+    encode a row, default layers that cannot adapt.
     """
     source = body.source or body.id
     pointer = "/source" if body.source else "/id"
-    with transaction(services.engine, read_only=True) as session:
-        known = [row.id for row in base_models.list_models(session)]
-    refused = refuse_source(services, source, known=known, pointer=pointer)
-    if refused is not None:
-        raise InvalidRequest([refused])
-    try:
-        row = run_in_transaction(
-            services.engine,
-            lambda session: base_models.register(session, id=body.id, source=source),
-        )
-    except ValueError as error:
-        raise Problem("model_conflict", f"{error}.".replace("..", ".")) from None
-    services.doorbell.ring_models()
-    response.headers["Location"] = link(f"/models/{row.id}")
-    return present_model(row)
+    found = await to_thread.run_sync(
+        partial(find_or_register, services, caller.team, body.id, source=source, pointer=pointer)
+    )
+    if isinstance(found, BaseModelRow) and not base_models.is_folder(source):
+        found = await wait_for_probe(services, found, until_found=True)
+        if base_models.led_nowhere(found):
+            found = await to_thread.run_sync(
+                partial(describe_failure, services, found, pointer=pointer)
+            )
+    if not isinstance(found, BaseModelRow):
+        raise InvalidRequest([found])
+    response.headers["Location"] = link(f"/models/{found.id}")
+    return present_model(found)
+
+
+@router.delete(
+    "/models/{model_id:path}", status_code=204, responses=problems("not_found", "still_referenced")
+)
+@requires(Scope.WRITE)
+def delete_model(model_id: str, services: ServicesDep) -> None:
+    """Delete a base model that no job and no adapter names. Its files stay where they are."""
+    run_in_transaction(services.engine, lambda session: base_models.delete_model(session, model_id))
 
 
 # Ids hold slashes (`org/name`, `/folder`), so the longer path is declared first.

@@ -55,7 +55,7 @@ class ModelCalls(Calls):
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"Model {model['id']!r} is still being read after {wait_seconds:g} s;"
-                    " is an inference worker running (`grit status`)?"
+                    " is a worker running (`grit status`)?"
                 )
             time.sleep(0.1)
             model = self.get_model(model["id"])
@@ -63,6 +63,10 @@ class ModelCalls(Calls):
             reason = (model.get("failure") or {}).get("message", "no reason was recorded")
             raise InvalidInput(f"Model {model['id']!r} cannot be used: {reason}")
         return model
+
+    def delete_model(self, model: str) -> None:
+        """`DELETE /models/{id}`: forget a base model that no job and no adapter names."""
+        self._connection.request("DELETE", path_of("models", model))
 
     def model_layers(self, model: str) -> dict[str, Any]:
         """`GET /models/{id}/layers`: the layers that can adapt, by modality."""

@@ -1,4 +1,4 @@
-"""`grit models list, add, layers`."""
+"""`grit models list, add, layers, delete`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -87,6 +87,18 @@ def layers(
         for layer in found
     ]
     session.emit(answer, lambda: table(["layer", "modality", "block", "in", "out"], rows))
+
+
+@app.command()
+@with_session
+def delete(
+    session: Session,
+    model: Annotated[str, typer.Argument(help="A model's id.", show_default=False)],
+) -> None:
+    """Delete a base model that no job and no adapter uses; its files stay."""
+    with session.client() as client:
+        client.delete_model(model)
+    session.emit({"deleted": model}, lambda: f"Deleted {model}.")
 
 
 def _images(probe: Mapping[str, Any]) -> str | None:

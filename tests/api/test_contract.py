@@ -155,7 +155,8 @@ class Caller:
             return world.new_adapter() if fresh else world.adapter
         if kind == "deletable":
             return world.new_adapter() if fresh else chance.choice([MODEL, world.adapter])
-        return {"model": MODEL, "preset": "smolvlm_fast", "key": world.new_key()}[kind]
+        base = world.new_model() if fresh and kind == "base" else MODEL
+        return {"base": base, "preset": "smolvlm_fast", "key": world.new_key()}[kind]
 
 
 FIELDS: Final = {
@@ -172,7 +173,7 @@ FIELDS: Final = {
     "training_file": "dataset",
     "validation_file": "dataset",
     "model": "deletable",
-    "model_id": "model",
+    "model_id": "base",
     "preset": "preset",
     "name": "preset",
     "key_id": "key",

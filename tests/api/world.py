@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from api.services import Services
-from store import adapters, attempts, datasets, events
+from store import adapters, attempts, base_models, datasets, events
 from store.database import transaction
 from store.ids import new_id
 from store.keys import Scope, create_key
@@ -78,6 +78,11 @@ class World:
                 num_images=first.num_images,
             )
             return row.id
+
+    def new_model(self) -> str:
+        """A base model that nothing names."""
+        with transaction(self.services.engine) as session:
+            return base_models.register(session, id=f"base-{new_id('job')}", source="/gone").id
 
     def new_key(self) -> str:
         with transaction(self.services.engine) as session:

@@ -11,10 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from grit_core.artifacts import write_adapter
 from grit_core.models.pretrained import load_base_model
-from store import base_models
-from store.database import transaction
 from store.inference import Mailbox
-from store.models import ModelStatus
 from store.objects import Objects
 from tests.tiny_models import png_data_url, tiny_vlm_folder
 from worker.inference import EXTRA_PLACES, InferenceWorker
@@ -213,57 +210,6 @@ def test_what_a_processor_or_model_refuses_is_the_users_fault_and_the_next_is_an
 
 def test_a_bell_without_a_request_is_no_work(worker):
     worker.serve()
-
-
-def settled(engine, name, *, seconds=120):
-    """The row of a base model once it is no longer registering."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with transaction(engine, read_only=True) as session:
-            row = base_models.get(session, name)
-        if row.status != ModelStatus.REGISTERING:
-            return row
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def test_registering_records_the_layers_and_the_probe_or_the_reason_and_goes_on_after_a_failure(
-    sqlite_engine, start, model, tmp_path
-):
-    empty, torn = tmp_path / "empty", shutil.copytree(model, tmp_path / "torn")
-    empty.mkdir()
-    (torn / "chat_template.jinja").write_text("{{ raise_exception('no chat') }}")
-    with transaction(sqlite_engine) as session:
-        base_models.register(session, id="empty", source=str(empty))
-        base_models.register(session, id="torn", source=str(torn))
-        base_models.register(session, id="tiny", source=str(model))
-    start().register_models()
-    ready = settled(sqlite_engine, "tiny")
-    assert ready.status == ModelStatus.READY
-    assert any(row["modality"] == "vision" for row in ready.inventory["layers"])
-    assert ready.inventory["probe"]["max_images"] == 2
-    missing, refused = settled(sqlite_engine, "empty"), settled(sqlite_engine, "torn")
-    assert missing.status == refused.status == ModelStatus.FAILED
-    assert "config.json" in missing.failure["message"]
-    assert refused.failure["code"] == "model_unavailable"
-    assert "no chat" in refused.failure["message"]
-
-
-def test_a_model_whose_bell_was_lost_is_registered_all_the_same(sqlite_engine, model, start):
-    start(ring_again_seconds=0.2)
-    with transaction(sqlite_engine) as session:
-        base_models.register(session, id="late", source=str(model))
-    assert settled(sqlite_engine, "late").status == ModelStatus.READY
-
-
-def test_a_worker_that_stops_leaves_a_model_to_the_next(sqlite_engine, model, start):
-    worker = start(stop_grace_seconds=0)
-    worker.drain()
-    with transaction(sqlite_engine) as session:
-        base_models.register(session, id="later", source=str(model))
-    worker.register_models()
-    with transaction(sqlite_engine, read_only=True) as session:
-        assert base_models.get(session, "later").status == ModelStatus.REGISTERING
 
 
 # --- many at once, streams, ends
