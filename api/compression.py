@@ -9,14 +9,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
+from api.devices import DEVICE_SEEN_SECONDS, find_device
 from api.errors import InvalidRequest, Item, Problem
 from api.schemas.adapters import AdapterCompress
 from api.services import Services
-from api.submission import DEVICE_SEEN_SECONDS, find_dataset, find_device
+from api.submission import find_dataset
 from grit_core.config.devices import DeviceStrategy, kind_of
 from grit_core.config.model_configs import config_from_dict, config_to_dict
 from grit_core.config.training import training_from_dict
@@ -72,16 +74,16 @@ def consider_compression(
         trained_by = adapters.training_job_of(session, adapter)
         dataset = _dataset(session, team, body, trained_by, faults, waiting)
         seen = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
-    choice, reason = find_device(DeviceStrategy.AUTO_PERFORMANCE, seen, faults)
+    device = find_device(DeviceStrategy.AUTO_PERFORMANCE, seen, faults)
     if faults:
         raise InvalidRequest(faults + waiting)
     if waiting:
         raise Problem("dataset_not_ready", waiting[0].detail, errors=waiting)
-    if choice is None or dataset is None:
+    if device is None or dataset is None:
         raise LookupError("a part of the request is missing and no fault says so")
     origin = _origin_of(services, adapter, made_by)
     num_rows = min(body.num_rows, dataset.num_rows or body.num_rows)
-    columns = _columns(adapter, origin, num_rows=num_rows, device=choice.device)
+    columns = partial(_columns, adapter, origin, num_rows=num_rows)
     return NewJob(
         kind=JobKind.COMPRESSION,
         model=adapter.model,
@@ -89,10 +91,8 @@ def consider_compression(
         eval_dataset_id=None if trained_by is None else trained_by.eval_dataset_id,
         source_adapter_id=adapter.id,
         request={"adapter": adapter.id, **body.model_dump(mode="json")},
-        **columns,
-        device=choice.device,
-        device_reason=reason,
-        queue=kind_of(choice.device),
+        **columns(device.choice.device),
+        **device.columns(lambda kind: dict(columns(kind)["training"])),
         name=body.name,
         max_attempts=services.settings.max_attempts,
     )
@@ -141,7 +141,7 @@ def _origin_of(services: Services, adapter: Adapter, made_by: Job | None) -> _Or
 
 
 def _columns(
-    adapter: Adapter, origin: _Origin | None, *, num_rows: int, device: str
+    adapter: Adapter, origin: _Origin | None, device: str, *, num_rows: int
 ) -> dict[str, Any]:
     """Return plan, configuration and training settings for the row, without any `auto`.
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Final
 
 from anyio import to_thread
@@ -13,15 +12,13 @@ from sqlalchemy.orm import Session
 
 from api.errors import Item, Problem
 from api.links import link
-from api.presentation import present_job
 from api.schemas.jobs import JobRead
 from api.services import Services
-from store import jobs, replays, workers
+from api.standing import Standing
+from store import jobs, replays
 from store.database import run_in_transaction, transaction
-from store.job_rows import JobRow
 from store.jobs import NewJob
 from store.keys import Caller
-from store.models import Job, JobStatus
 
 _MAX_KEY: Final = 255
 
@@ -90,7 +87,7 @@ async def create_once(
             return _told(response, known, replayed=True)
     spec = await resolve()
 
-    def insert(session: Session) -> tuple[JobRead, bool]:
+    def insert(session: Session) -> tuple[JobRead, bool, str | None]:
         job, replayed = jobs.create_job(
             session,
             team=caller.team,
@@ -101,46 +98,18 @@ async def create_once(
             max_open_jobs=services.settings.max_open_jobs,
             max_stored_bytes=services.settings.max_stored_bytes,
         )
-        return standing(session, services, job), replayed
+        standing = Standing(session, services)
+        return standing.show(job), replayed, standing.bell(job)
 
     def create() -> tuple[JobRead, bool]:
-        job, replayed = run_in_transaction(services.engine, insert)
-        if job.status == JobStatus.QUEUED and not replayed:
+        job, replayed, bell = run_in_transaction(services.engine, insert)
+        if bell is not None and not replayed:
             # After the commit, and it never fails: the row is the queue.
-            services.doorbell.ring(job.queue.name)
+            services.doorbell.ring(bell)
         return job, replayed
 
     job, replayed = await to_thread.run_sync(create)
     return _told(response, job, replayed=replayed)
-
-
-def standing(session: Session, services: Services, job: Job) -> JobRead:
-    """Return a job with its place in the queue, and why it waits longer than that."""
-    return standing_of(session, services)(job)
-
-
-def standing_of(session: Session, services: Services) -> Callable[[Job | JobRow], JobRead]:
-    """Return `standing` for several jobs, for which the workers are looked at once."""
-
-    @cache
-    def live() -> set[str]:
-        seconds = services.settings.worker_seen_seconds
-        return workers.live_queues(session, seen_within_seconds=seconds)
-
-    def show(job: Job | JobRow) -> JobRead:
-        if job.status != JobStatus.QUEUED:
-            return present_job(job)
-        position = jobs.queue_position(session, job)
-        reason = None
-        if job.queue not in live():
-            reason = f"No live worker serves the queue {job.queue!r}; the job starts when one does."
-        elif job.not_before is not None and job.attempt > 0:
-            reason = f"Waits until {job.not_before.isoformat()} after an attempt that failed."
-        elif position is None:
-            reason = f"More than {jobs.MAX_POSITION} jobs come first."
-        return present_job(job, position=position, reason=reason)
-
-    return show
 
 
 def _told(response: Response, job: JobRead, *, replayed: bool) -> JobRead:
@@ -159,4 +128,4 @@ def _replayed(services: Services, caller: Caller, mark: Once) -> JobRead | None:
             request_hash=mark.digest,
             route=mark.route,
         )
-        return None if job is None else standing(session, services, job)
+        return None if job is None else Standing(session, services).show(job)

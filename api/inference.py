@@ -10,6 +10,7 @@ from anyio import CancelScope, to_thread
 from fastapi import Request
 from sqlalchemy.orm import Session
 
+from api.devices import DEVICE_SEEN_SECONDS
 from api.errors import InvalidRequest, Item, Problem
 from api.intake.conversation import Conversation, names_urls
 from api.intake.remote_images import RemoteImages, fetch_limiter
@@ -17,7 +18,6 @@ from api.model_names import describe_wrong_model
 from api.presentation import describe_unready
 from api.schemas.infer import InferAnswer, InferRequest
 from api.services import Services
-from api.submission import DEVICE_SEEN_SECONDS
 from api.waiting import PLACES
 from grit_core.config.devices import DeviceStrategy, choose_device
 from grit_core.grammars import json_schema_grammar

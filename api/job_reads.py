@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.orm import Session
 
-from api.creation import standing_of
 from api.links import below, current_prefix
 from api.schemas.jobs import JobRead
 from api.services import Services
+from api.standing import Standing
 from store.errors import NotFound
 from store.job_rows import read_rows
 from store.reading import CONNECTIONS, Reader
@@ -95,7 +95,7 @@ class JobReads:
 
     def _present(self, session: Session, batch: Sequence[_Wanted]) -> list[JobSeen | Exception]:
         rows = read_rows(session, [wanted.job_id for wanted in batch])
-        show = standing_of(session, self._services)
+        standing = Standing(session, self._services)
         found: list[JobSeen | Exception] = []
         for wanted in batch:
             row = rows.get(wanted.job_id)
@@ -104,7 +104,7 @@ class JobReads:
                 continue
             try:
                 with below(wanted.prefix):
-                    found.append(_seen(show(row)))
+                    found.append(_seen(standing.show(row)))
             except ValueError as error:  # a row that cannot be shown is no other caller's fault
                 found.append(error)
         return found

@@ -4,7 +4,7 @@ Everything is looked at before anything is refused, so that one answer names all
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -12,13 +12,16 @@ from typing import Any, Final
 from anyio import sleep, to_thread
 from sqlalchemy.orm import Session
 
+from api.devices import DEVICE_SEEN_SECONDS, FoundDevice, find_device
 from api.errors import InvalidRequest, Item, Problem, item_of
 from api.model_names import describe_other_id, suggest_models
 from api.schemas.jobs import JobCreate
 from api.services import Services
-from grit_core.config.devices import KINDS, DeviceChoice, DeviceStrategy, choose_device, kind_of
+from grit_core.config.devices import DeviceChoice
+from grit_core.config.training import training_from_dict
 from grit_core.dataset_notes import dataset_notes
-from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
+from grit_core.errors import InvalidConfig
+from grit_core.estimate import resolve_training
 from grit_core.image_use import image_faults, image_warnings
 from grit_core.job_spec import ResolvedJob, resolve_job
 from store import base_models, datasets, workers
@@ -36,8 +39,6 @@ _FOUND_SECONDS: Final = 1.0
 _ASKED_SECONDS: Final = 5.0
 """For so long the hub's answer is taken as it was: one request may name a model twice."""
 _NO_SOURCE: Final = " It is written neither as a folder (`/models/x`) nor as a hub id (`org/name`)."
-DEVICE_SEEN_SECONDS: Final = 600.0
-"""A device whose worker was seen so lately still counts: workers restart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,7 @@ class Submission:
     model: BaseModelRow
     dataset: Dataset
     resolved: ResolvedJob
-    choice: DeviceChoice
-    reason: str
-    """Why this device."""
+    device: FoundDevice
 
     def new_job(self, *, max_attempts: int) -> NewJob:
         """Return the row's columns.
@@ -75,9 +74,7 @@ class Submission:
             training=resolved.training_json(),
             plan=resolved.plan.to_json(),
             plan_hash=now,
-            device=self.choice.device,
-            device_reason=self.reason,
-            queue=kind_of(self.choice.device),
+            **self.device.columns(self._training_on),
             preset=self.body.preset,
             name=self.body.name,
             metadata=dict(self.body.metadata),
@@ -85,6 +82,12 @@ class Submission:
             max_attempts=max_attempts,
             auto_start=self.body.auto_start,
         )
+
+    def _training_on(self, device: str) -> dict[str, Any]:
+        """Return the training settings, resolved for a device."""
+        given = training_from_dict(self.body.spec().get("training") or {})
+        num_rows = self.resolved.num_rows
+        return asdict(resolve_training(given, num_rows=num_rows, device=device))
 
 
 async def consider(services: Services, team: str, body: JobCreate) -> Submission:
@@ -294,13 +297,15 @@ def _look(session: Session, team: str, body: JobCreate) -> _Seen:
 def _judge(team: str, body: JobCreate, model: BaseModelRow | Item, seen: _Seen) -> Submission:
     dataset, waiting = seen.dataset, seen.waiting
     faults = ([] if isinstance(model, BaseModelRow) else [model]) + seen.faults
-    choice, reason = find_device(body.device, seen.workers, faults)
-    resolved = _plan(body, model, seen, choice, faults)
+    # What has a CPU refuse the job, so that no CPU's worker may claim it either.
+    half = (body.spec().get("training") or {}).get("precision") == "float16"
+    device = find_device(body.device, seen.workers, faults, needs_accelerator=half)
+    resolved = _plan(body, model, seen, None if device is None else device.choice, faults)
     if faults:
         raise InvalidRequest(faults + waiting)
     if waiting:
         raise Problem("dataset_not_ready", waiting[0].detail, errors=waiting)
-    if not isinstance(model, BaseModelRow) or dataset is None or resolved is None or choice is None:
+    if not isinstance(model, BaseModelRow) or dataset is None or resolved is None or device is None:
         raise LookupError("a part of the request is missing and no fault says so")
     return Submission(
         body=body,
@@ -308,8 +313,7 @@ def _judge(team: str, body: JobCreate, model: BaseModelRow | Item, seen: _Seen) 
         model=model,
         dataset=dataset,
         resolved=resolved,
-        choice=choice,
-        reason=reason,
+        device=device,
     )
 
 
@@ -330,34 +334,6 @@ def find_dataset(
         waiting.append(Item(code="dataset_not_ready", detail=detail, pointer=pointer))
         return None
     return found
-
-
-def training_devices(seen: list[Worker]) -> tuple[str, ...]:
-    """Return the devices that some worker trains on."""
-    served = {queue for worker in seen for queue in worker.queues}
-    return tuple(device for device in TRAINING_QUEUES if device in served)
-
-
-def find_device(
-    wanted: str, seen: list[Worker], faults: list[Item]
-) -> tuple[DeviceChoice | None, str]:
-    """Choose among the devices of the live workers, and say why; without any, the CPU."""
-    live = training_devices(seen)
-    named = wanted in KINDS and not live
-    available = live or (("cpu", wanted) if named else ("cpu",))
-    try:
-        choice = choose_device(wanted, available)
-    except InvalidConfig as error:
-        faults.extend(item_of(fault) for fault in error.faults)
-        return None, ""
-    except DeviceUnavailable as error:
-        known = f"{error} Strategies: {', '.join(DeviceStrategy)}."
-        fault = Fault(pointer="/device", code="device_unavailable", detail=known, input=wanted)
-        faults.append(item_of(fault))
-        return None, ""
-    if live:
-        return choice, choice.reason
-    return choice, f"{choice.reason} (no training worker is live yet: {choice.device} is assumed)"
 
 
 def _plan(

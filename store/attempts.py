@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 
 from store import events
 from store.database_time import database_now, database_time_in
+from store.device_binding import bound_columns
 from store.dialects import upsert
 from store.errors import LeaseLost
 from store.ids import new_id
-from store.jobs import IS_QUEUED
 from store.lifecycle import ACTIVE, transition
 from store.models import (
     Adapter,
@@ -30,10 +30,11 @@ from store.models import (
     Job,
     JobKind,
     JobStatus,
-    Team,
 )
+from store.queue import AUTO_QUEUES, TRAINING_QUEUES, queues_served, serving_device
 from store.retries import Failure, RetryPolicy, end_attempt, settle
-from store.turns import next_job
+from store.turns import IS_QUEUED, take_next
+from store.workers import SEEN_WITHIN_SECONDS, live_queues
 
 __all__ = [
     "Claim",
@@ -100,25 +101,32 @@ def claim_next(
     worker_id: str,
     lease_seconds: float,
     max_running_jobs: int | None = None,
+    seen_within_seconds: float = SEEN_WITHIN_SECONDS,
 ) -> Claim | None:
-    """Claim the next job of a queue: by priority, then the team that waited longest, then age.
+    """Claim the next job for a device: the team's turn, then its highest priority, then age.
+
+    A job that named a strategy is bound to the device here, and only if no worker of a device that
+    the strategy prefers was seen within `seen_within_seconds`.
 
     The attempt is counted here, so that a job that kills its worker at once runs out of attempts.
     Metrics past the checkpoint are removed, so that nothing is counted twice. A team has at most
     `max_running_jobs` running on the queue, unless its own row says otherwise; none: no bound.
 
     Returns:
-        None: If no job of this queue is ready.
+        None: If no job is ready that a worker of this device may claim.
     """
-    waiting = next_job(queue, max_running_jobs=max_running_jobs).with_for_update(
-        of=Job, skip_locked=True
+    live = live_queues(session, seen_within_seconds=seen_within_seconds)
+    found = take_next(
+        session,
+        device=queue,
+        queues=queues_served(queue, live),
+        max_running_jobs=max_running_jobs,
     )
-    found = session.scalars(waiting).first()
     if found is None:
         return None
     job = transition(
         session,
-        found,
+        found.id,
         to=JobStatus.RUNNING,
         reason=None,
         attempt=Job.attempt + 1,
@@ -127,10 +135,7 @@ def claim_next(
         lease_expires_at=database_time_in(lease_seconds),
         not_before=null(),
         phase="starting",
-    )
-    session.execute(
-        update(Team).where(Team.name == job.team).values(last_claimed_at=database_now()),
-        execution_options={"synchronize_session": False},
+        **bound_columns(found, queue),
     )
     checkpoint = _newest_checkpoint(session, job.id)
     resumed_from = checkpoint.step if checkpoint is not None else None
@@ -401,9 +406,15 @@ def reap_expired(
     return [job.id for job in expired]
 
 
-def queues_to_ring(session: Session, *, again_after_seconds: float) -> list[str]:
-    """Return a queue for every ready row whose bell is due, and note that it rings now.
+def queues_to_ring(
+    session: Session,
+    *,
+    again_after_seconds: float,
+    seen_within_seconds: float = SEEN_WITHIN_SECONDS,
+) -> list[str]:
+    """Return a device's queue for every ready row whose bell is due, and note that it rings now.
 
+    Jobs of a strategy ring for the device that claims them now; for none while none is live.
     A few rows of each queue at a time: enough to wake the workers that are idle, and no flood. The
     others are due at the next call.
     """
@@ -417,11 +428,11 @@ def queues_to_ring(session: Session, *, again_after_seconds: float) -> list[str]
     )
     # In the index's own order, so that a long queue is not read to its end. Which rows ring does
     # not matter: who hears a bell claims the job whose turn it is.
-    in_turn = select(Job.id).where(due)
-    in_turn = in_turn.order_by(Job.priority.desc(), Job.created_at.desc(), Job.id.desc())
+    in_turn = select(Job.id).where(due).order_by(Job.queued_at)
+    bells = _bells(session, seen_within_seconds=seen_within_seconds)
     first = [
         job_id
-        for queue in session.scalars(select(Job.queue).where(IS_QUEUED).distinct())
+        for queue in bells
         for job_id in session.scalars(in_turn.where(Job.queue == queue).limit(_BELLS_AT_ONCE))
     ]
     # Another process may ring for the same rows just now; whoever locks a row rings for it.
@@ -433,7 +444,16 @@ def queues_to_ring(session: Session, *, again_after_seconds: float) -> list[str]
         .returning(Job.queue),
         execution_options={"synchronize_session": False},
     ).all()
-    return sorted(queues)
+    return sorted(bells[queue] for queue in queues)
+
+
+def _bells(session: Session, *, seen_within_seconds: float) -> dict[str, str]:
+    """Return, for each queue, the device's queue whose bell is to ring for its jobs."""
+    live = live_queues(session, seen_within_seconds=seen_within_seconds)
+    # A job that names its device rings also while no worker is there to hear.
+    served = {queue: serving_device(queue, live) for queue in AUTO_QUEUES}
+    found = {queue: device for queue, device in served.items() if device is not None}
+    return {**{queue: queue for queue in TRAINING_QUEUES}, **found}
 
 
 def _newest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:

@@ -1,15 +1,14 @@
 """Jobs as their team sees them: create, read, list, and ask for a move."""
 
-import functools
-import operator
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, literal_column, null, select
+from sqlalchemy import ColumnElement, delete, exists, func, null, select, type_coerce
 from sqlalchemy.orm import Session
 
+from store.database_time import database_now
 from store.dialects import insert_unless_there
 from store.errors import IdempotencyConflict, IllegalTransition, NotFound, QuotaExceeded
 from store.ids import new_id
@@ -25,14 +24,12 @@ from store.models import (
     JobKind,
     JobStatus,
     Team,
+    UtcDateTime,
 )
 from store.pages import Page, read_page
+from store.queue import AUTO_QUEUES, TRAINING_QUEUES
 from store.quotas import hold_team, refuse_bytes
-
-IS_QUEUED: Final = Job.status == literal_column(f"'{JobStatus.QUEUED.value}'")
-"""Written out, so that the database sees that `ix_jobs_queued` holds all that is asked for."""
-MAX_POSITION: Final = 1000
-"""A job that more others come before is not told its place."""
+from store.turns import IS_QUEUED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +52,8 @@ class NewJob:
     """The adapter that a compression cuts."""
     preset: str | None = None
     device_reason: str | None = None
+    device_options: dict[str, Any] | None = None
+    """Of a job that named a strategy, as `store.device_binding` writes it; none: one device."""
     name: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     priority: int = 0
@@ -265,35 +264,30 @@ def delete_job(session: Session, job_id: str, *, team: str) -> str:
     return f"jobs/{job_id}/"
 
 
-def queue_position(session: Session, job: Job | JobRow) -> int | None:
-    """Return how many claims come before this queued job, plus one.
-
-    None when it is not queued, or more than `MAX_POSITION` come first: counting further would cost
-    more the longer the queue is, at every look.
-    """
-    if job.status != JobStatus.QUEUED:
-        return None
-    queued = and_(Job.queue == job.queue, IS_QUEUED)
-    same_age = and_(Job.created_at == job.created_at, Job.id < job.id)
-    # Each is one range of the queue's index, of which no more is read than is counted.
-    ranges = (
-        Job.priority > job.priority,
-        and_(Job.priority == job.priority, Job.created_at < job.created_at),
-        and_(Job.priority == job.priority, same_age),
-    )
-    firsts = (
-        select(Job.id).where(queued, ahead).limit(MAX_POSITION + 1).subquery() for ahead in ranges
-    )
-    counts = (select(func.count()).select_from(first).scalar_subquery() for first in firsts)
-    place = session.scalars(select(functools.reduce(operator.add, counts))).one()
-    return place + 1 if place <= MAX_POSITION else None
-
-
 def list_attempts(session: Session, job_id: str) -> list[Attempt]:
     """Return a job's executions (`Attempt` rows), the first one first."""
     return list(
         session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number))
     )
+
+
+def oldest_waits(session: Session) -> dict[str, float]:
+    """Return for how many seconds the longest waiting job of each queue has waited."""
+    firsts = {
+        queue: select(Job.queued_at)
+        .where(Job.queue == queue, IS_QUEUED)
+        .order_by(Job.queued_at)
+        .limit(1)
+        .scalar_subquery()
+        for queue in (*TRAINING_QUEUES, *AUTO_QUEUES)
+    }
+    now = type_coerce(database_now(), UtcDateTime())
+    *since, at = session.execute(select(*firsts.values(), now)).one()
+    return {
+        queue: max(0.0, (at - first).total_seconds())
+        for queue, first in zip(firsts, since, strict=True)
+        if first is not None
+    }
 
 
 def count_by_status(

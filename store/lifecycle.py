@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from store.database_time import database_now
+from store.device_binding import unbound_columns
 from store.errors import IllegalTransition, LeaseLost, NotFound
 from store.models import Event, Job, JobStatus
 
@@ -96,6 +97,8 @@ def transition(
         raise IllegalTransition(job_id, status=before, to=to, allowed=TRANSITIONS[before])
     guards = [Job.id == job_id, Job.status == before, Job.attempt == job.attempt]
     values = {"status_reason": reason, **_CONSEQUENCES[to], **columns}
+    if to is S.QUEUED:
+        values |= unbound_columns(session, job)
     moved = session.scalars(
         update(Job)
         .where(*guards)

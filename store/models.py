@@ -153,8 +153,19 @@ class Team(Base):
     max_stored_bytes: Mapped[int | None]
     requests_per_minute: Mapped[int | None]
     submissions_per_minute: Mapped[int | None]
+    # Only workers of before `turns` write it; the column stays while such may still run.
     last_claimed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=database_now())
+
+
+class Turn(Base):
+    """When a team was last given its turn on the queue of a device."""
+
+    __tablename__ = "turns"
+
+    queue: Mapped[str] = mapped_column(String(32), primary_key=True)
+    team: Mapped[str] = mapped_column(ForeignKey("teams.name"), primary_key=True)
+    last_claimed_at: Mapped[datetime] = mapped_column(default=database_now())
 
 
 class ApiKey(Base):
@@ -228,13 +239,11 @@ class Job(Base):
         one_of("kind", JobKind),
         CheckConstraint("attempt >= 0 AND charged_attempts >= 0", name="attempts"),
         Index(None, "team", "id"),
-        # What waits: as long as the queue and not as the table.
+        # What waits, by how long: as long as the queue and not as the table.
         Index(
-            "ix_jobs_queued",
+            "ix_jobs_waits",
             "queue",
-            "priority",
-            "created_at",
-            "id",
+            "queued_at",
             postgresql_where=text("status = 'queued'"),
             sqlite_where=text("status = 'queued'"),
         ),
@@ -275,8 +284,11 @@ class Job(Base):
     training: Mapped[JsonObject]
     plan: Mapped[JsonObject]
     plan_hash: Mapped[str]
+    # A strategy until a worker claims the job, and the device from then on.
     device: Mapped[str] = mapped_column(String(16))
     device_reason: Mapped[str | None]
+    # What a job that named a strategy may be bound to: `store.device_binding`. None: one device.
+    device_options: Mapped[JsonObject | None]
     queue: Mapped[str] = mapped_column(String(32))
     priority: Mapped[int] = mapped_column(default=0)
 
@@ -302,6 +314,19 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(default=database_now())
+
+
+# Each team's waiting jobs in their order.
+Index(
+    "ix_jobs_turns",
+    Job.queue,
+    Job.team,
+    Job.priority.desc(),
+    Job.created_at,
+    Job.id,
+    postgresql_where=text("status = 'queued'"),
+    sqlite_where=text("status = 'queued'"),
+)
 
 
 class IdempotencyKey(Base):

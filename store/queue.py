@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from grit_core.config.devices import PRIORITY
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from celery import Celery
     from kombu.connection import ConnectionPool
@@ -18,8 +20,58 @@ INFER_TASK: Final = "grit.infer"
 REGISTER_MODELS_TASK: Final = "grit.register_models"
 TRAINING_QUEUES: Final = ("cuda", "mps", "cpu")
 INFERENCE_QUEUES: Final = ("infer.cuda", "infer.mps", "infer.cpu")
+_AUTO: Final = "auto:"
+_ORDERS: Final = tuple(dict.fromkeys(PRIORITY.values()))
+_WITHOUT_CPU: Final = tuple(tuple(each for each in order if each != "cpu") for order in _ORDERS)
 _SOCKET_SECONDS: Final = 0.4
 _CONNECTIONS: Final = 10
+
+
+def auto_queue(devices: Sequence[str]) -> str:
+    """Return the queue of the jobs that may run on any of some devices, the best first.
+
+    `auto:cuda,mps,cpu` for several; with one device there is nothing to choose, and its own queue
+    is returned.
+    """
+    return devices[0] if len(devices) == 1 else f"{_AUTO}{','.join(devices)}"
+
+
+AUTO_QUEUES: Final = tuple(
+    dict.fromkeys(auto_queue(order) for order in (*_ORDERS, *_WITHOUT_CPU) if len(order) > 1)
+)
+"""Where jobs wait that named a strategy; no worker consumes one of them only.
+
+Those without the CPU are for jobs whose `precision` a CPU does not train in.
+"""
+
+
+def candidate_devices(queue: str) -> tuple[str, ...]:
+    """Return the devices whose training workers may claim from a queue, the best first."""
+    if queue.startswith(_AUTO):
+        return tuple(queue.removeprefix(_AUTO).split(","))
+    return (queue,)
+
+
+def serving_device(queue: str, live: Collection[str]) -> str | None:
+    """Return the device whose worker claims the jobs of a training queue now.
+
+    Args:
+        queue: A device's queue, or one of `AUTO_QUEUES`.
+        live: The queues that live workers serve.
+
+    Returns:
+        The first candidate with a live worker, be it busy or idle; none if there is no such worker.
+    """
+    return next((device for device in candidate_devices(queue) if device in live), None)
+
+
+def queues_served(device: str, live: Collection[str]) -> list[str]:
+    """Return the queues whose jobs a training worker of a device claims now, its own first.
+
+    It leaves the jobs of a strategy to better devices for as long as one of those is live.
+    """
+    known = {device, *live}
+    return [device, *(queue for queue in AUTO_QUEUES if serving_device(queue, known) == device)]
 
 
 def inference_queue(device: str) -> str:

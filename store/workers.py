@@ -10,6 +10,8 @@ from store.errors import NotFound
 from store.ids import new_id
 from store.models import Worker
 
+SEEN_WITHIN_SECONDS: Final = 30.0
+"""A worker silent for longer does not count as live, unless the settings say otherwise."""
 _FORGOTTEN_AFTER_SECONDS: Final = 86_400.0
 
 
@@ -75,7 +77,9 @@ def remove_worker(session: Session, worker_id: str) -> None:
     )
 
 
-def live_workers(session: Session, *, seen_within_seconds: float = 30.0) -> list[Worker]:
+def live_workers(
+    session: Session, *, seen_within_seconds: float = SEEN_WITHIN_SECONDS
+) -> list[Worker]:
     """Return the workers seen lately, by the database's clock."""
     return list(
         session.scalars(
@@ -86,7 +90,7 @@ def live_workers(session: Session, *, seen_within_seconds: float = 30.0) -> list
     )
 
 
-def live_queues(session: Session, *, seen_within_seconds: float = 30.0) -> set[str]:
+def live_queues(session: Session, *, seen_within_seconds: float = SEEN_WITHIN_SECONDS) -> set[str]:
     """Return the queues that some live worker serves."""
     return {
         queue

@@ -33,7 +33,9 @@ def reconcile(engine: Engine, doorbell: Doorbell, settings: Settings) -> None:
     queues = run_in_transaction(
         engine,
         lambda session: attempts.queues_to_ring(
-            session, again_after_seconds=settings.ring_again_seconds
+            session,
+            again_after_seconds=settings.ring_again_seconds,
+            seen_within_seconds=settings.worker_seen_seconds,
         ),
     )
     for queue in queues:

@@ -116,6 +116,7 @@ class TrainingWorker:
                     worker_id=self._worker_id,
                     lease_seconds=self._settings.lease_seconds,
                     max_running_jobs=self._settings.max_running_jobs,
+                    seen_within_seconds=self._settings.worker_seen_seconds,
                 ),
             )
         except StoreError as error:  # the row stays where it is; the bell will ring again

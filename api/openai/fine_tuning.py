@@ -6,7 +6,7 @@ from fastapi import Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import requires
-from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once, standing
+from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Item
@@ -31,6 +31,7 @@ from api.pointers import pointing_into
 from api.presentation import present_job
 from api.routing import ServiceRouter
 from api.services import Services
+from api.standing import Standing
 from api.submission import consider
 from store import attempts, events, jobs
 from store.database import run_in_transaction, transaction
@@ -155,15 +156,15 @@ def resume_tuning(
 ) -> FineTuningJob:
     """Queue a paused job again, also one that was created with `auto_start: false`."""
 
-    def work(session: Session) -> tuple[FineTuningJob, str]:
+    def work(session: Session) -> tuple[FineTuningJob, str | None]:
         job = _training(session, caller.team, fine_tuning_job_id)
         move = jobs.start_job if job.status == JobStatus.CREATED else jobs.resume_job
         moved = move(session, job.id, team=job.team)
-        return _present(session, services, moved), moved.queue
+        return _present(session, services, moved), Standing(session, services).bell(moved)
 
-    shown, queue = run_in_transaction(services.engine, work)
-    if shown.status == "queued":
-        services.doorbell.ring(queue)
+    shown, bell = run_in_transaction(services.engine, work)
+    if bell is not None:
+        services.doorbell.ring(bell)
     return shown
 
 
@@ -240,7 +241,7 @@ def _training(session: Session, team: str, job_id: str) -> Job:
 
 def _present(session: Session, services: Services, job: Job) -> FineTuningJob:
     tokens = events.trained_tokens(session, [job.id])
-    return present_tuning(standing(session, services, job), num_tokens=tokens.get(job.id))
+    return present_tuning(Standing(session, services).show(job), num_tokens=tokens.get(job.id))
 
 
 def _metadata(request: Request) -> dict[str, str]:

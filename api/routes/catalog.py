@@ -7,12 +7,12 @@ from fastapi import Response
 
 from api.auth import requires
 from api.dependencies import ServicesDep
+from api.devices import training_devices
 from api.documents import problems
 from api.errors import Problem
 from api.routing import ServiceRouter
 from api.schemas.catalog import DeviceList, DeviceRead, PresetList, PresetRead, StrategyRead
 from api.schemas.jobs import JobCreate
-from api.submission import training_devices
 from grit_core.config.devices import DeviceStrategy, choose_device
 from grit_core.config.presets import describe_preset, preset_names
 from grit_core.errors import DeviceUnavailable

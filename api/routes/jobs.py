@@ -9,7 +9,7 @@ from fastapi import Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import requires
-from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once, standing
+from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import Item, Problem
@@ -19,6 +19,7 @@ from api.presentation import present_job
 from api.routing import ServiceRouter
 from api.schemas.fields import Moment
 from api.schemas.jobs import JobCreate, JobPage, JobRead, PlanRead
+from api.standing import Standing
 from api.submission import consider
 from api.waiting import wait_for_change
 from store import jobs
@@ -45,8 +46,8 @@ async def plan_job(body: JobCreate, caller: CallerDep, services: ServicesDep) ->
         "model": found.model.id,
         "config": resolved.config_json(),
         "training": resolved.training_json(),
-        "device": found.choice.device,
-        "device_reason": found.reason,
+        "device": found.device.choice.device,
+        "device_reason": found.device.reason,
         "estimate": resolved.estimate_json(),
     })
 
@@ -166,12 +167,14 @@ def delete_job(job_id: str, caller: CallerDep, services: ServicesDep) -> None:
 
 def _verb(name: str, move: Move, words: str) -> None:
     def endpoint(job_id: str, caller: CallerDep, services: ServicesDep) -> JobRead:
-        def work(session: Session) -> JobRead:
-            return standing(session, services, move(session, job_id, team=caller.team))
+        def work(session: Session) -> tuple[JobRead, str | None]:
+            standing = Standing(session, services)
+            moved = move(session, job_id, team=caller.team)
+            return standing.show(moved), standing.bell(moved)
 
-        job = run_in_transaction(services.engine, work)
-        if job.status == JobStatus.QUEUED:
-            services.doorbell.ring(job.queue.name)
+        job, bell = run_in_transaction(services.engine, work)
+        if bell is not None:
+            services.doorbell.ring(bell)
         return job
 
     endpoint.__name__ = f"{name}_job"

@@ -159,9 +159,10 @@ class JobQueue(Answer):
     """Where a job waits."""
 
     name: str
-    """Name of the queue: `cuda`, `mps` or `cpu`."""
+    """A device, or `auto:` and the devices that may claim the job, the best first."""
     position: int | None
-    """1 is next; none when the job does not wait, or more than 1,000 others come first."""
+    """1 is next, as the turns of the teams stand now; none when the job does not wait, or more than
+    1,000 others come first."""
     reason: str | None
     """Why it waits longer than its position says, such as no live worker."""
 
@@ -285,7 +286,7 @@ class JobRead(Answer):
     training: dict[str, Any]
     """The training settings, with every `auto` replaced."""
     device: str
-    """The device that it runs on."""
+    """As bound by the claim; before it, the strategy that was asked for."""
     device_reason: str | None
     """Why that device."""
     name: str | None

@@ -45,5 +45,5 @@ def test_a_job_reads_as_it_was_created(client: TestClient) -> None:
     assert team.get(f"/jobs/{made['id']}").json() == made
     assert team.get("/jobs").json()["data"][0] == {
         **made,
-        "queue": {"name": "cpu", "position": None, "reason": None},
+        "queue": {"name": "auto:cuda,mps,cpu", "position": None, "reason": None},
     }

@@ -47,7 +47,8 @@ def test_a_created_job_is_queued_and_says_all_it_was_resolved_to(team: Team) -> 
     job = answer.json()
     assert answer.headers["Location"] == f"/jobs/{job['id']}"
     assert job["status"] == "queued"
-    assert job["queue"] == {"name": "cpu", "position": 1, "reason": None}
+    assert job["queue"] == {"name": "auto:cuda,mps,cpu", "position": 1, "reason": None}
+    assert job["device"] == "auto_performance"
     assert (job["model"], job["dataset"], job["metadata"]) == (MODEL, dataset, {"a": "b"})
     assert job["plan"]["layers"] == 8
     assert "cpu" in job["device_reason"]
@@ -196,8 +197,10 @@ def test_a_job_without_a_live_worker_says_why_it_waits(team: Team, services: Ser
     waiting = team.get(f"/jobs/{job}").json()
     assert "No live worker" in waiting["queue"]["reason"]
     assumed = team.job()
-    assert assumed["device"] == "cpu"
-    assert "assumed" in assumed["device_reason"]
+    assert "none is live, cpu is assumed" in assumed["device_reason"]
+    named = team.job(device="cpu")
+    assert named["device"] == "cpu"
+    assert "assumed" in named["device_reason"]
 
 
 def test_metrics_come_as_columns_and_as_csv(team: Team, services: Services) -> None:

@@ -95,6 +95,45 @@ def test_a_team_takes_turns_also_on_a_single_worker(engine: Engine) -> None:
     assert order == [noisy[0].id, quiet.id, noisy[1].id]
 
 
+def test_a_high_priority_comes_first_in_its_team_and_not_before_other_teams(
+    engine: Engine,
+) -> None:
+    late = queued_job(engine, team="loud", priority=99)
+    loud = [queued_job(engine, team="loud", priority=100) for _ in range(3)]
+    quiet = [queued_job(engine, team="quiet", priority=-100) for _ in range(2)]
+    order = []
+    for _ in range(6):
+        claimed = claim(engine)
+        order.append(claimed.job.id)
+        with transaction(engine) as session:  # one worker: no team ever has a job running
+            finish(session, claimed)
+    turns = [loud[0], quiet[0], loud[1], quiet[1], loud[2], late]
+    assert order == [job.id for job in turns]
+
+
+def test_a_turn_on_one_device_is_no_turn_on_another(engine: Engine) -> None:
+    """A team that is busy on the GPU was once passed over on the CPU for as long."""
+    cpu = [queued_job(engine, team="steady") for _ in range(3)]
+    both = queued_job(engine, team="both")
+    for _ in range(3):
+        queued_job(engine, team="both", queue="cuda")
+    order = []
+    for _ in range(3):
+        claimed = claim(engine)
+        order.append(claimed.job.id)
+        with transaction(engine) as session:
+            finish(session, claimed)
+        with transaction(engine) as session:
+            finish(session, _claim_on(session, "cuda"))
+    assert order == [cpu[0].id, both.id, cpu[1].id]
+
+
+def _claim_on(session: Session, queue: str) -> attempts.Claim:
+    claimed = attempts.claim_next(session, queue=queue, worker_id="wrk_gpu", lease_seconds=60)
+    assert claimed is not None
+    return claimed
+
+
 def test_a_team_at_its_bound_of_running_jobs_is_passed_over(engine: Engine) -> None:
     queued_job(engine, team="bounded")
     queued_job(engine, team="bounded")

@@ -179,21 +179,6 @@ def test_a_created_job_can_be_read_after_its_transaction(engine: Engine) -> None
     assert (columns["version"], columns["last_sequence"], columns["attempt"]) == (1, 1, 0)
 
 
-def test_the_place_in_the_queue_counts_priority_and_age(engine: Engine) -> None:
-    first = queued_job(engine)
-    second = queued_job(engine)
-    urgent = queued_job(engine, priority=1)
-    elsewhere = queued_job(engine, queue="cuda")
-    with transaction(engine, read_only=True) as session:
-        places = [jobs.queue_position(session, job) for job in (urgent, first, second, elsewhere)]
-    assert places == [1, 2, 3, 1]
-    running = claim(engine).job
-    with transaction(engine, read_only=True) as session:
-        assert running.id == urgent.id
-        assert jobs.queue_position(session, running) is None
-        assert jobs.queue_position(session, first) == 1
-
-
 def test_a_retry_has_a_fresh_budget_and_keeps_the_fencing_token(engine: Engine) -> None:
     job = job_in(engine, S.FAILED, max_attempts=1)
     again = _ask(engine, "retry", job)
