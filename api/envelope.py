@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from typing import Final
 
 import structlog
@@ -173,6 +174,8 @@ class _Exchange:
         self.envelope.measures.observe(
             method=self.method, route=route, status=status, seconds=seconds
         )
+        if status == HTTPStatus.INSUFFICIENT_STORAGE:
+            self.scope["app"].state.services.space.note_full()
         entry = entry_of(
             self.scope, status=status, request_id=self.request_id, location=self.location
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from anyio import to_thread
 from sqlalchemy import Engine
 
+from api.storage_space import StorageSpace
 from store.database import create_engine_from
 from store.inference import Mailbox
 from store.objects import Objects
@@ -21,6 +22,7 @@ class Services:
     objects: Objects
     doorbell: Doorbell
     mailbox: Mailbox
+    space: StorageSpace
 
     async def close(self) -> None:
         """Close what is open."""
@@ -39,4 +41,5 @@ def open_services(settings: Settings) -> Services:
         objects=Objects(settings),
         doorbell=Doorbell(settings),
         mailbox=Mailbox(settings),
+        space=StorageSpace(settings),
     )

@@ -147,6 +147,8 @@ class Settings(BaseSettings):
     """How long the answer to an idempotency key is remembered."""
 
     # --- admission
+    min_free_bytes: NotNegativeInt = 256 * 1024**2
+    """`/readyz` calls a disk of rows, objects or temporary files full when less is free."""
     max_body_bytes: PositiveInt = 32 * 1024**2
     """Largest JSON body."""
     slow_body_seconds: PositiveSeconds = 10.0

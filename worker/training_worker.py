@@ -14,7 +14,7 @@ from store.errors import StoreError
 from worker import failures
 from worker.child import Child
 from worker.device_health import DeviceHealth
-from worker.device_lock import DeviceLock
+from worker.device_lock import DeviceLock, device_name
 from worker.runner import Runner
 from worker.scratch import DatasetCache, Scratch
 from worker.workbench import Workbench
@@ -55,7 +55,7 @@ class TrainingWorker:
         self._engine = engine
         self._objects = objects
         self._worker_id = worker_id
-        self._lock = DeviceLock(settings.home / "locks", queue)
+        self._lock = DeviceLock(settings.home / "locks", device_name(queue))
         self._bench: Workbench | None = None
         self._spare: Child | None = None
 

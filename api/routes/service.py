@@ -3,6 +3,7 @@
 import platform
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 
@@ -14,14 +15,14 @@ from api.auth import allow_anyone
 from api.dependencies import ServicesDep
 from api.documents import problems
 from api.measures import MEDIA_TYPE, Measures
+from api.queues import QueueState, count_requests, read_queues, read_workers
 from api.routing import ServiceRouter
-from api.schemas.catalog import Health, Readiness, Version
+from api.schemas.catalog import Health, QueueRead, Readiness, Version
 from api.services import Services
-from store import jobs, workers
+from store import jobs
 from store.database import transaction
 from store.errors import StoreError
 from store.lifecycle import ENDED, OPEN
-from store.queue import INFERENCE_QUEUES
 from store.tables import TablesOutdated, check_tables
 
 router = ServiceRouter("service")
@@ -37,25 +38,33 @@ async def read_health() -> Health:
 
 @router.get(
     "/readyz",
-    responses={503: {"model": Readiness, "description": "A part does not answer"}},
+    responses={503: {"model": Readiness, "description": "A part does not answer, or is full"}},
 )
 @allow_anyone
 def read_readiness(response: Response, services: ServicesDep) -> Readiness:
-    """Say whether the database, the broker, the objects and some worker answer.
+    """Say whether the parts answer and have room, and who serves training and inference.
 
-    Without a broker or a worker jobs are still accepted and wait, so these two do not make the
-    service unready.
+    Without a broker or a worker jobs are still accepted and wait, and a deployment may be for
+    training or for inference only: neither makes the service unready.
     """
+    space = services.space.look()
     checks = {
         "database": _check(lambda: _check_database(services)),
         "objects": _check(services.objects.ping),
+        "storage": space.words,
         "broker": _check(services.mailbox.ping),
-        "workers": _check(lambda: _find_workers(services)),
     }
-    ready = checks["database"] == "ok" and checks["objects"] == "ok"
+    queues = _queues(services)
+    checks["training"] = _served(queues, "training", "no live worker trains: jobs wait")
+    checks["inference"] = _served(queues, "inference", "no live worker answers requests")
+    ready = checks["database"] == "ok" and checks["objects"] == "ok" and not space.is_full
     if not ready:
         response.status_code = 503
-    return Readiness(status="ready" if ready else "unready", checks=checks)
+    return Readiness(
+        status="ready" if ready else "unready",
+        checks=checks,
+        queues=[QueueRead.model_validate(asdict(each)) for each in queues or ()],
+    )
 
 
 def _check_database(services: Services) -> None:
@@ -64,21 +73,30 @@ def _check_database(services: Services) -> None:
 
 def _check(look: Callable[[], object]) -> str:
     try:
-        found = look()
+        look()
     except TablesOutdated as error:
         log.warning("not_ready", reason=str(error))
         return str(error)
     except (StoreError, OSError) as error:
         log.warning("not_ready", reason=str(error))
         return "does not answer"
-    return found if isinstance(found, str) else "ok"
+    return "ok"
 
 
-def _find_workers(services: Services) -> str:
-    seconds = services.settings.worker_seen_seconds
-    with transaction(services.engine, read_only=True) as session:
-        live = workers.live_queues(session, seen_within_seconds=seconds)
-    return "ok" if live else "none is live"
+def _queues(services: Services) -> list[QueueState] | None:
+    """Return the queues; none while the database does not answer."""
+    try:
+        with transaction(services.engine, read_only=True) as session:
+            return read_queues(session, services)
+    except StoreError as error:
+        log.warning("queues_not_read", reason=str(error))
+        return None
+
+
+def _served(queues: list[QueueState] | None, kind: str, otherwise: str) -> str:
+    if queues is None:
+        return "unknown while the database does not answer"
+    return "ok" if any(each.workers for each in queues if each.kind == kind) else otherwise
 
 
 @router.get(
@@ -101,25 +119,12 @@ def read_measures(request: Request, services: ServicesDep) -> Response:
             **measures.ended_jobs(partial(jobs.count_by_status, session, ENDED)),
             **jobs.count_by_status(session, OPEN),
         }
-        live = workers.live_workers(
-            session, seen_within_seconds=services.settings.worker_seen_seconds
-        )
+        live = Counter(queue for each in read_workers(session, services) for queue in each.queues)
+        waits = jobs.oldest_waits(session)
     data = measures.render(
-        jobs=counts,
-        workers=Counter(worker.device for worker in live),
-        waiting=_count_waiting(services),
+        jobs=counts, workers=live, waits=waits, requests=count_requests(services)
     )
     return Response(data, media_type=MEDIA_TYPE)
-
-
-def _count_waiting(services: Services) -> dict[str, int]:
-    """Count the inference requests that wait, by device; nothing while the broker is silent."""
-    devices = [queue.removeprefix("infer.") for queue in INFERENCE_QUEUES]
-    try:
-        return {device: services.mailbox.num_waiting(device) for device in devices}
-    except StoreError as error:
-        log.warning("waiting_not_counted", reason=str(error))
-        return {}
 
 
 @router.get("/version")

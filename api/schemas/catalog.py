@@ -1,6 +1,6 @@
 """Presets, devices and the process itself on the wire."""
 
-from typing import Any
+from typing import Any, Literal
 
 from api.schemas.fields import Answer
 
@@ -67,13 +67,32 @@ class Health(Answer):
     """Always `ok`."""
 
 
+class QueueRead(Answer):
+    """A queue as it stands."""
+
+    queue: str
+    """`cuda`, `mps` or `cpu`; `auto:` and the candidates of a strategy; `infer.` and a device."""
+    kind: Literal["training", "inference"]
+    workers: int
+    """Live workers that serve it now."""
+    running: int | None
+    """Jobs; none of an inference queue, where it is not counted."""
+    waiting: int | None
+    """Jobs or requests; none while the broker, which has the requests, does not answer."""
+    oldest_wait_seconds: float | None
+    """Of the jobs that wait; none where none does, and of an inference queue."""
+
+
 class Readiness(Answer):
     """Whether each part that the service needs answers."""
 
     status: str
-    """`ready` or `unready`."""
+    """`ready` or `unready`: the database and the objects answer and have room for more."""
     checks: dict[str, str]
-    """`ok`, or what is wrong, of `database`, `broker`, `objects` and `workers`."""
+    """`ok`, or what is wrong, of `database`, `objects`, `storage`, `broker`, `training` and
+    `inference`; only the first three make the service unready."""
+    queues: list[QueueRead]
+    """All queues; empty while the database does not answer."""
 
 
 class Version(Answer):

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from grit_client.embedded.record import Record
 
 
+_QUEUE_COLUMNS = {
+    "kind": "serves",
+    "queue": "queue",
+    "workers": "workers",
+    "running": "running",
+    "waiting": "waiting",
+    "oldest_wait_seconds": "oldest wait",
+}
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (up, down, status):
@@ -133,6 +143,15 @@ def _render_up(session: Session, url: str, *, already: bool) -> "RenderableType"
     return Group(Text(title, style="green"), facts(pairs))
 
 
+def _is_used(queue: dict[str, Any]) -> bool:
+    return any(queue.get(name) for name in ("workers", "running", "waiting"))
+
+
+def _shown(queue: dict[str, Any], name: str) -> object:
+    value = queue.get(name)
+    return f"{value:.0f} s" if name == "oldest_wait_seconds" and value is not None else value
+
+
 def _render_status(answer: dict[str, Any], record: "Record | None") -> "RenderableType":
     from rich.console import Group  # noqa: PLC0415 - for --help's sake
 
@@ -145,6 +164,10 @@ def _render_status(answer: dict[str, Any], record: "Record | None") -> "Renderab
             **(answer.get("checks") or {}),
         })
     ]
+    queues = [each for each in answer.get("queues") or () if _is_used(each)]
+    if queues:
+        rows = [[_shown(each, name) for name in _QUEUE_COLUMNS] for each in queues]
+        parts.append(table([*_QUEUE_COLUMNS.values()], rows))
     if record is not None:
         rows = [
             [name, str(item["pid"]), item["restarts"]] for name, item in answer["processes"].items()

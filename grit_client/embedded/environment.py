@@ -4,6 +4,7 @@ The client may not import the store, so settings travel as `GRIT_*` variables. W
 set wins, but for the home, the key file and the broker, which are the supervisor's to decide.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 
@@ -22,10 +23,19 @@ EMBEDDED_DEFAULTS: Mapping[str, str] = {
 }
 
 
+def queue_prefix(home: Home) -> str:
+    """A part of the broker for this home only, so that homes with one `--broker` do not meet.
+
+    Otherwise the inference workers of one would take the requests of the other.
+    """
+    return f"grit-{hashlib.sha256(str(home.folder).encode()).hexdigest()[:12]}:"
+
+
 def child_environment(home: Home, *, broker_url: str) -> dict[str, str]:
     """The environment of every process of the service."""
     return {
         **EMBEDDED_DEFAULTS,
+        "GRIT_QUEUE_PREFIX": queue_prefix(home),
         **os.environ,  # noqa: TID251 - handed on, not read: children inherit the caller's settings
         "GRIT_HOME": str(home.folder),
         "GRIT_KEY_FILE": str(home.key_file),

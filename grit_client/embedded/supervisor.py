@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from grit_client.embedded.broker import Broker, prepare_broker
 from grit_client.embedded.children import Child, log_tail
-from grit_client.embedded.devices import DeviceProbe
+from grit_client.embedded.devices import CPU, Device, DeviceProbe
 from grit_client.embedded.environment import child_environment
 from grit_client.embedded.identity import Identity
 from grit_client.embedded.ports import LOOPBACK, listen
@@ -82,6 +83,8 @@ class Supervisor:
         self._record = Record(supervisor=None, phase="starting")
         self._listener: socket.socket | None = None
         self._not_ready = ""
+        self._wanted: Counter[str] = Counter()
+        """Workers that were started, by queue."""
 
     def run(self) -> None:
         """Run until asked to stop by SIGTERM, SIGINT or SIGHUP.
@@ -133,7 +136,7 @@ class Supervisor:
                 stage=API,
                 pass_fds=(listener.fileno(),),
             )
-            self._start_workers("cpu", environment)
+            self._start_workers(CPU, environment)
             for device in probe.result():
                 self._start_workers(device, environment)
             self._wait_until(self._api_is_ready, READY_SECONDS, "The service is not ready")
@@ -178,17 +181,22 @@ class Supervisor:
         if process.returncode != 0:
             raise EmbeddedError(self._with_log("The database cannot be migrated", "migrate"))
 
-    def _start_workers(self, device: str, environment: dict[str, str]) -> None:
+    def _start_workers(self, device: Device, environment: dict[str, str]) -> None:
         # A worker's drain is bounded by its own setting; ours only has to be longer.
         grace = float(environment["GRIT_STOP_GRACE_SECONDS"]) + _DRAIN_MARGIN_SECONDS
         threads = str(inference_threads(environment))
-        for queue, pool in ((device, ["solo"]), (f"infer.{device}", ["threads", "-c", threads])):
-            name = f"worker-{queue}"
+        own = {**environment, **device.environment}
+        for queue, pool in (
+            (device.kind, ["solo"]),
+            (f"infer.{device.kind}", ["threads", "-c", threads]),
+        ):
+            node = queue if device.card is None else f"{queue}-{device.card}"
             argv = _python(
-                "celery", "-A", "worker.app", "worker", "-Q", queue, "-n", f"{queue}@%h",
+                "celery", "-A", "worker.app", "worker", "-Q", queue, "-n", f"{node}@%h",
                 "--without-gossip", "--without-mingle", "--loglevel", "INFO", "--pool", *pool,
             )  # fmt: skip
-            self._launch(name, argv, environment, stage=WORKERS, grace_seconds=grace)
+            self._launch(f"worker-{node}", argv, own, stage=WORKERS, grace_seconds=grace)
+            self._wanted[queue] += 1
 
     def _launch(
         self,
@@ -227,7 +235,7 @@ class Supervisor:
         except (OSError, http.client.HTTPException):
             return False
         else:
-            return answer.status == 200 and _all_ok(self._not_ready)
+            return answer.status == 200 and _is_complete(self._not_ready, self._wanted)
         finally:
             connection.close()
 
@@ -355,14 +363,16 @@ def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def _all_ok(answer: str) -> bool:
+def _is_complete(answer: str, wanted: Mapping[str, int]) -> bool:
     # The service calls itself ready without broker and workers, since jobs can wait; a start is
-    # over when all of it works.
+    # over when all that was started works.
     try:
-        checks = json.loads(answer).get("checks", {})
-    except (ValueError, AttributeError):
+        found = json.loads(answer)
+        served = {each["queue"]: each["workers"] for each in found["queues"]}
+        broker = found["checks"]["broker"]
+    except (ValueError, KeyError, TypeError):
         return False
-    return all(value == "ok" for value in checks.values())
+    return broker == "ok" and all(served.get(queue, 0) >= wanted[queue] for queue in wanted)
 
 
 def _short(answer: str) -> str:

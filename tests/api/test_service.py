@@ -1,6 +1,7 @@
 """The process itself: health, readiness, measures, headers, logs, the key file, start-up."""
 
 import json
+import math
 import socket
 import stat
 import subprocess
@@ -11,12 +12,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import delete
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.services import Services
+from store import attempts
+from store.database import transaction
 from store.keys import Scope
+from store.models import JobStatus, Worker
+from store.queue import AUTO_QUEUES, INFERENCE_QUEUES, TRAINING_QUEUES
 from store.settings import Settings
-from tests.api.conftest import Team
+from store.workers import register_worker
+from tests.api.conftest import Team, new_team, opened
 from tests.run_guard import run_mark
 from tests.services import S3, free_port
 
@@ -32,8 +41,10 @@ def test_readiness_names_every_part_and_accepts_jobs_without_a_broker(client: Te
     assert answer.json()["checks"] == {
         "database": "ok",
         "objects": "ok",
+        "storage": "ok",
         "broker": "does not answer",
-        "workers": "ok",
+        "training": "ok",
+        "inference": "no live worker answers requests",
     }
 
 
@@ -43,6 +54,7 @@ def test_a_database_that_does_not_answer_is_unready_and_unavailable(tmp_path: Pa
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "unready")
+        assert ready.json()["queues"] == []
         answer = client.get("/jobs", headers={"Authorization": "Bearer grit_x_y"})
         if answer.status_code != 401:  # a malformed key needs no database to be refused
             assert answer.status_code == 503
@@ -86,11 +98,107 @@ def test_measures_count_requests_and_jobs_without_names(team: Team) -> None:
     job = team.job()["id"]
     team.get(f"/jobs/{job}")
     text = team.client.get("/metrics").text
-    assert 'grit_jobs{queue="cpu",status="queued"} 1.0' in text
-    assert 'grit_live_workers{device="cpu"} 1.0' in text
+    assert 'grit_jobs{queue="auto:cuda,mps,cpu",status="queued"} 1.0' in text
+    assert 'grit_live_workers{device="cpu",kind="training",queue="cpu"} 1.0' in text
     assert 'route="/jobs/{job_id}"' in text
     assert job not in text
     assert team.name not in text
+
+
+def measured(client: TestClient) -> dict[str, float]:
+    """Read the gauges and counters as Prometheus would."""
+    text = client.get("/metrics").text
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_what_there_is_none_of_is_measured_as_0_and_what_is_not_known_as_nan(
+    client: TestClient, services: Services
+) -> None:
+    with transaction(services.engine) as session:
+        session.execute(delete(Worker))
+    found = measured(client)
+    for queue in (*TRAINING_QUEUES, *AUTO_QUEUES):
+        assert found[f"grit_oldest_wait_seconds[('queue', '{queue}')]"] == 0
+        for status in JobStatus:
+            assert found[f"grit_jobs[('queue', '{queue}'), ('status', '{status}')]"] == 0
+    workers = [name for name in found if name.startswith("grit_live_workers")]
+    assert len(workers) == len((*TRAINING_QUEUES, *INFERENCE_QUEUES))
+    assert {found[name] for name in workers} == {0}
+    # The broker of this app is not there: how many requests wait cannot be known.
+    assert math.isnan(found["grit_inference_waiting[('device', 'cpu')]"])
+
+
+def test_a_gauge_that_fell_to_0_is_0_in_the_next_look(team: Team) -> None:
+    queued = "grit_jobs[('queue', 'auto:cuda,mps,cpu'), ('status', 'queued')]"
+    job = team.job()["id"]
+    assert measured(team.client)[queued] == 1
+    team.post(f"/jobs/{job}/cancel")
+    assert measured(team.client)[queued] == 0
+
+
+def test_the_help_of_each_measure_says_how_to_add_replicas_up(client: TestClient) -> None:
+    families = list(text_string_to_metric_families(client.get("/metrics").text))
+    own = {each.name for each in families if "sum over the replicas" in each.documentation}
+    repeated = {each.name for each in families if "not the sum" in each.documentation}
+    assert own == {"grit_http_requests", "grit_http_request_seconds"}
+    assert repeated == {
+        "grit_jobs",
+        "grit_oldest_wait_seconds",
+        "grit_live_workers",
+        "grit_inference_waiting",
+    }
+    assert own | repeated == {each.name for each in families}
+
+
+def test_readiness_tells_training_from_inference_by_queue(
+    settings: Settings, valkey: str, queue_prefix: str
+) -> None:
+    update = {"broker_url": valkey, "queue_prefix": queue_prefix}
+    with opened(settings.model_copy(update=update)) as app, TestClient(app) as client:
+        services: Services = app.state.services
+        team = new_team(client, "alpha")
+        team.job()
+        team.job(device="cpu")
+        services.mailbox.submit("inf_1", device="cpu", team="alpha", payload={})
+        with transaction(services.engine) as session:
+            assert attempts.claim_next(session, queue="cpu", worker_id="w", lease_seconds=60)
+        ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["checks"]["inference"] == "no live worker answers requests"
+    found = {each["queue"]: each for each in ready.json()["queues"]}
+    assert list(found) == [*TRAINING_QUEUES, *AUTO_QUEUES, *INFERENCE_QUEUES]
+    cpu, auto, infer = found["cpu"], found["auto:cuda,mps,cpu"], found["infer.cpu"]
+    assert (cpu["kind"], cpu["workers"], cpu["running"], cpu["waiting"]) == ("training", 1, 1, 1)
+    assert cpu["oldest_wait_seconds"] >= 0
+    # The one that waited in the strategy's queue was the older one, and runs on the CPU now.
+    assert (auto["workers"], auto["waiting"], auto["oldest_wait_seconds"]) == (1, 0, None)
+    assert (infer["kind"], infer["workers"], infer["waiting"]) == ("inference", 0, 1)
+    assert found["cuda"] == {
+        "queue": "cuda",
+        "kind": "training",
+        "workers": 0,
+        "running": 0,
+        "waiting": 0,
+        "oldest_wait_seconds": None,
+    }
+
+
+def test_a_deployment_for_inference_only_is_ready_and_says_that_nothing_trains(
+    client: TestClient, services: Services
+) -> None:
+    with transaction(services.engine) as session:
+        session.execute(delete(Worker))
+        register_worker(
+            session, hostname="here", process_id=1, queues=["infer.cuda"], device="cuda"
+        )
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    assert ready.json()["checks"]["training"] == "no live worker trains: jobs wait"
+    assert ready.json()["checks"]["inference"] == "ok"
 
 
 def test_the_version_names_the_schema(client: TestClient) -> None:

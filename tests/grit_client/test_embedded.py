@@ -15,8 +15,11 @@ import pytest
 
 from grit_client.embedded import control
 from grit_client.embedded.children import Child
+from grit_client.embedded.environment import queue_prefix
 from grit_client.embedded.identity import Identity
 from grit_client.embedded.record import Record
+from grit_client.embedded.supervisor import Options, Supervisor, only_one
+from grit_client.errors import EmbeddedError
 from grit_client.home import Home
 from tests.grit_client.conftest import GRIT, Ran
 
@@ -77,6 +80,9 @@ def test_up_serves_survives_a_kill_and_down_leaves_nothing(grit: Grit, home: Hom
     status = grit("status", "--json")
     assert status.code == 0
     assert set(status.json["checks"].values()) == {"ok"}
+    shown = [" ".join(line.split()) for line in grit("status").out.splitlines()]
+    assert "training cpu 1 0 0 -" in shown
+    assert "inference infer.cpu 1 - 0 -" in shown
 
     again = grit("up", "--detach", "--json")
     assert (again.code, again.json["already_running"]) == (0, True)
@@ -132,6 +138,34 @@ def test_two_homes_run_side_by_side_and_a_killed_supervisor_leaves_nothing(
     finally:
         control.stop(other)
     assert everybody(other) == []
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_two_homes_with_one_broker_do_not_take_each_others_requests(
+    grit: Grit, home: Home, tmp_path: Path, valkey: str
+) -> None:
+    other = Home.at(tmp_path / "other")
+    broker = ("--broker", valkey)
+    try:
+        for folder in (home.folder, other.folder):
+            up = grit("up", "--detach", "--json", "--home", folder, *broker)
+            assert up.code == 0, up.err
+        assert "broker" not in record_of(home).processes
+        prefixes = {queue_prefix(each) for each in (home, other)}
+        assert len(prefixes) == 2
+        for each in (home, other):
+            environments = [process.environ() for process in everybody(each)]
+            used = {found["GRIT_QUEUE_PREFIX"] for found in environments}
+            assert used == {queue_prefix(each)}
+    finally:
+        control.stop(other)
+
+
+def test_a_second_supervisor_of_a_home_is_refused_in_words(home: Home) -> None:
+    home.prepare()
+    with only_one(home), pytest.raises(EmbeddedError, match=f"{home.folder} already runs"):
+        Supervisor(home, Options(), say=print).run()
 
 
 @pytest.mark.slow
