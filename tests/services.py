@@ -9,7 +9,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import psycopg
 import redis
 from psycopg import sql
 
+from tests.ports import reserve_port, reserve_s3_ports
 from tests.run_guard import folder_prefix, run_mark
 
 START_SECONDS = 60.0
@@ -90,7 +90,7 @@ def running_postgres(*, port: int | None = None, folder: Path | None = None) -> 
         data = home / "data"
         if not data.exists():
             _initialise(programs, data, user)
-        port = port or free_port()
+        port = port or reserve_port()
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
@@ -143,7 +143,7 @@ def running_valkey(*, port: int | None = None, folder: Path | None = None) -> It
     With a port and a folder, an earlier one is started again with its data.
     """
     program = _valkey_program()
-    port = port or free_port()
+    port = port or reserve_port()
     with _folder(None) as temporary:
         home = folder or temporary
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(home)]
@@ -160,7 +160,8 @@ def running_valkey(*, port: int | None = None, folder: Path | None = None) -> It
 def running_s3(*, port: int | None = None, folder: Path | None = None) -> Iterator[S3]:
     """Start an S3 server that checks signatures, with one bucket.
 
-    With a port (of `s3_port`) and a folder, an earlier one is started again with its objects.
+    With a port (of `reserve_s3_ports`) and a folder, an earlier one is started again with its
+    objects.
     """
     program = Path(sys.executable).parent / "weed"
     if not program.exists():
@@ -174,7 +175,7 @@ def running_s3(*, port: int | None = None, folder: Path | None = None) -> Iterat
             ' "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}',
             encoding="ascii",
         )
-        s3 = port or s3_port()
+        s3 = port or reserve_s3_ports()
         master, volume, filer = (s3 + number for number in range(1, 4))
         command = [
             str(program),
@@ -224,33 +225,6 @@ def _create_bucket(shell: list[str], folder: Path) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"no bucket: {done.stdout}{done.stderr}")
         time.sleep(0.2)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def s3_port() -> int:
-    """Return the first of four free ports, with four more 10000 above them, for an S3 server.
-
-    Its parts talk on ports 10000 above those that they are given.
-    """
-    while True:
-        first = 10_000 + free_port() % 20_000
-        if all(_is_free(first + above + number) for above in (0, 10_000) for number in range(4)):
-            return first
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def _postgres_programs(folder: Path, user: int | None) -> Path:

@@ -15,7 +15,8 @@ import httpx
 import psutil
 
 from benchmarks.load.rows import Filled, fill
-from tests.services import Postgres, free_port, running_postgres, running_valkey
+from tests.ports import reserve_port
+from tests.services import Postgres, running_postgres, running_valkey
 
 ROOT: Final = Path(__file__).parents[2]
 POOL_SIZE: Final = 10
@@ -107,7 +108,7 @@ def _running(
     module: list[str], environment: Mapping[str, str], core: list[int], path: str
 ) -> Iterator[Server]:
     """Start a Python server on a core of its own, and end it with the block."""
-    port = free_port()
+    port = reserve_port()
     with tempfile.TemporaryDirectory() as home:
         known: dict[str, Any] = {"OMP_NUM_THREADS": "1", "GRIT_HOME": home}
         process = subprocess.Popen(

@@ -17,7 +17,6 @@ branch_labels = None
 depends_on = None
 
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-QUEUED = sa.text("status = 'queued'")
 
 
 def upgrade() -> None:
@@ -31,35 +30,11 @@ def upgrade() -> None:
     )
     # Null for all jobs of before, and for what an older process still inserts: one device.
     op.add_column("jobs", sa.Column("device_options", JSON, nullable=True))
-    op.create_index(
-        "ix_jobs_turns",
-        "jobs",
-        ["queue", "team", sa.text("priority DESC"), "created_at", "id"],
-        postgresql_where=QUEUED,
-        sqlite_where=QUEUED,
-    )
-    op.create_index(
-        "ix_jobs_waits",
-        "jobs",
-        ["queue", "queued_at"],
-        postgresql_where=QUEUED,
-        sqlite_where=QUEUED,
-    )
-    op.drop_index("ix_jobs_queued", table_name="jobs")
 
 
 def downgrade() -> None:
     # No code of before claims from the queue of a strategy: its jobs wait for their first device.
     _settle_waiting_jobs()
-    op.create_index(
-        "ix_jobs_queued",
-        "jobs",
-        ["queue", "priority", "created_at", "id"],
-        postgresql_where=QUEUED,
-        sqlite_where=QUEUED,
-    )
-    op.drop_index("ix_jobs_waits", table_name="jobs")
-    op.drop_index("ix_jobs_turns", table_name="jobs")
     op.drop_column("jobs", "device_options")
     op.drop_table("turns")
 

@@ -88,7 +88,7 @@ def test_a_body_whose_length_is_in_doubt_smuggles_no_request(
     inner = f"DELETE /datasets/{dataset} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {team.token}"
     head = "\r\n".join(["POST /jobs HTTP/1.1", "Host: x", "Content-Type: application/json", *lines])
     sent = f"{head}\r\n\r\n0\r\n\r\n{inner}\r\n\r\n".encode()
-    with served(team) as port, socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+    with served(team) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as link:
         link.sendall(sent)
         link.shutdown(socket.SHUT_WR)
         answer = b""

@@ -19,8 +19,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from tests.ports import reserve_port
 from tests.run_guard import run_mark
-from tests.services import free_port
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
@@ -85,7 +85,7 @@ def test_there_is_no_second_page_that_would_need_a_cdn(client: TestClient) -> No
 @contextmanager
 def served(app: Any) -> Iterator[str]:
     """Serve an app on a port of its own, in a thread."""
-    port = free_port()
+    port = reserve_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

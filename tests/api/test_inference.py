@@ -71,7 +71,7 @@ class Service:
 
         def work() -> None:
             mailbox = Mailbox(self.settings)
-            deadline = time.monotonic() + 8
+            deadline = time.monotonic() + 60
             while (taken := mailbox.take_next("cpu")) is None and time.monotonic() < deadline:
                 time.sleep(0.01)
             if taken is not None:
@@ -263,12 +263,12 @@ def test_a_worker_that_stops_hands_the_request_back(service: Service) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("timeout_seconds", [1.5])
+@pytest.mark.parametrize("timeout_seconds", [3.0])
 def test_a_whole_answer_that_grows_may_last_longer_than_the_time_out(service: Service) -> None:
     def act(mailbox: Mailbox, request_id: str) -> None:
-        for _ in range(6):
+        for _ in range(5):
             say(mailbox, request_id, "", 0)
-            time.sleep(0.4)
+            time.sleep(0.8)
         mailbox.answer(request_id, ENDED)
 
     with service.answering(act):
@@ -277,13 +277,13 @@ def test_a_whole_answer_that_grows_may_last_longer_than_the_time_out(service: Se
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("timeout_seconds", [1.5])
+@pytest.mark.parametrize("timeout_seconds", [3.0])
 def test_a_stream_with_news_may_last_longer_than_the_time_out(service: Service) -> None:
     def act(mailbox: Mailbox, request_id: str) -> None:
-        for number in range(6):
+        for number in range(5):
             say(mailbox, request_id, f"{number}", number)
-            time.sleep(0.4)
-        mailbox.answer(request_id, {**ENDED, "output": "012345"})
+            time.sleep(0.8)
+        mailbox.answer(request_id, {**ENDED, "output": "01234"})
 
     with service.answering(act):
         found = service.events()
@@ -314,7 +314,7 @@ def test_silence_beyond_the_time_out_ends_the_wait_and_the_work(
 
 def was_cancelled(mailbox: Mailbox, request_id: str) -> bool:
     """Go on answering until the caller is known to be gone."""
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if mailbox.is_cancelled(request_id):
             return True
@@ -331,7 +331,7 @@ def test_a_caller_who_goes_away_cancels_the_request(
     ended: list[bool] = []
 
     def act(mailbox: Mailbox, request_id: str) -> None:
-        deadline, number = time.monotonic() + 8, 0
+        deadline, number = time.monotonic() + 60, 0
         say(mailbox, request_id, "x", 0)
         while not mailbox.is_cancelled(request_id) and time.monotonic() < deadline:
             mailbox.renew([request_id])
@@ -396,7 +396,7 @@ def test_silence_is_filled_with_comments(service: Service, monkeypatch: pytest.M
 
     with service.answering(act):
         kinds = [kind for kind, _ in service.events()]
-    assert kinds.count(": keep-alive") >= 3
+    assert kinds.count(": keep-alive") >= 1
     assert [kind for kind in kinds if not kind.startswith(":")] == ["delta", "delta", "done"]
 
 

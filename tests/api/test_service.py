@@ -26,8 +26,9 @@ from store.queue import AUTO_QUEUES, INFERENCE_QUEUES, TRAINING_QUEUES
 from store.settings import Settings
 from store.workers import register_worker
 from tests.api.conftest import Team, new_team, opened
+from tests.ports import reserve_port
 from tests.run_guard import run_mark
-from tests.services import S3, free_port
+from tests.services import S3
 
 
 def test_health_asks_nothing(client: TestClient) -> None:
@@ -341,7 +342,7 @@ def test_models_are_listed_registered_and_show_their_layers(team: Team, tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("sqlite_url")
 def test_the_service_answers_soon_after_its_start(tmp_path: Path) -> None:
-    port = free_port()
+    port = reserve_port()
     command = [sys.executable, "-m", "api", "--port", str(port)]
     environment = {"GRIT_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **run_mark()}
     with subprocess.Popen(command, env=environment) as process:

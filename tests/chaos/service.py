@@ -15,14 +15,8 @@ from store.keys import Scope
 from store.models import DatasetStatus
 from tests.chaos.parts import Process, Server
 from tests.e2e.deployment import Deployment, deployed
-from tests.services import (
-    free_port,
-    running_postgres,
-    running_s3,
-    running_valkey,
-    s3_port,
-    server_folder,
-)
+from tests.ports import reserve_port, reserve_s3_ports
+from tests.services import running_postgres, running_s3, running_valkey, server_folder
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
 
 LIGHT_QUEUE = "cuda"
@@ -75,7 +69,7 @@ class Service:
 
     def add_api(self) -> Process:
         """Start another front door."""
-        port = free_port()
+        port = reserve_port()
         process = self._process(f"api-{len(self.apis)}", ["api", "--port", str(port)])
         self.apis.append(process)
         self.urls.append(f"http://127.0.0.1:{port}")
@@ -171,7 +165,7 @@ def running_service(folder: Path, **settings: str) -> Iterator[Service]:
         objects_folder = stack.enter_context(server_folder())
         broker_folder = folder / "broker"
         broker_folder.mkdir(parents=True)
-        ports = free_port(), free_port(), s3_port()
+        ports = reserve_port(), reserve_port(), reserve_s3_ports()
         database = Server(
             "database", lambda: running_postgres(port=ports[0], folder=postgres_folder)
         )

@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from store.tables import known_revisions
-from tests.services import S3, Postgres, free_port, psql_folder
+from tests.ports import reserve_port
+from tests.services import S3, Postgres, psql_folder
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def followed(
         "S3_BUCKET": s3.bucket,
         "S3_ACCESS_KEY_ID": s3.access_key_id,
         "FOLDER": str(here / "service"),
-        "PORT": str(free_port()),
+        "PORT": str(reserve_port()),
         "MODEL": str(tiny_causal_folder(models, layers=4)),
         "PRESET": "llama_fast",
         "ROWS": str(write_jsonl(here / "rows.jsonl", tiny_chat_rows(16, images=False))),

@@ -35,7 +35,8 @@ from store.models import Adapter, DatasetStatus, Event, Job, JobStatus, Team
 from store.objects import Objects
 from store.queue import Doorbell
 from store.settings import Settings
-from tests.services import free_port, running_valkey
+from tests.ports import reserve_port
+from tests.services import running_valkey
 
 ROOT = Path(__file__).resolve().parents[2]
 TEAM = "tests"
@@ -115,7 +116,7 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = free_port()
+        self._port = reserve_port()
         self._running = ExitStack()
         self.url = f"redis://127.0.0.1:{self._port}/0"
 

@@ -173,7 +173,7 @@ def test_a_killed_worker_leaves_a_compression_to_another(
     children = worker.children()
     worker.signal(signal.SIGKILL)
     worker.wait()
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     deployment.worker()
     job = deployment.wait_ended(job_id)

@@ -136,7 +136,7 @@ def test_a_killed_worker_leaves_no_child_and_another_takes_the_job_over(
     children = worker.children()
     worker.signal(signal.SIGKILL)
     worker.wait()
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
 
     deployment.worker()

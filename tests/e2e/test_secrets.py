@@ -23,7 +23,8 @@ from store.models import Base, JobStatus
 from store.objects import Objects
 from tests.chaos.parts import Process
 from tests.e2e.deployment import ROOT, TEAM, Deployment, deployed
-from tests.services import S3, free_port
+from tests.ports import reserve_port
+from tests.services import S3
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, write_jsonl
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -123,7 +124,7 @@ class Fronts:
             process.stop()
 
     def start(self, **changes: str) -> str:
-        port = free_port()
+        port = reserve_port()
         name = f"api-{len(self.processes)}"
         process = Process(
             name,

@@ -11,7 +11,7 @@ from store import migrate
 from store.database import create_engine_from
 from store.settings import Settings
 from store.tables import known_revisions
-from tests.services import free_port
+from tests.ports import reserve_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -38,7 +38,7 @@ PROCESSES = {
 
 def start(process: str, home: Path, **variables: str) -> tuple[int, str]:
     """Start a process that is to end by itself; return its status and all that it wrote."""
-    given = {"GRIT_HOME": str(home), "GRIT_BROKER_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    given = {"GRIT_HOME": str(home), "GRIT_BROKER_URL": f"redis://127.0.0.1:{reserve_port()}/0"}
     done = subprocess.run(
         [sys.executable, *PROCESSES[process]],
         cwd=ROOT,

@@ -47,7 +47,7 @@ def everybody(home: Home) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -274,7 +274,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert identity.wait_until_gone(5.0)
+    assert identity.wait_until_gone(60.0)
 
 
 def test_a_dead_child_is_started_again_with_growing_pauses(tmp_path: Path) -> None:
@@ -287,15 +287,16 @@ def test_a_dead_child_is_started_again_with_growing_pauses(tmp_path: Path) -> No
     )
     child.start()
     starts = []
-    deadline = time.monotonic() + 3.5
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while len(starts) < 3:
+        assert time.monotonic() < deadline
         if child.revive() and child.running:
             starts.append(time.monotonic())
         time.sleep(0.01)
     child.wait_or_kill(0.0)
-    # Pauses of 0.5 and 1 s, then one of 2 s that has not passed.
-    assert len(starts) == 2
+    # Pauses of 0.5, 1 and 2 s; a busy machine only makes them longer.
     assert starts[1] - starts[0] > 0.9
+    assert starts[2] - starts[1] > 1.9
     assert child.last_exit == 7
 
 
@@ -320,4 +321,4 @@ def test_a_child_that_ignores_the_request_is_killed_with_its_children(tmp_path: 
     child.wait_or_kill(time.monotonic() + 0.3)
     assert not child.running
     assert grandchild is not None
-    assert grandchild.wait_until_gone(5.0)
+    assert grandchild.wait_until_gone(60.0)

@@ -6,12 +6,12 @@ The processes are forked from a server that has torch loaded already, so that ea
 import faulthandler
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from grit_core.processes import joined
+from tests.ports import reserve_port
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["grit_core.training", "tests.grit_core.process_groups"])
@@ -33,7 +33,7 @@ def run_together(
         timeout_seconds: Of one message among them.
         deadline_seconds: After which a process shows where it is and ends, with status 1.
     """
-    port = _free_port()
+    port = reserve_port()
     running = [
         _CONTEXT.Process(
             target=_in_group,
@@ -70,12 +70,6 @@ def _in_group(
     }
     with joined("cpu", timeout_seconds=timeout_seconds):
         target(rank, *arguments)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def own_file(folder: Path, name: str, rank: int) -> Path:

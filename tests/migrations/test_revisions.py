@@ -18,7 +18,8 @@ from store.database import create_engine_from, transaction
 from store.keys import authenticate
 from store.models import Adapter, AdapterOrigin, ApiKey, Base, Job, JobKind, Team
 from store.settings import Settings
-from tests.builders import MODEL, TEAM, new_job, prepare, running_job
+from tests.builders import MODEL, TEAM, new_job, prepare, queued_job, running_job
+from tests.store.test_device_binding import open_job
 
 if TYPE_CHECKING:
     from tests.services import Postgres
@@ -237,6 +238,24 @@ def test_teams_and_keys_of_the_second_revision_live_on_and_go_back(empty: Engine
     migrate.upgrade(empty)
     with transaction(empty) as session:
         assert audit.verify(session).num_rows == 0
+    empty.dispose()
+
+
+def test_a_step_back_has_the_jobs_of_a_strategy_wait_for_its_first_device(empty: Engine) -> None:
+    migrate.upgrade(empty)
+    waiting = open_job(empty, "cuda", "mps", "cpu")
+    named = queued_job(empty)
+    migrate.downgrade(empty, "0005")
+    with empty.connect() as connection:
+        found = connection.execute(text("SELECT id, queue, device, device_reason FROM jobs"))
+        assert {row.id: tuple(row)[1:] for row in found} == {
+            waiting.id: ("cuda", "cuda", "cuda it is"),
+            named.id: ("cpu", "cpu", None),
+        }
+    migrate.upgrade(empty)
+    with transaction(empty, read_only=True) as session:
+        job = session.get_one(Job, waiting.id)
+        assert (job.device_options, job.training["batch_size"]) == (None, 8)
     empty.dispose()
 
 

@@ -26,7 +26,7 @@ from store.errors import StorageUnavailable
 from store.models import ApiKey, Job, Team
 from store.settings import Settings
 from tests.builders import job_in
-from tests.services import free_port
+from tests.ports import reserve_port
 
 
 def test_rows_outlive_a_commit_and_not_an_exception(engine: Engine) -> None:
@@ -123,7 +123,7 @@ def test_a_pool_without_a_free_connection_says_so_soon(database_url: str) -> Non
 
 
 def test_a_database_that_is_not_there_is_unavailable() -> None:
-    url = f"postgresql+psycopg://grit@127.0.0.1:{free_port()}/none"
+    url = f"postgresql+psycopg://grit@127.0.0.1:{reserve_port()}/none"
     engine = create_engine_from(Settings(database_url=url))
     with pytest.raises(StorageUnavailable, match="does not answer"):
         ping(engine)

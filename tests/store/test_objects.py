@@ -13,7 +13,7 @@ from store.errors import ObjectCorrupt, ObjectExists, ObjectMissing, StorageUnav
 from store.manifests import MANIFEST_NAME, Manifest
 from store.objects import Objects
 from store.settings import Settings
-from tests.services import free_port
+from tests.ports import reserve_port
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_store_that_does_not_answer_is_unavailable(tmp_path: Path) -> None:
     settings = Settings(
         home=tmp_path,
         objects_url="s3://bucket",
-        s3_endpoint=f"http://127.0.0.1:{free_port()}",
+        s3_endpoint=f"http://127.0.0.1:{reserve_port()}",
         s3_access_key_id="a",
         s3_secret_access_key="b",
         objects_retry_seconds=0.2,

@@ -16,7 +16,8 @@ from store.errors import QueueUnavailable
 from store.inference import Mailbox
 from store.queue import CLAIM_TASK, INFER_TASK, REGISTER_MODELS_TASK, Doorbell
 from store.settings import Settings
-from tests.services import free_port, running_valkey
+from tests.ports import reserve_port
+from tests.services import running_valkey
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_models_ring_on_the_queues_that_workers_serve_and_on_no_other(
 
 
 def _ill_brokers() -> Iterator[tuple[str, Settings, socket.socket | None]]:
-    yield "closed", Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0"), None
+    yield "closed", Settings(broker_url=f"redis://127.0.0.1:{reserve_port()}/0"), None
     silent = socket.socket()
     silent.bind(("127.0.0.1", 0))
     silent.listen(16)
@@ -79,13 +80,13 @@ def test_ringing_an_ill_broker_neither_raises_nor_waits_long() -> None:
         for _ in range(2):
             began = time.monotonic()
             assert not doorbell.ring("cpu"), name
-            assert time.monotonic() - began < 1.5, name
+            assert time.monotonic() - began < 5, name  # and not for as long as a socket waits
         if held is not None:
             held.close()
 
 
 def test_a_bell_rings_again_after_the_broker_was_restarted(tmp_path: Path) -> None:
-    port = free_port()
+    port = reserve_port()
     settings = Settings(broker_url=f"redis://127.0.0.1:{port}/0")
     doorbell = Doorbell(settings)
     with running_valkey(port=port, folder=tmp_path):
@@ -142,14 +143,14 @@ def test_a_request_is_taken_by_one_worker_and_its_answer_comes_back(
     assert mailbox.take_next("cpu") is None
     mailbox.answer("inf_1", {"delta": "a"})
     mailbox.answer("inf_1", {"done": True})
-    assert mailbox.wait("inf_1", timeout_seconds=1) == {"delta": "a"}
+    assert mailbox.wait("inf_1", timeout_seconds=60) == {"delta": "a"}
     assert asyncio.run(_wait(mailbox, "inf_1")) == {"done": True}
     assert mailbox.wait("inf_1", timeout_seconds=0.05) is None
     assert asyncio.run(_wait(mailbox, "inf_1", timeout_seconds=0.05)) is None
 
 
 async def _wait(
-    mailbox: Mailbox, request_id: str, *, timeout_seconds: float = 1.0
+    mailbox: Mailbox, request_id: str, *, timeout_seconds: float = 60.0
 ) -> dict[str, Any] | None:
     try:
         return await mailbox.wait_async(request_id, timeout_seconds=timeout_seconds)
@@ -160,7 +161,7 @@ async def _wait(
 def test_many_waiters_each_get_their_own_answer_without_a_thread_each(mailbox: Mailbox) -> None:
     async def scene() -> list[dict[str, Any] | None]:
         waiting = [
-            asyncio.create_task(mailbox.wait_async(f"inf_{number}", timeout_seconds=5))
+            asyncio.create_task(mailbox.wait_async(f"inf_{number}", timeout_seconds=60))
             for number in range(20)
         ]
         await asyncio.sleep(0.1)
@@ -183,7 +184,7 @@ def test_a_cancelled_request_is_gone_and_known_to_be_cancelled(mailbox: Mailbox)
 
 
 def test_an_ill_broker_is_an_error_of_ours_and_soon() -> None:
-    settings = Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0")
+    settings = Settings(broker_url=f"redis://127.0.0.1:{reserve_port()}/0")
     mailbox = Mailbox(settings)
     began = time.monotonic()
     for ask in (

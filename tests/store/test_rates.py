@@ -56,10 +56,11 @@ def test_a_full_bucket_gives_a_minutes_worth_and_says_when_to_come_again(
 
 def test_processes_that_share_a_bucket_get_no_more_together(settings: Settings) -> None:
     bucket = Bucket("k", 600)  # ten a time
+    began = time.monotonic()
     grants = run(settings, *(taking(30, bucket) for _ in range(4)))
     given = sum(grant.tokens for grant in grants)
-    # Ten a second come back; 60 seconds would bring another 600.
-    assert 600 <= given < 700
+    # Ten a second come back meanwhile.
+    assert 600 <= given <= 600 + 10 * (time.monotonic() - began + 1)
 
 
 def test_a_bucket_fills_as_time_passes(settings: Settings) -> None:
@@ -71,7 +72,7 @@ def test_a_bucket_fills_as_time_passes(settings: Settings) -> None:
         await asyncio.sleep(0.6)
         return [await buckets.take([bucket])]
 
-    assert run(settings, work)[0].tokens == 1
+    assert run(settings, work)[0].tokens >= 1
 
 
 def test_the_emptiest_bucket_decides_and_the_others_lose_nothing(settings: Settings) -> None:

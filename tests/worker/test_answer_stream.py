@@ -8,7 +8,7 @@ import pytest
 
 from store.inference import Mailbox
 from store.settings import Settings
-from tests.services import free_port
+from tests.ports import reserve_port
 from worker.answer_stream import LUMP_SECONDS, AnswerStream, WholeAnswer
 
 
@@ -49,7 +49,7 @@ def test_pieces_that_follow_at_once_are_sent_together(mailbox: Mailbox) -> None:
 
 
 def test_a_silent_broker_stops_nothing() -> None:
-    mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0"))
+    mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{reserve_port()}/0"))
     AnswerStream(mailbox, "one").add("a")
     mailbox.close_sync()
 
@@ -66,6 +66,6 @@ def test_a_whole_answer_says_now_and_then_that_it_grows(mailbox: Mailbox) -> Non
 
 
 def test_a_silent_broker_stops_no_whole_answer() -> None:
-    mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0"))
+    mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{reserve_port()}/0"))
     WholeAnswer(mailbox, "one", every_seconds=0).add("a")
     mailbox.close_sync()

@@ -50,7 +50,7 @@ def test_a_spare_is_warm_holds_no_keys_and_ends_when_dismissed(
     finally:
         child.dismiss()
 
-    assert isinstance(child.inbox.get(timeout=5), Exited)
+    assert isinstance(child.inbox.get(timeout=60), Exited)
     assert not child.alive
 
 
@@ -84,14 +84,14 @@ def test_a_beat_tells_that_the_process_works_and_is_no_event(tmp_path: Path) -> 
     child._take('{"beat": true}\n')
     child._take('{"type": "evaluated", "step": 3, "eval_loss": 0.5}\n')
     child.dismiss()
-    assert child.inbox.get(timeout=5) == Beat()
-    assert child.inbox.get(timeout=5) == Evaluated(step=3, eval_loss=0.5)
+    assert child.inbox.get(timeout=60) == Beat()
+    assert child.inbox.get(timeout=60) == Evaluated(step=3, eval_loss=0.5)
 
 
 def test_a_killed_child_is_told_with_its_signal(tmp_path: Path) -> None:
     child = Child(tmp_path / "a")
     os.kill(child.pid, signal.SIGKILL)
 
-    exited = child.inbox.get(timeout=5)
+    exited = child.inbox.get(timeout=60)
     assert exited == Exited(returncode=-signal.SIGKILL)
     child.dismiss()

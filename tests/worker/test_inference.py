@@ -309,7 +309,7 @@ def test_a_cancelled_request_leaves_the_engine_and_the_others_go_on(mailbox, bel
         assert "delta" in mailbox.wait(name, timeout_seconds=20)
     mailbox.cancel("one")
     assert "output" in messages_of(mailbox, "two")[-1]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while worker.engine.stats().num_active and time.monotonic() < deadline:
         time.sleep(0.01)
     assert worker.engine.stats().num_active == 0

@@ -15,5 +15,5 @@ def test_the_first_action_comes_at_once_and_a_failure_does_not_end_the_rounds() 
     periodic = Periodic("test", action, interval_seconds=0.02)
     periodic.start()
 
-    assert all(rounds.acquire(timeout=5) for _ in range(3))
+    assert all(rounds.acquire(timeout=60) for _ in range(3))
     periodic.stop()

@@ -154,7 +154,7 @@ def test_silence_is_filled_with_comments(played: Server, monkeypatch: pytest.Mon
         calls = played.client("alpha").chat.completions.with_streaming_response
         with calls.create(model=MODEL, messages=HELLO, stream=True) as response:
             lines = list(response.iter_lines())
-    assert lines.count(": keep-alive") >= 3
+    assert lines.count(": keep-alive") >= 1
     assert lines[-2:] == ["data: [DONE]", ""]
 
 
@@ -163,7 +163,7 @@ def test_a_caller_who_goes_away_cancels_the_request(played: Server) -> None:
 
     def act(mailbox: Mailbox, request_id: str) -> None:
         say(mailbox, request_id, "one")
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 60
         while not mailbox.is_cancelled(request_id) and time.monotonic() < deadline:
             mailbox.renew([request_id])
             time.sleep(0.02)

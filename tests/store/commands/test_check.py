@@ -3,7 +3,8 @@
 import pytest
 
 from store.__main__ import main
-from tests.services import S3, free_port
+from tests.ports import reserve_port
+from tests.services import S3
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_part_that_does_not_work_says_what_to_do_and_the_others_are_still_trie
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv(name, value.format(port=free_port()))
+    monkeypatch.setenv(name, value.format(port=reserve_port()))
     assert main(["check"]) == 1
     lines = capsys.readouterr().err.splitlines()
     found = dict(line.removeprefix("store: ").split(": ", 1) for line in lines)
