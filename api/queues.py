@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 from sqlalchemy.orm import Session
@@ -11,7 +11,7 @@ from api.services import Services
 from store import jobs, workers
 from store.errors import StoreError
 from store.lifecycle import ACTIVE
-from store.models import JobStatus, Worker
+from store.models import Worker
 from store.queue import AUTO_QUEUES, INFERENCE_QUEUES, TRAINING_QUEUES, serving_device
 
 Kind = Literal["training", "inference"]
@@ -20,6 +20,8 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(INFERENCE_QUEUES, "inference"),
 }
 """Every queue that there is, in the order in which they are shown."""
+MOST_WAITING: Final = 10_000
+"""Readiness is asked for often and by anyone, so that jobs are counted no further."""
 _log = structlog.get_logger(__name__)
 
 
@@ -32,7 +34,8 @@ class QueueState:
     workers: int
     """Live workers that serve it: of a strategy's queue, those that would claim from it now."""
     waiting: int | None
-    """Jobs or requests; none while the broker, which has the requests, does not answer."""
+    """Jobs, counted up to `MOST_WAITING`, or requests; none while the broker, which has the
+    requests, does not answer."""
     running: int | None
     """Jobs; none of an inference queue, where it is not counted."""
     oldest_wait_seconds: float | None
@@ -43,19 +46,20 @@ def read_queues(session: Session, services: Services) -> list[QueueState]:
     """Return every queue as it stands, those without work and workers too."""
     live = [worker for worker in read_workers(session, services) if not worker.stopping]
     served = Counter(queue for worker in live for queue in worker.queues)
-    counts = jobs.count_by_status(session, {*ACTIVE, JobStatus.QUEUED})
+    waiting = jobs.count_waiting(session, most=MOST_WAITING)
+    running: Counter[str] = Counter()
+    for (queue, _), count in jobs.count_by_status(session, ACTIVE).items():
+        running[queue] += count
     waits = jobs.oldest_waits(session)
     requests = count_requests(services)
     return [
-        _training(queue, served, counts, waits)
-        if kind == "training"
-        else QueueState(
+        QueueState(
             queue=queue,
             kind=kind,
-            workers=served[queue],
-            waiting=requests[queue],
-            running=None,
-            oldest_wait_seconds=None,
+            workers=_count_serving(queue, served),
+            waiting=waiting[queue] if kind == "training" else requests[queue],
+            running=running[queue] if kind == "training" else None,
+            oldest_wait_seconds=waits.get(queue),
         )
         for queue, kind in KINDS.items()
     ]
@@ -79,18 +83,7 @@ def count_requests(services: Services) -> dict[str, int | None]:
         return dict.fromkeys(INFERENCE_QUEUES)
 
 
-def _training(
-    queue: str,
-    served: Counter[str],
-    counts: dict[tuple[str, str], int],
-    waits: dict[str, float],
-) -> QueueState:
-    device = serving_device(queue, served)
-    return QueueState(
-        queue=queue,
-        kind="training",
-        workers=0 if device is None else served[device],
-        waiting=counts.get((queue, JobStatus.QUEUED), 0),
-        running=sum(counts.get((queue, status), 0) for status in ACTIVE),
-        oldest_wait_seconds=waits.get(queue),
-    )
+def _count_serving(queue: str, served: Counter[str]) -> int:
+    """Count the workers of a queue, or of the device that claims from it now."""
+    device = queue if queue in INFERENCE_QUEUES else serving_device(queue, served)
+    return 0 if device is None else served[device]

@@ -271,6 +271,18 @@ def list_attempts(session: Session, job_id: str) -> list[Attempt]:
     )
 
 
+def count_waiting(session: Session, *, most: int) -> dict[str, int]:
+    """Return the number of waiting jobs of every queue, counted no further than `most`."""
+    counts = {
+        queue: select(func.count())
+        .select_from(select(Job.id).where(Job.queue == queue, IS_QUEUED).limit(most).subquery())
+        .scalar_subquery()
+        for queue in (*TRAINING_QUEUES, *AUTO_QUEUES)
+    }
+    found = session.execute(select(*counts.values())).one()
+    return dict(zip(counts, found, strict=True))
+
+
 def oldest_waits(session: Session) -> dict[str, float]:
     """Return for how many seconds the longest waiting job of each queue has waited."""
     firsts = {

@@ -50,7 +50,8 @@ class Positions:
         ahead = self._count_own(job, queues)
         if ahead > MAX_POSITION:
             return None
-        mine = standings[job.team]
+        # Claimed since it was read, perhaps: then its team may have nothing that waits.
+        mine = standings.get(job.team, _Standing(0, claimed_before=False, last_claimed_at=0.0))
         turns = {
             team: ahead + mine.running - other.running + (other[1:] < mine[1:])
             for team, other in standings.items()

@@ -78,7 +78,8 @@ class QueueRead(Answer):
     running: int | None
     """Jobs; none of an inference queue, where it is not counted."""
     waiting: int | None
-    """Jobs or requests; none while the broker, which has the requests, does not answer."""
+    """Jobs, counted up to 10,000, or requests; none while the broker, which has the requests, does
+    not answer."""
     oldest_wait_seconds: float | None
     """Of the jobs that wait; none where none does, and of an inference queue."""
 

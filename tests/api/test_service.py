@@ -376,11 +376,12 @@ def test_answers_on_an_inherited_socket_do_not_wait_for_acknowledgements(tmp_pat
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/healthz"
                 with httpx.Client(timeout=30) as client:
                     taken = []
-                    for _ in range(30):
+                    for _ in range(100):
                         started = time.perf_counter()
                         client.get(url).raise_for_status()
                         taken.append(time.perf_counter() - started)
-                assert sorted(taken)[len(taken) // 2] < 0.035
+                # Later ones would all wait; a busy machine delays many, and not every tenth.
+                assert sorted(taken[40:])[6] < 0.035
             finally:
                 process.terminate()
                 process.wait(timeout=20)

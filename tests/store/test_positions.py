@@ -40,6 +40,15 @@ def test_the_place_counts_the_turns_of_other_teams_and_not_their_priority(engine
     assert places(engine, *loud, quiet) == [1, 3, 4, 2]
 
 
+def test_a_job_that_is_claimed_while_it_is_looked_at_has_a_place_all_the_same(
+    engine: Engine,
+) -> None:
+    job = queued_job(engine)
+    claim(engine)
+    assert job.status == "queued"  # as it was read
+    assert places(engine, job) == [1]
+
+
 def test_the_places_are_the_order_of_the_claims(engine: Engine) -> None:
     draw = random.Random(7)  # noqa: S311 - draws that a seed repeats
     for team in "abc":  # each has had a turn and runs some jobs
