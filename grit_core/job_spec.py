@@ -7,9 +7,15 @@ from typing import Any, Final
 
 from grit_core.config.bounds import Number, unknown_fields, wrong_type
 from grit_core.config.devices import kind_of
-from grit_core.config.model_configs import Modality, ModelGRITConfig, config_to_dict
+from grit_core.config.model_configs import (
+    MODALITY_CHECKS,
+    MODEL_CHECKS,
+    Modality,
+    ModelGRITConfig,
+    config_to_dict,
+)
 from grit_core.config.presets import resolve_config
-from grit_core.config.training import TrainingConfig, training_from_dict
+from grit_core.config.training import TRAINING_CHECKS, TrainingConfig, training_from_dict
 from grit_core.config.training import validate as validate_training
 from grit_core.errors import Fault, InvalidConfig, NoLayersMatched
 from grit_core.estimate import Estimate, estimate, resolve_training
@@ -31,6 +37,13 @@ FIELDS: Final = (
     *("training", "device", "name", "metadata", "priority", "plan_hash", "auto_start"),
 )
 """What a request may hold."""
+
+_ELSEWHERE: Final = {
+    **dict.fromkeys((*MODEL_CHECKS, *map(str, Modality)), "`config`"),
+    **dict.fromkeys(("layer_patterns", *MODALITY_CHECKS), "a modality of `config`: `config.text`"),
+    **dict.fromkeys(TRAINING_CHECKS, "`training`"),
+}
+"""Where a field belongs that people write beside `model` and `dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +98,7 @@ def resolve_job(
         InvalidConfig: With every fault, each with its pointer into the request.
         NoLayersMatched: When patterns or names that match no layer are all that is wrong.
     """
-    faults = unknown_fields(spec, FIELDS, pointer="")
+    faults = unknown_fields(spec, FIELDS, pointer="", elsewhere=_ELSEWHERE)
     fraction = _eval_fraction(spec, faults)
     training = _training(spec, faults, device=device)
     overrides = _overrides(spec, faults)

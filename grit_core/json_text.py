@@ -47,14 +47,32 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, max_values: int = MAX_VAL
             parse_int=_int,
         )
     except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        hint = _hint(text, error.pos)
         raise InvalidJson(
-            "json_invalid",
-            f"The text is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
+            "json_invalid", f"The text is not JSON: {error.msg} at {place}.{hint}"
         ) from None
     except RecursionError:
         raise InvalidJson("json_too_deep", _TOO_DEEP.format(max_depth)) from None
     _check(value, max_depth=max_depth, max_values=max_values)
     return value
+
+
+def _hint(text: str, position: int) -> str:
+    """Return what to do about the text at a position that is no JSON, where that is easily seen."""
+    before, after = text[:position].rstrip(), text[position:].lstrip()
+    if after[:1] in {"}", "]"} and before.endswith(","):
+        return " Remove the comma before it."
+    if after[:1] == "," and before[-1:] in {"}", "]"}:
+        return " Remove the comma; rows stand on lines of their own."
+    if after[:1] == "'":
+        return " Write double quotes."
+    for word, written in (("True", "true"), ("False", "false"), ("None", "null")):
+        if after.startswith(word):
+            return f" Write {written}."
+    if after[:1] == "#" or after[:2] in {"//", "/*"}:
+        return " JSON has no comments."
+    return ""
 
 
 def escape(key: str | int) -> str:

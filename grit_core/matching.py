@@ -171,6 +171,16 @@ def _nearest(pattern: str, inventory: ModelInventory, modality: Modality) -> str
         if nearest:
             shown = [_described(group, groups[group]) for group in nearest]
             return f" The nearest are {', '.join(shown)}."
+    groups = _groups(inventory.of(modality))
+    ends = dict.fromkeys(group.rpartition(".")[2] for group in groups)
+    end = difflib.get_close_matches(general.rpartition(".")[2], ends, n=1)
+    if end:
+        shown = [
+            _described(group, names)
+            for group, names in groups.items()
+            if group.rpartition(".")[2] == end[0]
+        ]
+        return f" The nearest are {', '.join(shown[:3])}."
     return _sample(inventory)
 
 
@@ -193,4 +203,4 @@ def _groups(layers: Iterable[LayerRecord]) -> dict[str, list[str]]:
 
 
 def _described(group: str, names: Sequence[str]) -> str:
-    return group if len(names) == 1 else f"{group} ({len(names)} layers, such as {names[0]})"
+    return group if len(names) == 1 else f"{group} ({len(names)} layers)"

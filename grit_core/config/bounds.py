@@ -6,10 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from grit_core.config.aliases import find_alias
 from grit_core.errors import Fault
 
 MAX_SHOWN_CHARACTERS = 200
 """A value that is longer is not repeated to the caller."""
+
+
+MAX_HINTS = 10
+"""An object with more unknown keys gets no hints about them."""
 
 
 class Check(Protocol):
@@ -141,26 +146,69 @@ def wrong_type(value: object, *, pointer: str, expected: str) -> Fault:
     )
 
 
-def unknown_fields(data: Mapping[str, Any], known: Iterable[str], *, pointer: str) -> list[Fault]:
-    """One fault for every key that is no field."""
+def unknown_fields(
+    data: Mapping[str, Any],
+    known: Iterable[str],
+    *,
+    pointer: str,
+    elsewhere: Mapping[str, str] | None = None,
+) -> list[Fault]:
+    """Return one fault for every key that is no field.
+
+    Args:
+        data: The object.
+        known: Its fields.
+        pointer: Where it stands in the request.
+        elsewhere: Where else in the request a field of some name belongs, by that name.
+    """
     names = list(known)
+    unknown = [key for key in data if key not in names]
     return [
         Fault(
             pointer=f"{pointer}/{escaped(str(key))}",
             code="unknown_field",
-            detail=f"There is no field {shown(key)}{did_you_mean(key, names) or '.'}"
-            f" Known fields: {', '.join(names)}.",
+            detail=describe_unknown_field(
+                str(key), names, elsewhere=elsewhere, brief=len(unknown) > MAX_HINTS
+            ),
         )
-        for key in data
-        if key not in names
+        for key in unknown
     ]
 
 
+def describe_unknown_field(
+    key: str,
+    known: list[str],
+    *,
+    elsewhere: Mapping[str, str] | None = None,
+    brief: bool = False,
+) -> str:
+    """Return a sentence about a key that is no field, with the field that was probably meant.
+
+    Args:
+        key: The key.
+        known: The fields of the object.
+        elsewhere: Where else a field of some name belongs, by that name.
+        brief: Leave the hint out: of very many keys none is a slip, and each costs time and space.
+    """
+    if brief:
+        return f"There is no field {shown(key)}; remove it."
+    place = (elsewhere or {}).get(key)
+    if place is not None:
+        return f"There is no field {shown(key)} here; it belongs in {place}."
+    hint = did_you_mean(key, known)
+    if hint:
+        return f"There is no field {shown(key)}.{hint}"
+    listed = f" Known fields: {', '.join(known)}." if known else ""
+    return f"There is no field {shown(key)}; remove it.{listed}"
+
+
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """A sentence with the nearest known text, or nothing."""
+    """Return a question with the nearest known text, or nothing."""
     if not isinstance(value, str) or len(value) > MAX_SHOWN_CHARACTERS:
         return ""
-    nearest = difflib.get_close_matches(value, list(known), n=1)
+    names = list(known)
+    alias = find_alias(value, names)
+    nearest = [alias] if alias else difflib.get_close_matches(value.lower(), names, n=1)
     return f" Did you mean {nearest[0]}?" if nearest else ""
 
 

@@ -66,7 +66,8 @@ def choose_device(
     """Choose among the devices that are there.
 
     Args:
-        strategy_or_device: A `DeviceStrategy`, or `cuda`, `cuda:0`, `mps` or `cpu`.
+        strategy_or_device: A `DeviceStrategy`, or `cuda`, `cuda:0`, `mps` or `cpu`; `gpu` is
+            another word for `cuda`.
         available: What is there, such as `("cuda", "cpu")`.
 
     A text that is neither a strategy nor a device raises `InvalidConfig`.
@@ -74,6 +75,8 @@ def choose_device(
     Raises:
         DeviceUnavailable: Nothing suitable is there; the message says what is.
     """
+    if isinstance(strategy_or_device, str):
+        strategy_or_device = normalize_device(strategy_or_device)
     if strategy_or_device in tuple(DeviceStrategy):
         return _by_strategy(DeviceStrategy(strategy_or_device), available)
     kind = kind_of(strategy_or_device)
@@ -89,13 +92,23 @@ def choose_device(
     )
 
 
+def normalize_device(device: str) -> str:
+    """Return a device as this library writes it: `cuda:1` for `GPU:1`; other texts stay."""
+    kind, separator, index = device.strip().partition(":")
+    known = {"gpu": "cuda", **{name: name for name in (*KINDS, *DeviceStrategy)}}
+    found = known.get(kind.lower())
+    return device if found is None else f"{found}{separator}{index}"
+
+
 def kind_of(device: str) -> str:
-    """`cuda` for `cuda:1`, and so on.
+    """`cuda` for `cuda:1` and for `gpu`, and so on.
 
     Raises:
         InvalidConfig: The text names no device.
     """
-    kind, separator, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    kind, separator, index = (
+        normalize_device(device).partition(":") if isinstance(device, str) else ("", "", "")
+    )
     numbered = index.isascii() and index.isdecimal() and len(index) <= 3
     if kind in KINDS and (not separator or (kind == "cuda" and numbered)):
         return kind
@@ -104,8 +117,8 @@ def kind_of(device: str) -> str:
         Fault(
             pointer="/device",
             code="unknown_value",
-            detail=f"device is {shown(device)}; give one of {', '.join(known)}, or cuda:N."
-            + did_you_mean(device, known),
+            detail=f"device is {shown(device)}; give one of {', '.join(known)}, or cuda:N;"
+            " `gpu` means cuda." + did_you_mean(device, known),
         )
     ])
 

@@ -138,13 +138,17 @@ def _preset(name: str) -> Preset:
     if isinstance(name, str) and name in _PRESETS:
         return _PRESETS[name]
     nearest = difflib.get_close_matches(str(name)[:100], _PRESETS, n=3, cutoff=0.4)
-    hint = f"The nearest are {', '.join(nearest)}. " if nearest else ""
+    hint = (
+        f"The nearest are {', '.join(nearest)}; GET /presets lists all."
+        if nearest
+        else "Every family has NAME_fast and NAME_balanced; the families are"
+        f" {', '.join(FAMILIES)}."
+    )
     raise UnknownPreset([
         Fault(
             pointer="/preset",
             code="unknown_preset",
-            detail=f"There is no preset {shown(name)}. {hint}Every family has NAME_fast and"
-            f" NAME_balanced; the families are {', '.join(FAMILIES)}.",
+            detail=f"There is no preset {shown(name)}. {hint}",
             input=name if isinstance(name, str) and len(name) <= 100 else None,
         )
     ])

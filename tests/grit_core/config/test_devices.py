@@ -64,7 +64,7 @@ def test_a_strategy_with_none_of_its_devices_names_what_is() -> None:
         choose_device("memory_efficient", ("mps",))
 
 
-@pytest.mark.parametrize("text", ["gpu", "", "cuda:", "cuda:x", "cpu:0", "auto_performence", None])
+@pytest.mark.parametrize("text", ["gpus", "", "cuda:", "cuda:x", "cpu:0", "auto_performence", None])
 def test_a_text_that_is_no_device_lists_those_that_are(text: Any) -> None:
     with pytest.raises(InvalidConfig, match="stable_training, auto_inference") as caught:
         choose_device(text, EVERYTHING)
@@ -102,3 +102,12 @@ def test_from_pretrained_takes_the_keyword_arguments(
     assert ("max_memory" in kwargs) == (
         strategy == DeviceStrategy.MEMORY_EFFICIENT and torch.cuda.is_available()
     )
+
+
+def test_gpu_means_cuda_in_any_case() -> None:
+    assert choose_device("gpu", ("cuda", "cpu")).device == "cuda"
+    assert choose_device("GPU:1", ("cuda", "cuda:1", "cpu")).device == "cuda:1"
+    assert choose_device("Auto_Performance", ("cpu",)).device == "cpu"
+    assert kind_of("gpu:0") == "cuda"
+    with pytest.raises(InvalidConfig, match="`gpu` means cuda"):
+        kind_of("gpus")
