@@ -14,6 +14,7 @@ from api.auth import Doorkeeper
 from api.documents import document
 from api.embedded import write_key
 from api.envelope import Envelope
+from api.job_faults import JOB_PATHS, find_request_faults
 from api.job_reads import JobReads
 from api.logs import configure_logs
 from api.measures import Measures
@@ -129,7 +130,12 @@ def _create_app(settings: Settings, services: Services) -> FastAPI:
     app.state.job_reads = JobReads(services)
     for module in ROUTES:
         app.include_router(module.router)
-    errors.install(app, forms=ERROR_FORMS, hints={OPENAI_PREFIX: hint_of_openai})
+    errors.install(
+        app,
+        forms=ERROR_FORMS,
+        hints={OPENAI_PREFIX: hint_of_openai},
+        fault_finders=dict.fromkeys(JOB_PATHS, find_request_faults),
+    )
     _document(app)
     app.add_middleware(
         Envelope,

@@ -12,6 +12,7 @@ from grit_core.config.devices import (
     DeviceStrategy,
     choose_device,
     kind_of,
+    normalize_device,
 )
 from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
 from store.device_binding import DeviceOption, device_columns
@@ -75,6 +76,7 @@ def find_device(
         needs_accelerator: The job's settings cannot be met by a CPU.
     """
     live = training_devices(seen)
+    wanted = normalize_device(wanted)
     is_strategy = wanted in tuple(DeviceStrategy)
     order = PRIORITY[DeviceStrategy(wanted)] if is_strategy else ()
     candidates = tuple(each for each in order if not (needs_accelerator and each == "cpu"))

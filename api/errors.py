@@ -7,7 +7,7 @@ scalar that does not look like a secret (`api.schemas.problems.safe_input`).
 
 import errno
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,7 +21,9 @@ from starlette.routing import Match
 
 from api.links import route_path
 from api.schemas.problems import PROBLEM_MEDIA_TYPE, problem_type, safe_input
+from api.validation_texts import describe_error, known_fields
 from grit_core import errors as core
+from grit_core.config.bounds import MAX_HINTS
 from grit_core.json_text import pointer_of, within
 from store import errors as stored
 
@@ -296,13 +298,24 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get("grit.request_id", ""))
 
 
-def install(app: FastAPI, *, forms: Mapping[str, Render], hints: Mapping[str, Hint]) -> None:
+FindFaults = Callable[[Request, Any, Sequence[Item]], Awaitable[Sequence[Item]]]
+"""Returns all faults of a body whose shape is faulty, the ones that were found already included."""
+
+
+def install(
+    app: FastAPI,
+    *,
+    forms: Mapping[str, Render],
+    hints: Mapping[str, Hint],
+    fault_finders: Mapping[str, FindFaults],
+) -> None:
     """Answer every error of an app: in one of the forms, or with a problem document.
 
     Args:
         app: The app.
         forms: The form of errors by the prefix of their paths.
         hints: What is said to a request for an unknown path, by the prefix whose form it gets.
+        fault_finders: What else can be wrong with a body whose shape is faulty, by path.
     """
 
     def answer(request: Request, problem: Problem) -> JSONResponse:
@@ -317,7 +330,8 @@ def install(app: FastAPI, *, forms: Mapping[str, Render], hints: Mapping[str, Hi
         return answer(request, problem)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
-        return answer(request, _problem_of_validation(error))
+        find = fault_finders.get(route_path(request.scope))
+        return answer(request, await _problem_of_validation(request, error, find))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         problem = _problem_of_http(error)
@@ -336,16 +350,26 @@ def install(app: FastAPI, *, forms: Mapping[str, Render], hints: Mapping[str, Hi
     app.add_exception_handler(HTTPException, http)
 
 
-def _problem_of_validation(error: Exception) -> Problem:
+async def _problem_of_validation(
+    request: Request, error: Exception, find: FindFaults | None
+) -> Problem:
     errors, body = [], None
     if isinstance(error, RequestValidationError):
         errors, body = list(error.errors()), error.body
+    field = getattr(getattr(request.scope.get("route"), "body_field", None), "field_info", None)
+    annotation = getattr(field, "annotation", None)
     # A body of many small faults would become an answer of many times its size.
-    told = [_within(body, _item_of_validation(each)) for each in errors[:MAX_ITEMS]]
+    brief = len(errors) > MAX_HINTS
+    items: Sequence[Item] = [
+        _within(body, _item_of_validation(each, annotation, brief=brief))
+        for each in errors[:MAX_ITEMS]
+    ]
+    if find is not None:
+        items = (await find(request, body, items))[:MAX_ITEMS]
     if len(errors) > MAX_ITEMS:
-        detail = f"The request has {len(errors)} faults; the first {MAX_ITEMS} are told."
-        return Problem("request_invalid", detail, errors=told)
-    return InvalidRequest(told)
+        detail = f"The request has {len(errors)} faults; the first {MAX_ITEMS} are listed."
+        return Problem("request_invalid", detail, errors=list(items))
+    return InvalidRequest(list(items))
 
 
 def _methods_at(request: Request) -> str:
@@ -371,7 +395,7 @@ def _problem_of_http(error: Exception) -> Problem:
     return Problem(code, detail, headers=headers)
 
 
-# --- pydantic's words, in ours
+# --- pydantic's errors, as ours
 
 _CODES: Final = {
     "missing": "field_missing",
@@ -388,12 +412,21 @@ _TYPE: Final = re.compile(
 )
 
 
-def items_of_validation(errors: Sequence[Mapping[str, Any]]) -> list[Item]:
-    """Return the faults that pydantic found in a value of ours that stands for the body."""
-    return [_item_of_validation({**each, "loc": ("body", *each["loc"])}) for each in errors]
+def items_of_validation(errors: Sequence[Mapping[str, Any]], body: Any = None) -> list[Item]:
+    """Return the faults that pydantic found in a value of ours that stands for the body.
+
+    Args:
+        errors: Of the `ValidationError`.
+        body: The type of the value, whose fields are named where a field is unknown.
+    """
+    brief = len(errors) > MAX_HINTS
+    return [
+        _item_of_validation({**each, "loc": ("body", *each["loc"])}, body, brief=brief)
+        for each in errors
+    ]
 
 
-def _item_of_validation(error: Mapping[str, Any]) -> Item:
+def _item_of_validation(error: Mapping[str, Any], body: Any = None, *, brief: bool = False) -> Item:
     place = tuple(error["loc"])
     kind = str(error["type"])
     code = _code_of(kind)
@@ -401,7 +434,9 @@ def _item_of_validation(error: Mapping[str, Any]) -> Item:
     shown = None if code in {"field_unknown", "field_missing"} else error.get("input")
     return Item(
         code=code,
-        detail=_detail_of(error, kind),
+        detail=describe_error(
+            error, known=known_fields(body, place[1:-1]) if in_body else (), brief=brief
+        ),
         input=shown,
         pointer=pointer_of(place[1:]) if in_body else None,
         parameter=None if in_body else ".".join(str(step) for step in place),
@@ -423,13 +458,3 @@ def _code_of(kind: str) -> str:
     if _TYPE.search(kind):
         return "type_invalid"
     return "value_invalid"
-
-
-def _detail_of(error: Mapping[str, Any], kind: str) -> str:
-    name = str(error["loc"][-1]) if error["loc"] else "The value"
-    if kind == "missing":
-        return f"`{name}` is missing; send it."
-    if kind == "extra_forbidden":
-        return f"`{name}` is not a field here; remove it, or check its spelling."
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"`{name}`: {message}." if not message.endswith(".") else f"`{name}`: {message}"

@@ -16,7 +16,9 @@ _NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 @contextmanager
-def pointing_into(body: Any, names: Mapping[str, str] = _NO_NAMES) -> Iterator[None]:
+def pointing_into(
+    body: Any, names: Mapping[str, str] = _NO_NAMES, *, model: Any = None
+) -> Iterator[None]:
     """Let every problem that is raised inside point into the caller's body.
 
     A text may stand for a list of parts, and one value for a list of them: what points into the
@@ -25,6 +27,7 @@ def pointing_into(body: Any, names: Mapping[str, str] = _NO_NAMES) -> Iterator[N
     Args:
         body: As it was sent.
         names: The caller's pointer for ours; the longest that a pointer begins with counts.
+        model: Our form of the body, whose fields are named where a field is unknown.
     """
     try:
         yield
@@ -33,7 +36,7 @@ def pointing_into(body: Any, names: Mapping[str, str] = _NO_NAMES) -> Iterator[N
     except (GritError, StoreError) as error:
         _raise(problem_of(error), body, names)
     except ValidationError as error:
-        _raise(InvalidRequest(items_of_validation(error.errors())), body, names)
+        _raise(InvalidRequest(items_of_validation(error.errors(), model)), body, names)
 
 
 def _raise(problem: Problem, body: Any, names: Mapping[str, str]) -> NoReturn:

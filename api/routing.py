@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from api.auth import PUBLIC, Doorkeeper, access_of
 from api.errors import Problem
+from api.query_parameters import query_names, refuse_unknown_parameters
 from api.strict_json import read_json
 
 _MAX_NAME: Final = 512
@@ -29,11 +30,17 @@ class ServiceRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler behind our own checks."""
         handle = super().get_route_handler()
+        names = query_names(self.dependant)
+        # Where a query means nothing, no name in it can be a slip; probes may send what they like,
+        # and OpenAI's clients know names of their own.
+        strict = bool(names) and self.access != PUBLIC and not self.path.startswith("/v1/")
 
         async def guarded(request: Request) -> Response:
             doorkeeper: Doorkeeper = request.app.state.doorkeeper
             request.state.caller = await doorkeeper.admit(request, self.access)
             _refuse_odd_names(request)
+            if strict:
+                refuse_unknown_parameters(request, names)
             if self.body_field is not None:
                 max_bytes = request.app.state.services.settings.max_body_bytes
                 request = await read_json(request, max_bytes=max_bytes)

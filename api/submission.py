@@ -23,6 +23,7 @@ from grit_core.dataset_notes import dataset_notes
 from grit_core.errors import InvalidConfig
 from grit_core.estimate import resolve_training
 from grit_core.image_use import image_faults, image_warnings
+from grit_core.job_faults import find_job_faults
 from grit_core.job_spec import ResolvedJob, resolve_job
 from store import base_models, datasets, workers
 from store.database import run_in_transaction, transaction
@@ -324,7 +325,7 @@ def find_dataset(
     try:
         found = datasets.get_dataset(session, dataset_id, team=team)
     except NotFound:
-        detail = f"There is no dataset {dataset_id!r}; see GET /datasets."
+        detail = f"There is no dataset {dataset_id!r}; {_dataset_hint(session, team, dataset_id)}."
         faults.append(
             Item(code="dataset_not_found", detail=detail, pointer=pointer, input=dataset_id)
         )
@@ -334,6 +335,17 @@ def find_dataset(
         waiting.append(Item(code="dataset_not_ready", detail=detail, pointer=pointer))
         return None
     return found
+
+
+def _dataset_hint(session: Any, team: str, given: str) -> str:
+    """Return what to do about a dataset that is not there, which may be a name or a file."""
+    named = datasets.list_datasets(session, team=team, name=given, limit=3).rows
+    if named:
+        ids = ", ".join(row.id for row in named)
+        return f"`{given}` is a name: send the id ({ids})"
+    if Path(given).suffix:
+        return "upload the file first (POST /datasets) and send the id of the answer"
+    return "see GET /datasets"
 
 
 def _plan(
@@ -358,8 +370,15 @@ def _plan(
             num_rows=None if dataset is None else dataset.num_rows,
             device="cpu" if choice is None else choice.device,
         )
-    except InvalidConfig as error:
-        faults.extend(item_of(fault) for fault in error.faults)
+    except InvalidConfig:
+        # With those that stand behind them: a caller should hear of everything in one answer.
+        found = find_job_faults(
+            body.spec(),
+            inventory,
+            num_rows=None if dataset is None else dataset.num_rows,
+            device="cpu" if choice is None else choice.device,
+        )
+        faults.extend(item_of(fault) for fault in found)
         return None
     if resolved is None or dataset is None:
         return resolved

@@ -151,6 +151,7 @@ def list_adapters(
     *,
     team: str,
     model: str | None = None,
+    name: str | None = None,
     cursor: str | None = None,
     limit: int = 50,
 ) -> Page[Adapter]:
@@ -162,6 +163,8 @@ def list_adapters(
     statement = select(Adapter).where(Adapter.team == team)
     if model is not None:
         statement = statement.where(Adapter.model == model)
+    if name is not None:
+        statement = statement.where(Adapter.name == name)
     return read_page(session, statement, key=Adapter.id, cursor=cursor, limit=limit)
 
 

@@ -62,14 +62,21 @@ def get_dataset(session: Session, dataset_id: str, *, team: str) -> Dataset:
 
 
 def list_datasets(
-    session: Session, *, team: str, cursor: str | None = None, limit: int = 50
+    session: Session,
+    *,
+    team: str,
+    name: str | None = None,
+    cursor: str | None = None,
+    limit: int = 50,
 ) -> Page[Dataset]:
-    """Return a page of a team's datasets, newest first.
+    """Return a page of a team's datasets, or of those of a name, newest first.
 
     Raises:
         InvalidCursor: If the cursor is not one of ours.
     """
     statement = select(Dataset).where(Dataset.team == team)
+    if name is not None:
+        statement = statement.where(Dataset.name == name)
     return read_page(session, statement, key=Dataset.id, cursor=cursor, limit=limit)
 
 

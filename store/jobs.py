@@ -66,6 +66,7 @@ class JobFilters:
     """What a list of jobs may be narrowed by."""
 
     statuses: tuple[JobStatus, ...] = ()
+    name: str | None = None
     model: str | None = None
     device: str | None = None
     created_after: datetime | None = None
@@ -151,10 +152,13 @@ def list_jobs(
     statement = select_rows(session).where(Job.team == team)
     if filters.statuses:
         statement = statement.where(Job.status.in_(filters.statuses))
-    if filters.model is not None:
-        statement = statement.where(Job.model == filters.model)
-    if filters.device is not None:
-        statement = statement.where(Job.device == filters.device)
+    for column, value in (
+        (Job.name, filters.name),
+        (Job.model, filters.model),
+        (Job.device, filters.device),
+    ):
+        if value is not None:
+            statement = statement.where(column == value)
     if filters.created_after is not None:
         statement = statement.where(Job.created_at > filters.created_after)
     if filters.created_before is not None:

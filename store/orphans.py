@@ -89,7 +89,9 @@ def _of_jobs(session: Session, names: list[str]) -> set[str]:
         for prefix in session.scalars(select(Checkpoint.prefix).where(Checkpoint.job_id.in_(jobs)))
     ]
     executed = select(Attempt.job_id, Attempt.number).where(Attempt.job_id.in_(jobs))
-    logs = {log_key(job, number) for job, number in session.execute(executed)}
+    logs: set[str] = set()
+    for job, number in session.execute(executed):
+        logs |= {log_key(job, number), live_log_prefix(job, number)}
     return {
         name for name in names if name in logs or any(_belongs(name, prefix) for prefix in prefixes)
     }
@@ -98,6 +100,11 @@ def _of_jobs(session: Session, names: list[str]) -> set[str]:
 def log_key(job_id: str, attempt: int) -> str:
     """Return where the log of an attempt is stored."""
     return f"jobs/{job_id}/a{attempt}/log.txt"
+
+
+def live_log_prefix(job_id: str, attempt: int) -> str:
+    """Return below what the log of an attempt is stored while the attempt runs."""
+    return f"jobs/{job_id}/a{attempt}/log.live"
 
 
 def _belongs(name: str, prefix: str) -> bool:

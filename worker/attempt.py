@@ -34,6 +34,7 @@ from grit_core.compression_job import compression_job_from_json
 from grit_core.errors import CheckpointCorrupt
 from grit_core.events import StepCompleted, TrainingStopped, Warned, event_to_json
 from grit_core.training_job import TrainingJob, job_from_json
+from worker.attempt_log import AttemptLog
 from worker.failures import EXIT_FAILED, EXIT_STOPPED, failure_of
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
     """
     try:
         stopped = False
+        log = AttemptLog(sys.stdout)
         for event in _events_of(order, out=out, stop=stop):
+            log.write(event)
             _write(out, event_to_json(event))
             stopped = isinstance(event, TrainingStopped)
     except BrokenPipeError:  # the worker is gone, and so is the reason to train

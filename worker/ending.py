@@ -19,6 +19,7 @@ from store.models import JobKind
 from store.orphans import log_key
 from worker import failures
 from worker.child import LOG_NAME
+from worker.log_uploads import replace_by_whole_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +139,13 @@ class Ending:
     def _store_log(self) -> None:
         key = log_key(self._job_id, self._attempt)
         try:
-            self._bench.objects.put_file(key, self._child.folder / LOG_NAME)
+            replace_by_whole_log(
+                self._bench.objects,
+                key=key,
+                path=self._child.folder / LOG_NAME,
+                job_id=self._job_id,
+                attempt=self._attempt,
+            )
         except (StoreError, OSError) as error:
             _log.warning("log_not_stored", error=str(error))
 

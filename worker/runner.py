@@ -33,10 +33,11 @@ from store.database import run_in_transaction
 from store.errors import LeaseLost, StoreError
 from store.models import JobKind
 from worker import failures
-from worker.child import Beat, Exited
+from worker.child import LOG_NAME, Beat, Exited
 from worker.ending import Ending
 from worker.heartbeat import Heartbeat
 from worker.inputs import fetch_inputs
+from worker.log_uploads import LogUploads
 from worker.reporter import Reporter
 from worker.space import shortage
 from worker.uploads import CheckpointUploads
@@ -128,21 +129,32 @@ class Runner:
             on_failed=self._warn_of_upload,
         )
 
+        self._log_uploads = LogUploads(
+            bench.objects,
+            job_id=self._job_id,
+            attempt=claim.attempt,
+            path=child.folder / LOG_NAME,
+            interval_seconds=self._settings.heartbeat_seconds,
+        )
+
     def run(self) -> None:
         """Train and write the end to the row; whatever goes wrong ends this attempt and no more."""
         oom_kills = failures.oom_kills()
         self._heartbeat.start()
         self._reporter.start()
         self._uploads.start()
+        self._log_uploads.start()
         try:
             if self._begin():
                 self._supervise(oom_kills)
+            self._log_uploads.close()  # the whole log takes the place of its chunks
             self._end()
         except LeaseLost as error:
             _log.warning("attempt_fenced", reason=str(error))
         finally:
             self._child.dismiss()
             self._heartbeat.stop()
+            self._log_uploads.close()
             self._uploads.close()
             self._reporter.close()
 

@@ -30,6 +30,7 @@ from api.openai.schemas.fine_tuning import (
 from api.pointers import pointing_into
 from api.presentation import present_job
 from api.routing import ServiceRouter
+from api.schemas.jobs import JobCreate
 from api.services import Services
 from api.standing import Standing
 from api.submission import consider
@@ -76,7 +77,7 @@ async def create_tuning(
 
     content = await request.json()
     mark = once(_ROUTE, key=idempotency_key, content=content)
-    with pointing_into(content, names_of(body)):
+    with pointing_into(content, names_of(body), model=JobCreate):
         job = await create_once(services, caller, response, mark, resolve)
     response.headers["Location"] = link(f"/v1/fine_tuning/jobs/{job.id}")
     return present_tuning(job, num_tokens=None)

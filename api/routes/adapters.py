@@ -19,7 +19,7 @@ from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import receive_form
 from api.links import link
-from api.pagination import Cursor, Limit
+from api.pagination import Cursor, Limit, NameFilter, printable_filter
 from api.presentation import present_adapter
 from api.routing import ServiceRouter
 from api.schemas.adapters import AdapterCompress, AdapterPage, AdapterRead
@@ -117,11 +117,12 @@ async def import_one(
     return present_adapter(adapter)
 
 
-@router.get("/adapters", responses=problems("cursor_invalid"))
+@router.get("/adapters", responses=problems("cursor_invalid", "request_invalid"))
 @requires(Scope.READ)
 def list_adapters(
     caller: CallerDep,
     services: ServicesDep,
+    name: NameFilter = None,
     model: Annotated[
         str | None,
         Query(max_length=512, pattern=r"^[^\x00-\x1f]*$", description="Only of this base model."),
@@ -129,10 +130,11 @@ def list_adapters(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> AdapterPage:
-    """List your team's adapters, newest first."""
+    """List your team's adapters, newest first; also by name."""
+    name = printable_filter(name, "name")
     with transaction(services.engine, read_only=True) as session:
         page = adapters.list_adapters(
-            session, team=caller.team, model=model, cursor=cursor, limit=limit
+            session, team=caller.team, model=model, name=name, cursor=cursor, limit=limit
         )
         return AdapterPage(data=[present_adapter(row) for row in page.rows], next=page.next)
 

@@ -12,7 +12,7 @@ from api.intake.judgement import intake_limiter
 from api.intake.quota import refuse_declared
 from api.intake.upload import receive, store_upload
 from api.links import link
-from api.pagination import Cursor, Limit
+from api.pagination import Cursor, Limit, NameFilter, printable_filter
 from api.presentation import present_dataset
 from api.routing import ServiceRouter
 from api.schemas.datasets import DatasetPage, DatasetRead, OnBadRows, ReportRead
@@ -92,14 +92,21 @@ async def upload_dataset(
     return present_dataset(dataset)
 
 
-@router.get("/datasets", responses=problems("cursor_invalid"))
+@router.get("/datasets", responses=problems("cursor_invalid", "request_invalid"))
 @requires(Scope.READ)
 def list_datasets(
-    caller: CallerDep, services: ServicesDep, limit: Limit = 50, cursor: Cursor = None
+    caller: CallerDep,
+    services: ServicesDep,
+    name: NameFilter = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> DatasetPage:
-    """List your team's datasets, newest first."""
+    """List your team's datasets, newest first; also by name."""
+    name = printable_filter(name, "name")
     with transaction(services.engine, read_only=True) as session:
-        page = datasets.list_datasets(session, team=caller.team, cursor=cursor, limit=limit)
+        page = datasets.list_datasets(
+            session, team=caller.team, name=name, cursor=cursor, limit=limit
+        )
         return DatasetPage(data=[present_dataset(row) for row in page.rows], next=page.next)
 
 

@@ -12,9 +12,8 @@ from api.auth import requires
 from api.creation import CREATION_PROBLEMS, IdempotencyKey, create_once, once
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
-from api.errors import Item, Problem
 from api.job_reads import JobReads
-from api.pagination import Cursor, Limit
+from api.pagination import Cursor, Limit, NameFilter, parameter_fault, printable_filter
 from api.presentation import present_job
 from api.routing import ServiceRouter
 from api.schemas.fields import Moment
@@ -22,6 +21,7 @@ from api.schemas.jobs import JobCreate, JobPage, JobRead, PlanRead
 from api.standing import Standing
 from api.submission import consider
 from api.waiting import wait_for_change
+from grit_core.config.devices import normalize_device
 from store import jobs
 from store.database import run_in_transaction, transaction
 from store.jobs import JobFilters, NewJob
@@ -97,6 +97,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     caller: CallerDep,
     services: ServicesDep,
     status: Annotated[list[JobStatus], Query(default_factory=list, description="May be repeated.")],
+    name: NameFilter = None,
     model: Annotated[
         str | None, Query(max_length=512, description="Only of this base model.")
     ] = None,
@@ -115,8 +116,9 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - each is a parameter of the query
     """List your team's jobs, newest first; also by `metadata[key]=value`."""
     filters = JobFilters(
         statuses=tuple(status),
-        model=_plain(model, "model"),
-        device=_plain(device, "device"),
+        name=printable_filter(name, "name"),
+        model=printable_filter(model, "model"),
+        device=normalize_device(printable_filter(device, "device") or "") or None,
         created_after=_aware(created_after, "created_after"),
         created_before=_aware(created_before, "created_before"),
         metadata=_metadata(request),
@@ -198,15 +200,9 @@ _verb("retry", jobs.retry_job, "Queue a failed or cancelled job again, with fres
 _verb("start", jobs.start_job, "Queue a job that was created with `auto_start: false`.")
 
 
-def _plain(value: str | None, name: str) -> str | None:
-    if value is not None and not value.isprintable():
-        raise _parameter_fault(name, "has characters that are not printable")
-    return value
-
-
 def _aware(value: datetime | None, name: str) -> datetime | None:
     if value is not None and value.tzinfo is None:
-        raise _parameter_fault(name, "has no time zone; write 2026-01-31T12:00:00Z")
+        raise parameter_fault(name, "has no time zone; write 2026-01-31T12:00:00Z")
     return value
 
 
@@ -216,12 +212,6 @@ def _metadata(request: Request) -> dict[str, str]:
         if name.startswith("metadata[") and name.endswith("]"):
             key = name.removeprefix("metadata[").removesuffix("]")
             if not key or key in found or not (key + value).isprintable():
-                raise _parameter_fault(name[:80], "must name a key once, in printable characters")
+                raise parameter_fault(name[:80], "must name a key once, in printable characters")
             found[key] = value
     return found
-
-
-def _parameter_fault(name: str, what: str) -> Problem:
-    detail = f"`{name}` {what}."
-    item = Item(code="value_invalid", detail=detail, parameter=f"query.{name}")
-    return Problem("request_invalid", detail, errors=[item])

@@ -6,6 +6,7 @@ import pytest
 
 from api.services import Services
 from store import attempts
+from store.attempt_logs import CHUNK_BYTES, chunk_key
 from store.database import transaction
 from store.ids import new_id
 from store.orphans import log_key
@@ -113,3 +114,46 @@ def test_a_log_is_its_teams_own(services: Services, job: str, join: Any) -> None
     other = join("other").get(f"/jobs/{job}/logs?attempt=1")
     assert (other.status_code, other.json()["code"]) == (404, "not_found")
     assert "ours" not in other.text
+
+
+def test_a_log_that_grows_is_read_from_an_offset_on(
+    team: Team, services: Services, job: str
+) -> None:
+    attempt = claim(services)
+    services.objects.put_bytes(chunk_key(job, attempt, 0), b"one\ntw")
+    first = team.get(f"/jobs/{job}/logs?offset=0")
+    assert (state(first), first.text) == ((200, "1", "running", "6"), "one\n")
+    services.objects.put_bytes(chunk_key(job, attempt, 0), b"one\ntwo\n")
+    second = team.get(f"/jobs/{job}/logs?offset={first.headers['X-Log-Next']}")
+    assert (second.text, second.headers["X-Log-Next"]) == ("two\n", "8")
+    last = team.get(f"/jobs/{job}/logs?offset=8")
+    assert (last.text, last.headers["X-Log-Next"]) == ("", "8")
+    assert team.get(f"/jobs/{job}/logs").text == "one\ntwo\n"
+    assert team.get(f"/jobs/{job}/logs?offset=8&tail_bytes=3").status_code == 422
+
+
+def test_what_was_stored_of_an_attempt_that_was_lost_is_kept(
+    team: Team, services: Services, job: str
+) -> None:
+    attempt = claim(services)
+    services.objects.put_bytes(chunk_key(job, attempt, 0), b"one\ntw")
+    fail(services, job, attempt)
+    answer = team.get(f"/jobs/{job}/logs")
+    assert (state(answer), answer.text) == ((200, "1", "partial", "6"), "one\ntw")
+
+
+def test_a_long_log_that_grows_is_one_text(team: Team, services: Services, job: str) -> None:
+    attempt = claim(services)
+    line = b"a line of thirty-two characters\n"
+    text = line * (CHUNK_BYTES // len(line) * 2 + 10)
+    for index in range(3):
+        part = text[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        services.objects.put_bytes(chunk_key(job, attempt, index), part)
+    read, offset = "", 0
+    while True:
+        answer = team.get(f"/jobs/{job}/logs?offset={offset}")
+        if not answer.text:
+            break
+        read, offset = read + answer.text, int(answer.headers["X-Log-Next"])
+    assert read.encode() == text
+    assert team.get(f"/jobs/{job}/logs?tail_bytes=40").text.encode() == line

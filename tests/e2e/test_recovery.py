@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from grit_core.config.model_configs import config_to_dict
+from store.attempt_logs import CHUNK_BYTES, find_log, read_log
 from store.manifests import file_sha256
 from store.models import JobStatus
+from store.orphans import live_log_prefix
 from tests.e2e.deployment import Broker, Deployment, WorkerProcess, deployed, tiny_config
 from tests.services import running_postgres, running_s3
 from tests.tiny_models import tiny_causal_folder, tiny_chat_rows, tiny_vlm_folder, write_jsonl
@@ -236,6 +238,30 @@ def test_a_diverging_job_fails_at_once_and_keeps_its_log(
     log = deployment.objects.get_bytes(f"jobs/{job_id}/a1/log.txt").decode()
     assert "TrainingDiverged" in log
     assert "Traceback" not in str(job.error)
+
+
+def test_the_log_of_an_attempt_is_read_while_it_runs(deployment: Deployment) -> None:
+    deployment.worker()
+    job_id = deployment.submit(max_steps=100_000, checkpoint_every_steps=100_000)
+    deployment.wait_for_step(job_id, 2)
+
+    def text() -> str:
+        if find_log(deployment.objects, job_id, 1) is None:
+            return ""
+        return read_log(deployment.objects, job_id, 1, start=0, length=CHUNK_BYTES).decode()
+
+    deployment.wait(job_id, lambda _: "loss" in text())
+    assert deployment.job(job_id).status == JobStatus.RUNNING
+    assert "training from step 0 of 100000 on cpu" in text()
+    before = text()
+    deployment.wait(job_id, lambda _: len(text()) > len(before))
+    deployment.cancel(job_id)
+    deployment.wait_ended(job_id)
+    found = find_log(deployment.objects, job_id, 1)
+    assert found is not None
+    assert found.is_whole
+    assert text().startswith(before)
+    assert list(deployment.objects.list(live_log_prefix(job_id, 1))) == []
 
 
 def test_a_lost_bell_is_rung_again(deployment: Deployment) -> None:
