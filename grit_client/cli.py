@@ -4,9 +4,11 @@ This module only names the commands, so that `grit --help` is instant; what a co
 imports when it runs.
 """
 
-from typing import Annotated
+import os
+import sys
 
 import typer
+import typer.exceptions
 
 from grit_client.commands import (
     adapters,
@@ -19,47 +21,46 @@ from grit_client.commands import (
     service,
     teams,
 )
+from grit_client.commands.session import accept_options_before_command
+from grit_client.commands.usage import INTERRUPTED, READER_GONE, CommandGroup, report_usage
 
 app = typer.Typer(
     name="grit",
     help="Fine-tune vision-language models with GRIT, and ask them.",
     epilog="The service is named by --url and --key, by GRIT_URL and GRIT_API_KEY, or by the files"
     " `url` and `key` in the home folder (--home, GRIT_HOME, .grit).",
-    no_args_is_help=True,
+    cls=CommandGroup,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
-    if wanted:
-        from importlib.metadata import version  # noqa: PLC0415 - rarely wanted
-
-        typer.echo(f"grit {version('grit-service')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    *,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 service.add_to(app)
 jobs.add_to(app)
 inference.add_to(app)
 chat.add_to(app)
-app.add_typer(adapters.app, name="adapters", rich_help_panel="Answers")
-app.add_typer(datasets.app, name="datasets", rich_help_panel="Catalog")
-app.add_typer(models.app, name="models", rich_help_panel="Catalog")
-app.add_typer(keys.app, name="keys", rich_help_panel="Service")
-app.add_typer(teams.app, name="teams", rich_help_panel="Service")
+for group, name, panel in (
+    (adapters.app, "adapters", "Answers"),
+    (datasets.app, "datasets", "Catalog"),
+    (models.app, "models", "Catalog"),
+    (keys.app, "keys", "Service"),
+    (teams.app, "teams", "Service"),
+):
+    accept_options_before_command(group)
+    app.add_typer(group, name=name, rich_help_panel=panel, cls=CommandGroup)
+accept_options_before_command(app, version=True)
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; a mistake in it is one line, and a reader that left is no error."""
+    try:
+        code = app(prog_name="grit", standalone_mode=False)
+    except typer.exceptions.TyperException as error:
+        code = report_usage(error, arguments=sys.argv[1:])
+    except typer.Abort:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = READER_GONE
+    sys.exit(code or 0)

@@ -27,6 +27,8 @@ from grit_client.errors import (
 
 CONNECT_SECONDS = 5.0
 _PATIENCE = (429, 502, 503, 504)
+_PLACES = ("/v1", "/docs", "/jobs", "/healthz", "/openapi.json")
+"""Paths that people copy together with the address of a service."""
 _HEARD = "inference_timeout"  # the one 503 that may still be worked on
 
 
@@ -65,7 +67,7 @@ class Connection:
         headers = {"Accept": "application/json", "User-Agent": "grit-client"}
         if api_key:
             headers["Authorization"] = f"Bearer {_header_value(api_key)}"
-        self.base_url = base_url.rstrip("/")
+        self.base_url = _checked_url(base_url)
         self.timeout_seconds = timeout_seconds
         self.retries = retries or Retries()
         try:
@@ -221,21 +223,54 @@ class Connection:
         return pause if pause <= self.retries.longest_seconds else None
 
     def _unreachable(self, error: httpx.HTTPError) -> ServiceUnreachable:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            reason = f"Nobody answers at {self.base_url}"
+        fix = "Start the service with `grit up`, or name another with --url or GRIT_URL."
+        if isinstance(error, httpx.ConnectError) and "SSL" in str(error):
+            if "CERTIFICATE" not in str(error):
+                plain = f"http://{self.base_url.partition('://')[2]}"
+                return ServiceUnreachable(f"{self.base_url} does not speak TLS. Is it {plain}?")
+            reason = f"The certificate of {self.base_url} is not trusted"
+            fix = "Correct it, or name its authority in SSL_CERT_FILE."
+        elif isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            reason = f"No service answers at {self.base_url}"
         elif isinstance(error, httpx.TimeoutException):
             reason = f"{self.base_url} did not answer in time"
-        elif isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        elif isinstance(error, httpx.LocalProtocolError):
             reason = f"{self.base_url} cannot be asked"
+        elif isinstance(error, httpx.RemoteProtocolError) and "illegal" in str(error):
+            reason = f"{self.base_url} answered with something that is not HTTP"
+            if self.base_url.startswith("http://"):
+                fix = f"Is it https://{self.base_url.partition('://')[2]}?"
         else:
             reason = f"The connection to {self.base_url} broke off"
-        fix = "Start the service with `grit up`, or name another with --url."
         return ServiceUnreachable(f"{reason} ({error or type(error).__name__}). {fix}")
 
 
 def _did_nothing(problem: Problem) -> bool:
     # Then anything may be sent again, a POST included.
     return problem.status in {429, 503} and problem.code != _HEARD
+
+
+def _checked_url(text: str) -> str:
+    """Return the address of a service without its last slash.
+
+    Raises:
+        InvalidInput: If it is no address of a service; the message has the one that was meant.
+    """
+    url = text.strip().rstrip("/")
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise InvalidInput(f"The address {text!r} has no scheme; write http://{url}.")
+    if scheme.lower() not in {"http", "https"}:
+        raise InvalidInput(
+            f"The address {text!r} begins with {scheme}://; write http://{rest} or https://{rest}."
+        )
+    place = next((place for place in _PLACES if url.endswith(place)), None)
+    if place is not None:
+        raise InvalidInput(
+            f"The address {text!r} ends with {place}, which is a place in the service; write"
+            f" {url.removesuffix(place)}."
+        )
+    return url
 
 
 def encode(value: Any) -> bytes:
@@ -266,6 +301,10 @@ def checked(response: httpx.Response) -> httpx.Response:
         document = {"detail": _sentence(response)}
     if not isinstance(document, dict):
         document = {"detail": _sentence(response)}
+    if response.status_code == 404 and "code" not in document:
+        url = response.request.url
+        detail = f"{url.copy_with(query=None)} is no place of a GRIT service; is its address right?"
+        document = {"detail": detail}
     asked = _retry_after(response.headers)
     if asked is not None:
         document["retry_after_seconds"] = asked

@@ -8,6 +8,7 @@ GritClientError
 |   +-- Unauthorised            401, 403: no key, an unknown key, or a scope that is missing
 |   +-- NotFound                404: no such thing for this team
 |   +-- Conflict                409: the state of things does not allow it
++-- UnknownName                 no job, dataset, adapter or key has that name, or several have it
 +-- InvalidInput                refused here, before anything was sent: a file, an image, an option
 +-- JobFailed                   the job that was waited for did not succeed
 +-- UnsafeArchive               a download that would write outside its folder
@@ -52,10 +53,11 @@ class Problem:
         )
 
     def __str__(self) -> str:
-        """Say everything, one fault a line."""
-        lines = [self.detail or self.title]
-        lines += [describe(fault) for fault in self.faults]
-        return "\n".join(lines)
+        """Say everything once: a sentence about the whole, and one line for each fault."""
+        detail = self.detail or self.title
+        if len(self.faults) == 1 and self.faults[0].detail == detail:
+            return describe(self.faults[0])
+        return "\n".join([detail, *(f"  {describe(fault)}" for fault in self.faults)])
 
 
 def _fault_of(error: Mapping[str, Any]) -> Fault:
@@ -72,10 +74,31 @@ def _fault_of(error: Mapping[str, Any]) -> Fault:
 
 
 def describe(fault: Fault) -> str:
-    """One line: where, what, and the value when the sentence does not show it already."""
+    """Return one line: where, what, and the value when the sentence does not show it already.
+
+    A sentence that begins with the field's name gets the field's whole path in its place.
+    """
     value = "" if fault.input is None else str(fault.input)
     shown = f" (got {_short(fault.input)})" if value and value not in fault.detail else ""
-    return f"  {fault.pointer or '/'}: {fault.detail}{shown}"
+    where, detail = dotted(fault.pointer), f"{fault.detail}{shown}"
+    name = where.rpartition(".")[2].partition("[")[0]
+    for begin in (f"`{name}` ", f"{name} is ", f"{name} has "):
+        if name and detail.startswith(begin):
+            return f"{where}{detail.removeprefix(begin.partition(' ')[0])}"
+    return f"{where}: {detail}" if where else detail
+
+
+def dotted(pointer: str) -> str:
+    """Return a JSON pointer as people write a path: `training.lr` for `/training/lr`.
+
+    A parameter loses the word for its place; a line of a file stays before the path.
+    """
+    line, slash, rest = pointer.partition("/")
+    if not slash:
+        return pointer.removeprefix("query.").removeprefix("path.").removeprefix("header.")
+    steps = [step.replace("~1", "/").replace("~0", "~") for step in rest.split("/")]
+    path = "".join(f"[{step}]" if step.isdecimal() else f".{step}" for step in steps)
+    return f"{line}{path.removeprefix('.')}"
 
 
 def _short(value: object) -> str:
@@ -119,11 +142,15 @@ class Conflict(RequestRefused):
     """The state of things does not allow the request."""
 
 
+class UnknownName(GritClientError, LookupError):
+    """Nothing has the name that was given, or several things have it."""
+
+
 class InvalidInput(GritClientError, ValueError):
     """Refused before anything was sent: a file, an image, an option; JSON comes with `faults`."""
 
     def __init__(self, message: str, *, faults: tuple[Fault, ...] = ()) -> None:
-        super().__init__("\n".join([message, *map(describe, faults)]))
+        super().__init__("\n".join([message, *(f"  {describe(fault)}" for fault in faults)]))
         self.message = message
         self.faults = faults
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from grit_core.config.training import TrainingConfig
 
 MAX_SPEC_BYTES = 32 * 1024**2
+_YAML = {".yaml", ".yml"}
 
 
 def job_body(
@@ -40,6 +41,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     Raises:
         InvalidInput: If it cannot be read or is no JSON object; the fault says where.
     """
+    path = path.expanduser()
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
             raise InvalidInput(f"{path} is larger than {MAX_SPEC_BYTES} bytes; is it a job's JSON?")
@@ -48,11 +50,11 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
     except InvalidJson as error:
         fault = Fault(pointer=error.pointer, code=error.code, detail=error.detail)
-        raise InvalidInput(f"{path} is not a job's JSON:", faults=(fault,)) from None
+        hint = " Jobs are written in JSON, not in YAML." if path.suffix in _YAML else ""
+        raise InvalidInput(f"{path} is not a job's JSON.{hint}", faults=(fault,)) from None
     if not isinstance(value, dict):
-        detail = f"The text is a JSON {type(value).__name__}; a job is an object, such as {{...}}."
-        fault = Fault(pointer="", code="wrong_type", detail=detail)
-        raise InvalidInput(f"{path} is not a job's JSON:", faults=(fault,))
+        kind = type(value).__name__
+        raise InvalidInput(f"{path} holds a JSON {kind}; a job is an object, such as {{...}}.")
     return value
 
 

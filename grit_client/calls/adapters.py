@@ -27,10 +27,11 @@ class AdapterCalls(Calls):
     """Calls under `/adapters`."""
 
     def list_adapters(
-        self, *, job: str | None = None, model: str | None = None
+        self, *, job: str | None = None, model: str | None = None, name: str | None = None
     ) -> Iterator[Adapter]:
-        """`GET /adapters`: every adapter of the team, newest first."""
-        for adapter in self._pages("/adapters", {"model": model, "limit": MAX_PAGE}):
+        """`GET /adapters`: every adapter of the team that passes the filters, newest first."""
+        params = {"model": model, "name": name, "limit": MAX_PAGE}
+        for adapter in self._pages("/adapters", params):
             if job is None or adapter["job"] == job:
                 yield cast("Adapter", adapter)
 

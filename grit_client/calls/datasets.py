@@ -43,9 +43,10 @@ class DatasetCalls(Calls):
         )
         return cast("Dataset", answer)
 
-    def list_datasets(self) -> Iterator[Dataset]:
-        """`GET /datasets`: every dataset of the team, newest first."""
-        return cast("Iterator[Dataset]", self._pages("/datasets", {"limit": MAX_PAGE}))
+    def list_datasets(self, *, name: str | None = None) -> Iterator[Dataset]:
+        """`GET /datasets`: every dataset of the team, or those of a name, newest first."""
+        params = {"name": name, "limit": MAX_PAGE}
+        return cast("Iterator[Dataset]", self._pages("/datasets", params))
 
     def get_dataset(self, dataset: str) -> Dataset:
         """`GET /datasets/{id}`."""

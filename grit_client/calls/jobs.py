@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
 
 SILENCE_SECONDS = 45.0
 """An event stream that sends not even a heartbeat for so long is taken for dead."""
+
+
+LOG_PAUSE_SECONDS = 2.0
+"""Between two looks at a log that has not grown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogPart:
+    """A part of an attempt's log."""
+
+    attempt: int
+    """0 where no attempt has begun."""
+    state: str
+    """`complete`, `running`, `partial` or `none`; see `GET /jobs/{id}/logs`."""
+    text: str
+    next: int
+    """The offset that continues after it."""
 
 
 class JobCalls(Calls):
@@ -105,6 +123,7 @@ class JobCalls(Calls):
         self,
         *,
         status: Sequence[str] = (),
+        name: str | None = None,
         model: str | None = None,
         device: str | None = None,
         created_after: str | None = None,
@@ -114,6 +133,7 @@ class JobCalls(Calls):
         """`GET /jobs`: every job that passes the filters, newest first, page after page."""
         params: dict[str, Any] = {
             "status": list(status) or None,
+            "name": name,
             "model": model,
             "device": device,
             "created_after": created_after,
@@ -214,15 +234,49 @@ class JobCalls(Calls):
 
         Args:
             job: The job's id.
-            attempt: Its number; by default the newest, whose log is empty while it runs.
+            attempt: Its number; by default the newest. The log of one that runs is some seconds
+                behind.
             tail_bytes: At most so much of the end.
         """
-        params = {
-            name: value
-            for name, value in (("attempt", attempt), ("tail_bytes", tail_bytes))
-            if value is not None
-        }
-        return self._connection.request("GET", path_of("jobs", job, "logs"), params=params).text
+        return self._log(job, attempt=attempt, tail_bytes=tail_bytes).text
+
+    def follow_logs(
+        self, job: str, *, tail_bytes: int | None = None, pause_seconds: float = LOG_PAUSE_SECONDS
+    ) -> Iterator[LogPart]:
+        """Yield a job's log as it grows, attempt after attempt, until the job has ended.
+
+        Args:
+            job: The job's id.
+            tail_bytes: At most so much of what is there already.
+            pause_seconds: Between two requests that bring nothing new.
+        """
+        part = self._log(job, tail_bytes=tail_bytes)
+        while True:
+            if part.text:
+                yield part
+            elif part.state == "running":
+                time.sleep(pause_seconds)
+            else:
+                # All of this attempt is shown: the job has ended, or another attempt comes.
+                state = self.get_job(job)
+                if int(state.get("attempt") or 0) > part.attempt:
+                    part = replace(part, attempt=part.attempt + 1, next=0)
+                elif state["status"] in ENDED:
+                    return
+                else:
+                    time.sleep(pause_seconds)
+            attempt = part.attempt or None
+            part = self._log(job, attempt=attempt, offset=part.next)
+
+    def _log(self, job: str, **params: int | None) -> LogPart:
+        given = {name: value for name, value in params.items() if value is not None}
+        answer = self._connection.request("GET", path_of("jobs", job, "logs"), params=given)
+        return LogPart(
+            attempt=int(answer.headers.get("X-Log-Attempt", 0)),
+            state=answer.headers.get("X-Log-State", "complete"),
+            text=answer.text,
+            next=int(answer.headers.get("X-Log-Next", 0)),
+        )
 
     def manifest(self, job: str) -> dict[str, Any]:
         """`GET /jobs/{id}/manifest`: everything that reproduces the job."""

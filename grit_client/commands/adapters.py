@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grit_client.commands.choices import Layout
+from grit_client.commands.names import resolve_adapter, resolve_job
 from grit_client.commands.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -12,10 +14,8 @@ if TYPE_CHECKING:
 
     from grit_client.answers import Adapter
 
-app = typer.Typer(
-    no_args_is_help=True, help="What jobs leave behind, or others trained: PEFT adapters."
-)
-AdapterId = Annotated[str, typer.Argument(help="An adapter's id.", show_default=False)]
+app = typer.Typer(help="What jobs leave behind, or others trained: PEFT adapters.")
+AdapterId = Annotated[str, typer.Argument(help="An adapter's id or name.", show_default=False)]
 
 
 @app.command("list")
@@ -26,12 +26,16 @@ def list_(
     model: Annotated[
         str | None, typer.Option(help="Only for this base model.", show_default=False)
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only adapters of this name.", show_default=False)
+    ] = None,
 ) -> None:
     """List the adapters."""
     from grit_client.commands.tables import size, table, when  # noqa: PLC0415 - for --help's sake
 
     with session.client() as client:
-        found = list(client.list_adapters(job=job, model=model))
+        job = None if job is None else resolve_job(client, job)
+        found = list(client.list_adapters(job=job, model=model, name=name))
     columns = ["adapter", "name", "model", "job", "parameters", "size", "created (UTC)"]
     rows = [
         [
@@ -41,7 +45,8 @@ def list_(
         ]
         for item in found
     ]  # fmt: skip
-    session.emit(found, lambda: table(columns, rows))
+    optional = ("size", "parameters", "job", "model", "created (UTC)")
+    session.emit(found, lambda: table(columns, rows, optional=optional))
 
 
 @app.command()
@@ -49,7 +54,7 @@ def list_(
 def show(session: Session, adapter: AdapterId) -> None:
     """Show an adapter."""
     with session.client() as client:
-        answer = client.get_adapter(adapter)
+        answer = client.get_adapter(resolve_adapter(client, adapter))
     session.emit(answer, lambda: _described(answer))
 
 
@@ -85,8 +90,8 @@ def download(
         Path | None, typer.Option(help="Folder to create; by default the adapter's id.")
     ] = None,
     layout: Annotated[
-        str, typer.Option(help="peft, or vllm for a folder that vLLM serves too.")
-    ] = "peft",
+        Layout, typer.Option(help="vllm: a folder that vLLM serves too.")
+    ] = Layout.PEFT,
     language_only: Annotated[  # noqa: FBT002 - a flag of the command line
         bool, typer.Option("--language-only", help="For vLLM: leave out other modalities' layers.")
     ] = False,
@@ -100,9 +105,10 @@ def download(
 ) -> None:
     """Download an adapter as a folder that plain PEFT loads."""
     with session.client() as client:
+        adapter = resolve_adapter(client, adapter)
         folder = client.download_adapter(
             adapter,
-            to or Path(adapter),
+            Path(adapter) if to is None else to.expanduser(),
             layout=layout,
             language_only=language_only,
             tower_connector=tower_connector,
@@ -127,8 +133,8 @@ def compress(  # noqa: PLR0913, PLR0917 - the options of the command
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Rows to measure curvature on: an id, or a file to upload first; by default those"
-            " that the adapter was trained on.",
+            help="Rows to measure curvature on: a dataset's id or name, or a file to upload first;"
+            " by default those that the adapter was trained on.",
             show_default=False,
         ),
     ] = None,
@@ -152,7 +158,7 @@ def compress(  # noqa: PLR0913, PLR0917 - the options of the command
         if dataset is not None:
             dataset = dataset_id(session, client, dataset, option="--dataset")
         created = client.compress_adapter(
-            adapter,
+            resolve_adapter(client, adapter),
             max_kl=max_kl,
             dataset=dataset,
             num_rows=rows,
@@ -171,6 +177,7 @@ def compress(  # noqa: PLR0913, PLR0917 - the options of the command
 def delete(session: Session, adapter: AdapterId) -> None:
     """Delete an adapter."""
     with session.client() as client:
+        adapter = resolve_adapter(client, adapter)
         client.delete_adapter(adapter)
     session.emit({"deleted": adapter}, lambda: f"Deleted {adapter}.")
 

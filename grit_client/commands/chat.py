@@ -16,7 +16,9 @@ from grit_client.commands.inference import (
     System,
     Temperature,
     TopP,
+    one_target,
     options_of,
+    resolve_target,
     show,
     summary,
 )
@@ -54,22 +56,11 @@ def chat(  # noqa: PLR0913, PLR0917 - the options of the command
     seed: Seed = None,
 ) -> None:
     """Talk with an adapter, or a base model; /help lists what else there is to type."""
-    asked = _one_of(job=job, adapter=adapter, model=model)
+    asked = one_target(job=job, adapter=adapter, model=model)
     asked |= options_of(max_new_tokens, temperature, top_p, seed)
     with session.client() as client:
+        asked |= resolve_target(client, asked)
         Conversation(session, client, asked, system=system).run()
-
-
-def _one_of(**targets: str | None) -> dict[str, Any]:
-    """Return the one that is named.
-
-    Raises:
-        InvalidInput: None is, or several.
-    """
-    named = {name: value for name, value in targets.items() if value is not None}
-    if len(named) != 1:
-        raise InvalidInput("Name exactly one of --job, --adapter and --model to talk with.")
-    return named
 
 
 class Conversation:
@@ -156,7 +147,7 @@ class Conversation:
             self._system = rest or None
             self._session.note("It is told so first." if rest else "It is told nothing first.")
         elif name == "/image" and rest:
-            self._images.append(data_url(Path(rest).expanduser()))
+            self._images.append(data_url(rest))
             self._session.note(f"{rest} goes with the next question.")
         elif name == "/save" and rest:
             self._save(Path(rest).expanduser())

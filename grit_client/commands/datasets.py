@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grit_client.commands.choices import OnBadRows
+from grit_client.commands.names import resolve_dataset
 from grit_client.commands.session import Session, with_session
+from grit_client.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
     from grit_client.answers import Dataset
     from grit_client.client import GritClient
 
-app = typer.Typer(no_args_is_help=True, help="Rows to train on.")
-DatasetId = Annotated[str, typer.Argument(help="A dataset's id.", show_default=False)]
+app = typer.Typer(help="Rows to train on.")
+DatasetId = Annotated[str, typer.Argument(help="A dataset's id or name.", show_default=False)]
 
 
 @app.command()
@@ -28,8 +31,9 @@ def upload(
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's.")] = None,
     on_bad_rows: Annotated[
-        str, typer.Option(help="`reject` the file, or `skip` the bad rows and count them.")
-    ] = "reject",
+        OnBadRows,
+        typer.Option(help="Reject the file, or skip the bad rows and count them."),
+    ] = OnBadRows.REJECT,
 ) -> None:
     """Upload a dataset; every bad row is named."""
     with session.client() as client:
@@ -39,12 +43,17 @@ def upload(
 
 @app.command("list")
 @with_session
-def list_(session: Session) -> None:
+def list_(
+    session: Session,
+    name: Annotated[
+        str | None, typer.Option(help="Only datasets of this name.", show_default=False)
+    ] = None,
+) -> None:
     """List the datasets."""
     from grit_client.commands.tables import size, table, when  # noqa: PLC0415 - for --help's sake
 
     with session.client() as client:
-        found = list(client.list_datasets())
+        found = list(client.list_datasets(name=name))
     columns = ["dataset", "name", "status", "rows", "bad rows", "size", "created (UTC)"]
     rows = [
         [
@@ -53,7 +62,8 @@ def list_(session: Session) -> None:
         ]
         for item in found
     ]  # fmt: skip
-    session.emit(found, lambda: table(columns, rows))
+    optional = ("size", "bad rows", "rows", "created (UTC)")
+    session.emit(found, lambda: table(columns, rows, optional=optional))
 
 
 @app.command()
@@ -61,7 +71,7 @@ def list_(session: Session) -> None:
 def show(session: Session, dataset: DatasetId) -> None:
     """Show a dataset."""
     with session.client() as client:
-        answer = client.get_dataset(dataset)
+        answer = client.get_dataset(resolve_dataset(client, dataset))
     session.emit(answer, lambda: render_dataset(answer))
 
 
@@ -72,7 +82,7 @@ def report(session: Session, dataset: DatasetId) -> None:
     from grit_client.commands.tables import table  # noqa: PLC0415 - for --help's sake
 
     with session.client() as client:
-        answer = client.dataset_report(dataset)
+        answer = client.dataset_report(resolve_dataset(client, dataset))
     rows = [
         [str(row.get("line")), row.get("pointer"), row.get("image"), row.get("detail")]
         for row in answer["errors"]
@@ -86,8 +96,9 @@ def report(session: Session, dataset: DatasetId) -> None:
 def delete(session: Session, dataset: DatasetId) -> None:
     """Delete a dataset that no job uses."""
     with session.client() as client:
-        client.delete_dataset(dataset)
-    session.emit({"deleted": dataset}, lambda: f"Deleted {dataset}.")
+        found = resolve_dataset(client, dataset)
+        client.delete_dataset(found)
+    session.emit({"deleted": found}, lambda: f"Deleted {found}.")
 
 
 def upload_with_bar(
@@ -122,22 +133,21 @@ def upload_with_bar(
 
 
 def dataset_id(session: Session, client: "GritClient", given: str, *, option: str) -> str:
-    """Return the id that an option gave, or that of the file which it named and which is uploaded.
+    """Return the id of the dataset that an option names: by id, by name, or by a file to upload.
 
     Raises:
-        InvalidInput: It is neither.
+        InvalidInput: It is none of these.
     """
-    from grit_client.errors import InvalidInput  # noqa: PLC0415 - for --help's sake
-
     file = Path(given).expanduser()
     if file.is_file():
         uploaded = upload_with_bar(session, client, file, name=None, on_bad_rows="reject")
         for note in _notes(uploaded):
             session.note(f"{file.name}: {note}")
         return uploaded["id"]
-    if not given.startswith("ds_"):
-        raise InvalidInput(f"{option} {given!r} is neither a file nor a dataset's id (ds_...).")
-    return given
+    try:
+        return resolve_dataset(client, given)
+    except UnknownName as error:
+        raise InvalidInput(f"{option}: there is no file {given!r}. {error}") from None
 
 
 def _notes(dataset: "Dataset") -> list[str]:

@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from grit_client.commands.names import resolve_adapter, resolve_job
 from grit_client.commands.session import Session, with_session
+from grit_client.errors import InvalidInput
+from grit_client.images import data_url
 from grit_client.terminal_text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from grit_client.answer_stream import AnswerStream
     from grit_client.answers import Generation
+    from grit_client.client import GritClient
 
-Job = Annotated[str | None, typer.Option(help="Ask this job's adapter.", show_default=False)]
-Adapter = Annotated[str | None, typer.Option(help="Ask this adapter.", show_default=False)]
+Job = Annotated[
+    str | None,
+    typer.Option(help="Ask the adapter of this job: its id or name.", show_default=False),
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="Ask this adapter: its id or name.", show_default=False)
+]
 Model = Annotated[str | None, typer.Option(help="Ask this base model.", show_default=False)]
 System = Annotated[
     str | None, typer.Option(help="What the model is told first.", show_default=False)
@@ -49,7 +58,11 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
     adapter: Adapter = None,
     model: Model = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="An image; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="A PNG, JPEG or WebP: a file, or an http(s) address; repeatable.",
+            show_default=False,
+        ),
     ] = None,
     system: System = None,
     max_new_tokens: MaxNewTokens = None,
@@ -76,20 +89,25 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
     ] = None,
 ) -> None:
     """Ask an adapter, or a base model, about images."""
-    asked: dict[str, Any] = {"job": job, "adapter": adapter, "model": model}
+    asked, text, images, held_to = check_all(
+        lambda: one_target(job=job, adapter=adapter, model=model),
+        lambda: _question(question, prompt),
+        lambda: load_images(image or ()),
+        lambda: None if schema is None else _load_schema(schema),
+    )
     asked |= options_of(max_new_tokens, temperature, top_p, seed)
     if stop:
         asked["stop"] = stop
-    if schema is not None:
-        asked["schema"] = _schema(schema)
-    text = _question(question, prompt)
-    asked["images"] = image or ()
+    if held_to is not None:
+        asked["schema"] = held_to
+    asked["images"] = images
     if system is None:
         asked["prompt"] = text
     else:
         asked["messages"] = _with_system(system, text, num_images=len(image or ()))
     streaming = sys.stdout.isatty() if stream is None else stream
     with session.client() as client:
+        asked |= resolve_target(client, asked)
         if session.as_json or not streaming:
             answer = client.infer(**asked)
         else:
@@ -101,6 +119,65 @@ def infer(  # noqa: PLR0913, PLR0917 - the options of the command
     if not streaming:
         session.out.print(printable(answer["output"]), markup=False, soft_wrap=True)
     session.note(summary(answer))
+
+
+def check_all(*checks: "Callable[[], Any]") -> list[Any]:
+    """Return the results of checks, which are all made before the first fault is raised.
+
+    Raises:
+        InvalidInput: With the faults of all checks, one a line.
+    """
+    results, refused = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except InvalidInput as error:
+            refused.append(str(error))
+    if len(refused) > 1:
+        raise InvalidInput("\n  ".join([f"The command has {len(refused)} faults.", *refused]))
+    if refused:
+        raise InvalidInput(refused[0])
+    return results
+
+
+def one_target(**targets: str | None) -> dict[str, Any]:
+    """Return the one of job, adapter and model that is named.
+
+    Raises:
+        InvalidInput: If none is, or several.
+    """
+    named = {name: value for name, value in targets.items() if value is not None}
+    if len(named) != 1:
+        given = f"; you gave {' and '.join(f'--{name}' for name in named)}" if named else ""
+        raise InvalidInput(f"Name exactly one of --job, --adapter and --model to ask{given}.")
+    return named
+
+
+def resolve_target(client: "GritClient", asked: "Mapping[str, Any]") -> dict[str, str]:
+    """Return the id of the job or adapter that is asked, where its name was given."""
+    found = {}
+    if "job" in asked:
+        found["job"] = resolve_job(client, asked["job"])
+    if "adapter" in asked:
+        found["adapter"] = resolve_adapter(client, asked["adapter"])
+    return found
+
+
+def load_images(given: "Sequence[str]") -> list[str]:
+    """Return the images of `--image` as `data:` URLs.
+
+    Raises:
+        InvalidInput: If some cannot be sent; the message names all of them.
+    """
+    loaded, refused = [], []
+    for image in given:
+        try:
+            loaded.append(data_url(image))
+        except InvalidInput as error:
+            refused.append(f"--image: {error}")
+    if refused:
+        raise InvalidInput("\n  ".join(refused))
+    return loaded
 
 
 def options_of(
@@ -143,32 +220,32 @@ def _question(argument: str | None, option: str | None) -> str:
     """Return what is asked.
 
     Raises:
-        BadParameter: Nothing is, or it is given twice.
+        InvalidInput: Nothing is, or it is given twice.
     """
     if (argument is None) == (option is None):
-        raise typer.BadParameter("Give the question once: as an argument, or with --prompt.")
+        raise InvalidInput("Give the question once: as an argument, or with --prompt.")
     text = option if argument is None else argument
     if text == "-":
         text = sys.stdin.read().strip()
     if not text:
-        raise typer.BadParameter("The question is empty.")
+        raise InvalidInput("The question is empty.")
     return text
 
 
-def _schema(path: Path) -> Any:
+def _load_schema(path: Path) -> dict[str, Any]:
     """Return the JSON schema in a file.
 
     Raises:
-        BadParameter: It cannot be read, or is no JSON object.
+        InvalidInput: It cannot be read, or is no JSON object.
     """
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from None
+        raise InvalidInput(f"--schema: {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise typer.BadParameter(f"{path} is not JSON: {error}.") from None
+        raise InvalidInput(f"--schema: {path} is not JSON: {error}.") from None
     if not isinstance(schema, dict):
-        raise typer.BadParameter(f"{path} holds no JSON schema: it is not a JSON object.")
+        raise InvalidInput(f"--schema: {path} holds no JSON schema: it is not a JSON object.")
     return schema
 
 

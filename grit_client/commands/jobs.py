@@ -1,12 +1,16 @@
 """`grit plan, submit, watch, jobs, job, logs, cancel, pause, resume, retry, start`."""
 
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grit_client.commands.choices import JobStatus
+from grit_client.commands.names import resolve_dataset, resolve_job
 from grit_client.commands.session import Session, with_session
+from grit_client.errors import InvalidInput, UnknownName
 from grit_client.terminal_text import printable
 
 if TYPE_CHECKING:
@@ -17,20 +21,21 @@ if TYPE_CHECKING:
 
 SpecFile = Annotated[Path, typer.Argument(help="File with the JSON of a job.", show_default=False)]
 DatasetOption = Annotated[
-    str | None, typer.Option(help="A dataset's id, or a file to upload first.", show_default=False)
+    str | None,
+    typer.Option(help="A dataset's id or name, or a file to upload first.", show_default=False),
 ]
 RetentionOption = Annotated[
     str | None,
     typer.Option(
-        help="What the model can do already: an id, or a file to upload. Its loss is measured"
-        " before and after.",
+        help="What the model can do already: a dataset's id or name, or a file to upload. Its loss"
+        " is measured before and after.",
         show_default=False,
     ),
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="In place of the file's `model`.", show_default=False)
 ]
-JobId = Annotated[str, typer.Argument(help="A job's id.", show_default=False)]
+JobId = Annotated[str, typer.Argument(help="A job's id or name.", show_default=False)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -92,16 +97,25 @@ def submit(  # noqa: PLR0913, PLR0917 - the options of the command
 
 @with_session
 def watch(session: Session, job: JobId) -> None:
-    """Follow a job: step, loss, speed, time left; then its result."""
+    """Follow a job: step, loss, speed, time left; then its result. With --json, a line a change."""
     with session.client() as client:
-        follow_to_end(session, client, job)
+        follow_to_end(session, client, resolve_job(client, job))
 
 
 @with_session
 def jobs(
     session: Session,
     status: Annotated[
-        list[str] | None, typer.Option(help="Only this status; repeatable.", show_default=False)
+        list[JobStatus] | None,
+        typer.Option(
+            help=f"Only this status, one of {', '.join(JobStatus)}; repeatable.",
+            metavar="STATUS",
+            show_default=False,
+            case_sensitive=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only jobs of this name.", show_default=False)
     ] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.", show_default=False)] = None,
     device: Annotated[
@@ -117,7 +131,9 @@ def jobs(
     with session.client() as client:
         found = list(
             islice(
-                client.list_jobs(status=status or (), model=model, device=device, metadata=labels),
+                client.list_jobs(
+                    status=status or (), name=name, model=model, device=device, metadata=labels
+                ),
                 limit,
             )
         )
@@ -128,7 +144,7 @@ def jobs(
 def job(session: Session, job: JobId) -> None:
     """Show a job."""
     with session.client() as client:
-        answer = client.get_job(job)
+        answer = client.get_job(resolve_job(client, job))
     session.emit(answer, lambda: render_job(answer))
 
 
@@ -142,9 +158,17 @@ def logs(
     tail_bytes: Annotated[
         int | None, typer.Option(help="At most so much of the end.", min=1)
     ] = None,
+    follow: Annotated[  # noqa: FBT002 - a flag
+        bool,
+        typer.Option("--follow", "-f", help="Go on as it grows, until the job has ended."),
+    ] = False,
 ) -> None:
-    """Show what the training process of an attempt wrote; it is stored when the attempt ends."""
+    """Show what the training process of an attempt wrote; while it runs, some seconds behind."""
     with session.client() as client:
+        job = resolve_job(client, job)
+        if follow:
+            _follow_log(session, client, job, attempt=attempt, tail_bytes=tail_bytes)
+            return
         text = client.logs(job, attempt=attempt, tail_bytes=tail_bytes)
     if session.as_json:
         session.emit({"job": job, "text": text})
@@ -152,11 +176,45 @@ def logs(
         typer.echo(printable(text), nl=False)  # lines as they are, however long
 
 
+def _follow_log(
+    session: Session,
+    client: "GritClient",
+    job: str,
+    *,
+    attempt: int | None,
+    tail_bytes: int | None,
+) -> None:
+    """Write a job's log as it grows; as JSON, one object for each line of it.
+
+    Raises:
+        InvalidInput: One attempt is named.
+        KeyboardInterrupt: The user wants to see no more of it; the job goes on.
+    """
+    if attempt is not None:
+        raise InvalidInput(
+            "--follow shows the newest attempt and those after it; leave --attempt out."
+        )
+    shown = 0
+    try:
+        for part in client.follow_logs(job, tail_bytes=tail_bytes):
+            if shown not in {0, part.attempt}:
+                session.note(f"Attempt {part.attempt}:")
+            shown = part.attempt
+            if not session.as_json:
+                typer.echo(printable(part.text), nl=False)
+                continue
+            for line in part.text.splitlines():
+                session.emit_line({"job": job, "attempt": part.attempt, "line": line})
+    except KeyboardInterrupt:
+        session.note(f"The job goes on. Again: grit logs {job} -f   End it: grit cancel {job}")
+        raise
+
+
 def _move(verb: str) -> Any:
     @with_session
     def move(session: Session, job: JobId) -> None:
         with session.client() as client:
-            answer: Job = getattr(client, verb)(job)
+            answer: Job = getattr(client, verb)(resolve_job(client, job))
         session.emit(answer, lambda: render_job(answer))
 
     return move
@@ -181,11 +239,15 @@ def _spec(
         if given is not None:
             option = f"--{name.replace('_', '-')}"
             body[name] = dataset_id(session, client, given, option=option)
+        elif isinstance(body.get(name), str):
+            # A name that nothing has is left to the service, which names every fault at once.
+            with suppress(UnknownName):
+                body[name] = resolve_dataset(client, body[name])
     return body
 
 
 def follow_to_end(session: Session, client: "GritClient", job: str) -> None:
-    """Show a job until it has ended, and then its last state.
+    """Show a job until it has ended, and then its last state; as JSON, one line for each state.
 
     Raises:
         JobFailed: It ended without an adapter.
@@ -195,18 +257,22 @@ def follow_to_end(session: Session, client: "GritClient", job: str) -> None:
     from grit_client.errors import JobFailed  # noqa: PLC0415 - not for `grit --help`
 
     try:
-        last = follow(client, job, console=session.err, quiet=session.as_json)
+        last = follow(
+            client,
+            job,
+            console=session.err,
+            on_state=session.emit_line if session.as_json else None,
+        )
     except KeyboardInterrupt:
         session.note(f"The job goes on. Again: grit watch {job}   End it: grit cancel {job}")
         raise
-    session.emit(last, lambda: render_job(last))
+    if not session.as_json:
+        session.emit(last, lambda: render_job(last))
     if last["status"] != "succeeded":
         raise JobFailed(last)
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:
-    from grit_client.errors import InvalidInput  # noqa: PLC0415 - not for `grit --help`
-
     labels = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -229,7 +295,7 @@ def _render_jobs(found: "list[Job]") -> "RenderableType":
             steps, progress.get("train_loss"), when(item.get("created_at")),
         ])  # fmt: skip
     columns = ["job", "name", "status", "model", "device", "steps", "loss", "created (UTC)"]
-    return table(columns, rows)
+    return table(columns, rows, optional=("device", "loss", "model", "created (UTC)"))
 
 
 def render_job(job: "Job") -> "RenderableType":

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grit_client.commands.choices import Scope
+from grit_client.commands.names import resolve_key
 from grit_client.commands.session import Session, with_session
 
 if TYPE_CHECKING:
     from grit_client.answers import ApiKey
 
-app = typer.Typer(no_args_is_help=True, help="API keys.")
+app = typer.Typer(help="API keys.")
 
 
 @app.command()
@@ -18,7 +20,8 @@ def create(
     session: Session,
     name: Annotated[str, typer.Argument(help="What it is for.", show_default=False)],
     scope: Annotated[
-        list[str] | None, typer.Option(help="read, write, infer or admin; repeatable.")
+        list[Scope] | None,
+        typer.Option(help="Repeatable; by default read, write and infer.", show_default=False),
     ] = None,
     team: Annotated[
         str | None, typer.Option(help="Whose it is; by default yours.", show_default=False)
@@ -29,7 +32,7 @@ def create(
 ) -> None:
     """Create a key; its text is shown this once."""
     with session.client() as client:
-        scopes = scope or ["read", "write", "infer"]
+        scopes = scope or [Scope.READ, Scope.WRITE, Scope.INFER]
         key = client.create_key(name, scopes=scopes, team=team, expires_in_days=expires_in_days)
     _show(session, key)
 
@@ -38,7 +41,7 @@ def create(
 @with_session
 def rotate(
     session: Session,
-    key_id: Annotated[str, typer.Argument(help="A key's id.", show_default=False)],
+    key_id: Annotated[str, typer.Argument(help="A key's id or name.", show_default=False)],
     overlap_seconds: Annotated[
         int | None,
         typer.Option(help="The old key goes on for so long; by default a day.", show_default=False),
@@ -51,7 +54,9 @@ def rotate(
     """Create a key in another's place; its text is shown this once."""
     with session.client() as client:
         key = client.rotate_key(
-            key_id, overlap_seconds=overlap_seconds, expires_in_days=expires_in_days
+            resolve_key(client, key_id),
+            overlap_seconds=overlap_seconds,
+            expires_in_days=expires_in_days,
         )
     _show(session, key)
 
@@ -90,16 +95,18 @@ def list_(session: Session) -> None:
         ]
         for item in found
     ]  # fmt: skip
-    session.emit(found, lambda: table(columns, rows))
+    optional = ("revoked (UTC)", "starts with", "last used (UTC)", "team", "expires (UTC)")
+    session.emit(found, lambda: table(columns, rows, optional=optional))
 
 
 @app.command()
 @with_session
 def revoke(
     session: Session,
-    key_id: Annotated[str, typer.Argument(help="A key's id.", show_default=False)],
+    key_id: Annotated[str, typer.Argument(help="A key's id or name.", show_default=False)],
 ) -> None:
     """Refuse a key from now on."""
     with session.client() as client:
+        key_id = resolve_key(client, key_id)
         client.revoke_key(key_id)
     session.emit({"revoked": key_id}, lambda: f"Revoked {key_id}.")

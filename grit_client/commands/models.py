@@ -7,7 +7,7 @@ import typer
 
 from grit_client.commands.session import Session, with_session
 
-app = typer.Typer(no_args_is_help=True, help="Base models that jobs may name.")
+app = typer.Typer(help="Base models that jobs may name.")
 
 
 @app.command("list")

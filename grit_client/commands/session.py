@@ -1,8 +1,9 @@
 """What every command has: an address, a key, a home, `--json`; and what its errors become.
 
-Standard output holds the answer alone: JSON with `--json`, else text and tables. Progress and
-errors go to standard error. Exit codes: 0 done, 1 the job failed, 2 refused input, 3 no service,
-4 no right, 5 not found, 130 interrupted.
+The four options are accepted before the command and after it; the one nearest the command counts.
+Standard output holds only the answer: JSON with `--json`, else text and tables. Progress and errors
+go to standard error. Exit codes: 0 done, 1 the job failed, 2 refused input, 3 no service, 4 no
+right, 5 not found, 130 interrupted, 141 the reader of the output is gone.
 """
 
 import inspect
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from grit_client.client import GritClient
-
-WIDE = 160
-"""Columns of a table that is not for a terminal."""
 
 _SHARED: dict[str, tuple[Any, Any]] = {
     "url": (
@@ -58,6 +56,8 @@ class Session:
     key: str | None
     home: Home
     as_json: bool
+    key_source: str | None = None
+    """`--key` or `GRIT_API_KEY`; None where the key is that of the home folder."""
 
     def client(self) -> "GritClient":
         """The service that the options name."""
@@ -75,8 +75,16 @@ class Session:
             sys.stdout.flush()
         else:
             shown = render() if render is not None else str(answer)
-            # A text is somebody's words; a table has cleaned its cells already.
-            self.out.print(printable(shown) if isinstance(shown, str) else shown, markup=False)
+            if isinstance(shown, str):
+                # The terminal breaks its lines itself; what it breaks can still be copied whole.
+                self.out.print(printable(shown), markup=False, soft_wrap=True)
+            else:
+                self.out.print(shown, markup=False, crop=False)  # its cells are clean already
+
+    def emit_line(self, answer: Any) -> None:
+        """Write an answer as one line of JSON, at once: one of a stream."""
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
 
     def leave(self, code: int) -> None:
         """End the command with an exit code.
@@ -89,17 +97,17 @@ class Session:
     @property
     def out(self) -> "Console":
         """Standard output."""
-        return _console(error=False)
+        return _open_console(error=False)
 
     @property
     def err(self) -> "Console":
         """Standard error."""
-        return _console(error=True)
+        return _open_console(error=True)
 
     def note(self, line: str) -> None:
         """Tell a person something on the side."""
         if not self.as_json:
-            self.err.print(printable(line), style="dim", markup=False)
+            self.err.print(printable(line), style="dim", markup=False, soft_wrap=True)
 
 
 def with_session(command: Callable[..., None]) -> Callable[..., None]:
@@ -109,27 +117,26 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
     """
     signature = inspect.signature(command)
     own = list(signature.parameters.values())[1:]
-    shared = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-        )
-        for name, (annotation, default) in _SHARED.items()
-    ]
 
     @wraps(command)
-    def run(**values: Any) -> None:
-        session = Session(
-            url=values.pop("url"),
-            key=values.pop("key"),
-            home=Home.at(values.pop("home")),
-            as_json=values.pop("as_json"),
-        )
+    def run(ctx: typer.Context, **values: Any) -> None:
+        for name in _SHARED:
+            del values[name]
+        session = build_session(ctx)
         from grit_client.commands.failures import report  # noqa: PLC0415 - not for `grit --help`
 
         try:
             command(session, **values)
+        except BrokenPipeError:  # not an error of ours: `main` ends the command
+            raise
         except Exception as error:
-            code = report(error, console=session.err, home=session.home, as_json=session.as_json)
+            code = report(
+                error,
+                console=session.err,
+                home=session.home,
+                as_json=session.as_json,
+                key_source=session.key_source,
+            )
             if code is None:
                 raise
             raise typer.Exit(code) from None
@@ -137,15 +144,87 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [*[parameter.replace(kind=keyword) for parameter in own], *shared]
+    context = inspect.Parameter("ctx", keyword, annotation=typer.Context)
+    parameters = [*[each.replace(kind=keyword) for each in own], *_shared_parameters(), context]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # typer reads it
     del run.__wrapped__  # else its annotations are read in place of ours
     return run
 
 
-def _console(*, error: bool) -> "Console":
-    from rich.console import Console  # noqa: PLC0415 - not for `grit --help`
+def accept_options_before_command(app: typer.Typer, *, version: bool = False) -> None:
+    """Have a group of commands accept the options of `with_session` before its commands too.
 
-    stream = sys.stderr if error else sys.stdout
-    width = None if stream.isatty() else WIDE
-    return Console(stderr=error, highlight=False, width=width, soft_wrap=False)
+    Args:
+        app: The group.
+        version: Whether it has `--version` as well.
+    """
+
+    def group(ctx: typer.Context, **_: Any) -> None:
+        if ctx.invoked_subcommand is None:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        *_shared_parameters(),
+        inspect.Parameter("ctx", keyword, annotation=typer.Context),
+    ]
+    if version:
+        annotation = Annotated[
+            bool,
+            typer.Option(
+                "--version", callback=_show_version, is_eager=True, help="Show the version."
+            ),
+        ]
+        parameters.append(
+            inspect.Parameter("version", keyword, default=False, annotation=annotation)
+        )
+    group.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+    app.callback(invoke_without_command=True)(group)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - rarely wanted
+
+        typer.echo(f"grit {version('grit-service')}")
+        raise typer.Exit
+
+
+def build_session(ctx: typer.Context) -> Session:
+    """Return the session that the options of a command and of the groups before it ask for."""
+    found = {name: _find_option(ctx, name) for name in _SHARED}
+    key, key_source = found["key"]
+    return Session(
+        url=found["url"][0],
+        key=key,
+        home=Home.at(found["home"][0]),
+        as_json=bool(found["as_json"][0]),
+        key_source={"COMMANDLINE": "--key", "ENVIRONMENT": "GRIT_API_KEY"}.get(key_source),
+    )
+
+
+def _find_option(ctx: typer.Context, name: str) -> tuple[Any, str]:
+    """Return an option's value and its source: the one typed nearest the command, if any was."""
+    current: Any = ctx
+    while current is not None:
+        source = current.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            return current.params[name], source.name
+        current = current.parent
+    source = ctx.get_parameter_source(name)
+    return ctx.params.get(name), "" if source is None else source.name
+
+
+def _shared_parameters() -> list[inspect.Parameter]:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        for name, (annotation, default) in _SHARED.items()
+    ]
+
+
+def _open_console(*, error: bool) -> "Console":
+    from grit_client.commands.console import open_console  # noqa: PLC0415 - not for `grit --help`
+
+    return open_console(error=error)

@@ -7,11 +7,11 @@ import typer
 from grit_client.commands.session import Session, with_session
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from grit_client.answers import Team
 
-app = typer.Typer(no_args_is_help=True, help="Teams: what they may have, and what they have.")
+app = typer.Typer(help="Teams: what they may have, and what they have.")
 
 _DEFAULT = "default"
 _Limit = Annotated[
@@ -97,7 +97,7 @@ def _number(limit: str, text: str) -> int | None:
     return int(text)
 
 
-def _limits(team: "Team") -> "Table":
+def _limits(team: "Team") -> "RenderableType":
     from grit_client.commands.tables import table  # noqa: PLC0415 - for --help's sake
 
     columns = ["limit", "used", "bound", "whose"]

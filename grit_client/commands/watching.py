@@ -1,6 +1,6 @@
 """Follow a job: a live bar on a terminal, a line now and then elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +39,30 @@ def numbers(progress: Mapping[str, Any]) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def follow(client: "GritClient", job: str, *, console: Console, quiet: bool = False) -> "Job":
-    """Show a job's progress until it has ended, and return its last state."""
+def follow(
+    client: "GritClient",
+    job: str,
+    *,
+    console: Console,
+    on_state: "Callable[[Job], None] | None" = None,
+) -> "Job":
+    """Show a job's progress until it has ended, and return its last state.
+
+    Args:
+        client: The service.
+        job: The job's id.
+        console: Where a bar or lines are shown.
+        on_state: Called with each state, and then nothing is shown.
+    """
     shown: Bar | Lines | None = None
-    if not quiet:
+    if on_state is None:
         shown = Bar(console) if console.is_terminal else Lines(console)
     context: AbstractContextManager[object] = shown.context if shown is not None else nullcontext()
     last: Job = {}
     with context:
         for last in client.watch(job):
+            if on_state is not None:
+                on_state(last)
             if shown is not None:
                 shown.show(last)
     return last
@@ -100,7 +115,7 @@ class Lines:
             return
         self._said = news
         line = f"{describe(job)}  {done}/{total or '?'}  {numbers(progress)}"
-        self._console.print(line.rstrip(), markup=False)
+        self._console.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 def way(job: Mapping[str, Any]) -> tuple[int, int | None]:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import uvicorn
 
 from api.app import create_app
 from api.services import Services
+from grit_client.cli import main
 from grit_client.client import GritClient
 from grit_client.connection import Retries
 from grit_client.home import Home
@@ -62,13 +64,20 @@ class Service:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    home = Home.at(tmp_path / ".grit")
+    with running_service(tmp_path) as found:
+        yield found
+
+
+@contextmanager
+def running_service(folder: Path, *, allowed_models: Sequence[str] = ("*",)) -> Iterator[Service]:
+    """Run a service that knows one model and one worker; its home is `.grit` of a folder."""
+    home = Home.at(folder / ".grit")
     home.prepare()
     settings = Settings(
         home=home.folder,
         key_file=home.key_file,
         broker_url="redis://127.0.0.1:1/0",
-        allowed_models=["*"],
+        allowed_models=list(allowed_models),
         inventory_wait_seconds=0.3,
         infer_timeout_seconds=1.0,
     )
@@ -96,9 +105,13 @@ def service(tmp_path: Path) -> Iterator[Service]:
     port = server.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     home.url_file.write_text(f"{url}\n")
-    yield Service(url=url, key=home.read_key() or "", home=home, services=services, folder=tmp_path)
-    server.should_exit = True
-    thread.join(10)
+    try:
+        yield Service(
+            url=url, key=home.read_key() or "", home=home, services=services, folder=folder
+        )
+    finally:
+        server.should_exit = True
+        thread.join(10)
     assert not thread.is_alive()
 
 
@@ -124,6 +137,35 @@ class Ran:
 def interruptible() -> None:
     """Have a new process hear SIGINT, which a shell's background jobs ignore from the start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module")
+def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Run one service for a module whose tests do not disturb each other."""
+    with running_service(tmp_path_factory.mktemp("shared")) as found:
+        yield found
+
+
+@pytest.fixture
+def cli(
+    shared_service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """Run the command line in this process, beside the home folder of the shared service."""
+    monkeypatch.chdir(shared_service.folder)
+    for name in ("COLUMNS", "GRIT_URL", "GRIT_API_KEY", "GRIT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object, **environment: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["grit", *map(str, arguments)])
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        shown = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), shown.out, shown.err)
+
+    return run
 
 
 @pytest.fixture
