@@ -1,5 +1,6 @@
 """An empty database, tables of another revision or program: words that say what to run."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +176,12 @@ def test_a_file_that_is_no_database_and_a_folder_that_cannot_be_made_are_named(
     assert "no SQLite database" in complaint(capsys, "migrate")
     monkeypatch.setenv("GRIT_HOME", str(tmp_path / "grit.db"))
     assert "set GRIT_HOME" in complaint(capsys, "migrate")
+
+
+def test_a_driver_that_is_not_installed_is_named_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRIT_HOME", str(tmp_path))
+    monkeypatch.setenv("GRIT_DATABASE_URL", "postgres://grit@127.0.0.1:1/x")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert "pip install 'psycopg[binary]'" in complaint(capsys, "migrate")
