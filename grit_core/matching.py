@@ -169,18 +169,13 @@ def _nearest(pattern: str, inventory: ModelInventory, modality: Modality) -> str
         groups = _groups(layers)
         nearest = difflib.get_close_matches(general, groups, n=3, cutoff=0.4)
         if nearest:
-            shown = [_described(group, groups[group]) for group in nearest]
-            return f" The nearest are {', '.join(shown)}."
+            return f" The nearest are {_listed([(group, groups[group]) for group in nearest])}."
     groups = _groups(inventory.of(modality))
     ends = dict.fromkeys(group.rpartition(".")[2] for group in groups)
     end = difflib.get_close_matches(general.rpartition(".")[2], ends, n=1)
     if end:
-        shown = [
-            _described(group, names)
-            for group, names in groups.items()
-            if group.rpartition(".")[2] == end[0]
-        ]
-        return f" The nearest are {', '.join(shown[:3])}."
+        alike = [each for each in groups.items() if each[0].rpartition(".")[2] == end[0]]
+        return f" The nearest are {_listed(alike[:3])}."
     return _sample(inventory)
 
 
@@ -189,9 +184,9 @@ def _sample(inventory: ModelInventory) -> str:
     if not any(layer.block is not None for layer in inventory.layers) and inventory.unsupported:
         kinds = ", ".join(f"{count} {kind}" for kind, count in inventory.unsupported.items())
         return f" This model keeps its weights in layers that cannot adapt here: {kinds}."
-    shown = [_described(group, names) for group, names in list(groups.items())[:4]]
+    shown = _listed(list(groups.items())[:4])
     more = f" and {len(groups) - 4} more kinds" if len(groups) > 4 else ""
-    return f" Its linear layers are {', '.join(shown)}{more}." if shown else ""
+    return f" Its linear layers are {shown}{more}." if shown else ""
 
 
 def _groups(layers: Iterable[LayerRecord]) -> dict[str, list[str]]:
@@ -202,5 +197,10 @@ def _groups(layers: Iterable[LayerRecord]) -> dict[str, list[str]]:
     return groups
 
 
-def _described(group: str, names: Sequence[str]) -> str:
-    return group if len(names) == 1 else f"{group} ({len(names)} layers)"
+def _listed(groups: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return groups of layers with their sizes; a real name of the first one shows the form."""
+    shown: list[str] = []
+    for group, names in groups:
+        example = "" if shown else f", such as {names[0]}"
+        shown.append(group if len(names) == 1 else f"{group} ({len(names)} layers{example})")
+    return ", ".join(shown)

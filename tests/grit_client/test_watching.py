@@ -93,10 +93,11 @@ def test_on_a_terminal_a_job_without_steps_shows_what_it_does_and_claims_no_prog
     assert "0/?" in out.getvalue()
 
 
-def test_quiet_writes_nothing() -> None:
-    out = io.StringIO()
+def test_states_that_are_taken_are_not_shown() -> None:
+    out, states = io.StringIO(), []
     with Recorded(STATES) as client:
-        follow(client, "job_1", console=Console(file=out), quiet=True)
+        follow(client, "job_1", console=Console(file=out), on_state=states.append)
+    assert states == STATES
     assert out.getvalue() == ""
 
 

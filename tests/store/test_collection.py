@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select, update
 
 from store import attempts, base_models, collection, datasets, jobs
 from store.adapters import create_adapter
+from store.attempt_logs import chunk_key
 from store.collection import MARK_KEY, Report, collect, collect_if_due, preview
 from store.database import create_engine_from, transaction
 from store.database_time import database_time_in
@@ -104,6 +105,7 @@ def owned(engine: Engine, objects: Objects, settings: Settings) -> set[str]:
         f"jobs/{job.id}/a1/step-2/manifest.json",
         f"jobs/{job.id}/a1/step-2/step-2/deep/state.safetensors",
         log_key(job.id, 1),
+        chunk_key(job.id, 1, 0),
     ]
     return {put(objects, settings, key, age_seconds=old) for key in wanted}
 
@@ -117,6 +119,7 @@ def orphaned(objects: Objects, settings: Settings, *, age_seconds: float) -> set
         "jobs/job_9/a1/step-2/manifest.json",
         "jobs/job_9/a1/step-2/step-2/state.safetensors",
         "jobs/job_9/a1/log.txt",
+        "jobs/job_9/a1/log.live/000000",
         "jobs/job_9/stray",
     ]
     return {put(objects, settings, key, age_seconds=age_seconds) for key in wanted}
@@ -169,7 +172,7 @@ def test_the_first_run_keeps_everything_for_a_day(
     flagged = orphaned(store, settings, age_seconds=WEEK_SECONDS)
     for _ in range(2):
         report = done(collect(sqlite_engine, store, settings))
-        assert (report.num_flagged, report.num_groups) == (5, 0)
+        assert (report.num_flagged, report.num_groups) == (6, 0)
         assert report.held_until is not None
         left = report.held_until - datetime.now(UTC)
         assert timedelta(hours=23) < left <= timedelta(hours=24)
@@ -354,7 +357,7 @@ def test_a_run_deletes_so_much_at_most(
     monkeypatch.setattr(collection, "MAX_GROUPS", 3)
     trusted(sqlite_engine, store, settings)
     orphaned(store, settings, age_seconds=WEEK_SECONDS)
-    assert [done(collect(sqlite_engine, store, settings)).num_groups for _ in range(3)] == [3, 2, 0]
+    assert [done(collect(sqlite_engine, store, settings)).num_groups for _ in range(3)] == [3, 3, 0]
 
 
 def test_what_an_interrupted_write_left_in_a_folder_goes_with_age(
