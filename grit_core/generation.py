@@ -11,14 +11,16 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from queue import Empty
 from typing import Final
 
 import torch
+from PIL import Image
 
 from grit_core.adapter_folder import read_adapter_folder
+from grit_core.data.encoder import ChatEncoder
 from grit_core.data.image_decoding import decode_image
 from grit_core.errors import (
     Fault,
@@ -28,6 +30,7 @@ from grit_core.errors import (
     ModelUnavailable,
 )
 from grit_core.library_errors import library_errors_as, reason
+from grit_core.records import Role
 from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
 from grit_core.serving.batch import Batch
@@ -35,6 +38,9 @@ from grit_core.serving.constraint import MaskThread
 from grit_core.serving.lone_answer import answer_alone
 from grit_core.serving.resident_model import Prompt, ResidentModel
 from grit_core.serving.ticket import Ticket
+from grit_core.serving.tool_answers import AnswerPieces, find_hidden_token_ids, hold_to_tools
+from grit_core.tools.call_format import CallFormat
+from grit_core.tools.call_reader import CallPiece
 
 __all__ = ["AdapterSource", "EngineStats", "Generation", "GenerationEngine", "GenerationRequest"]
 
@@ -103,6 +109,7 @@ class GenerationEngine:
         *,
         adapter: AdapterSource | None = None,
         on_text: Callable[[str], None] | None = None,
+        on_call: Callable[[CallPiece], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Generation:
         """Answer with a base model, or with an adapter on it.
@@ -113,6 +120,7 @@ class GenerationEngine:
             adapter: `None` for the base model as it is.
             on_text: Called in this thread with each new piece of the answer; the pieces joined are
                 its text.
+            on_call: Likewise with each new piece of a call of a tool.
             should_stop: Asked in this thread every `POLL_SECONDS`; true ends the request.
 
         A model or adapter that cannot be loaded raises `ModelUnavailable` or `AdapterInvalid`, a
@@ -128,9 +136,18 @@ class GenerationEngine:
             load_seconds = time.perf_counter() - started
             prompt = _encode(resident, request)
             request = _fitted(request, prompt, resident)
+            if prompt.calls is not None:
+                request = hold_to_tools(
+                    request,
+                    prompt.calls,
+                    tokenizer=resident.encoder.tokenizer,
+                    stop_token_ids=resident.stop_token_ids
+                    | (frozenset() if weights is None else weights.stop_token_ids),
+                )
             ticket = Ticket(request, prompt, resident, adapter=weights, load_seconds=load_seconds)
             self._submit(ticket)
-            return _wait(ticket, on_text, should_stop)
+            pieces = AnswerPieces(request, prompt.calls, on_text=on_text, on_call=on_call)
+            return _wait(ticket, pieces, should_stop)
         finally:
             with self._changed:
                 resident.in_flight -= 1
@@ -352,9 +369,7 @@ class GenerationEngine:
                 self._waiting.remove(ticket)
 
 
-def _wait(
-    ticket: Ticket, on_text: Callable[[str], None] | None, should_stop: Callable[[], bool]
-) -> Generation:
+def _wait(ticket: Ticket, pieces: AnswerPieces, should_stop: Callable[[], bool]) -> Generation:
     """Hand pieces on until the answer is whole; what went wrong with it is raised here.
 
     Raises:
@@ -368,11 +383,11 @@ def _wait(
             except Empty:
                 item = ""
             if isinstance(item, Generation):
-                return item
+                return pieces.finish(item)
             if isinstance(item, Exception):
                 raise item
-            if item and on_text is not None:
-                on_text(item)
+            if item:
+                pieces.add(item)
             if time.monotonic() - asked >= POLL_SECONDS:
                 asked = time.monotonic()
                 if should_stop():
@@ -386,9 +401,15 @@ def _encode(resident: ResidentModel, request: GenerationRequest) -> Prompt:
     images = [decode_image(data, index=i) for i, data in enumerate(request.chat.images)]
     # Tokenizers are not made to be shared by two threads.
     with resident.encoding, library_errors_as(_chat_refused):
-        inputs = resident.encoder.encode_prompt(request.chat.messages, images)
+        inputs, calls = _encode_chat(resident.encoder, request, images)
     return Prompt(
         inputs=inputs,
+        calls=calls,
+        hidden_token_ids=(
+            None
+            if calls is None or request.tools is None
+            else find_hidden_token_ids(resident.encoder.tokenizer, calls)
+        ),
         images=tuple(hashlib.sha256(data).hexdigest() for data in request.chat.images),
         image_tokens=int(
             torch.isin(inputs["input_ids"], resident.encoder.image_token_ids).sum().item()
@@ -428,6 +449,19 @@ def _fitted(
         f" Please reduce the length of the {what}."
     )
     raise InvalidConfig([Fault(pointer=pointer, code="request_too_large", detail=detail)])
+
+
+def _encode_chat(
+    encoder: ChatEncoder, request: GenerationRequest, images: Sequence[Image.Image]
+) -> tuple[dict[str, torch.Tensor], CallFormat | None]:
+    """Return the model's arguments, and how the answer writes calls where the chat has tools."""
+    messages = request.chat.messages
+    if request.tools is None and not any(
+        message.tool_calls or message.role is Role.TOOL for message in messages
+    ):
+        return encoder.encode_prompt(messages, images), None
+    tools = () if request.tools is None else request.tools.tools
+    return encoder.encode_tool_prompt(messages, images, tools)
 
 
 def _chat_refused(error: Exception) -> InvalidDataset:

@@ -20,7 +20,7 @@ from grit_core.data.content_format import WORD
 from grit_core.errors import InvalidDataset
 from grit_core.records import ImagePart, Message, Role, TextPart
 
-_EMPTY_THOUGHT: Final = re.compile(
+EMPTY_THOUGHT: Final = re.compile(
     r"\s*(?:"
     # <think></think>, [THINK][/THINK], (think)(/think) and the like: a slash closes.
     r"(?P<open>[<\[({◁]\|?)(?P<name>[\w ]+)(?P<close>\|?[>\])}▷])\s*(?P=open)/(?P=name)(?P=close)"
@@ -77,7 +77,7 @@ class AnswerPlacer:
         if self.template.has_marks:
             marks = self.template.marks(messages[: index + 1], full)
             _check_marks(full, marks, fit.span)
-        if fit.follows_prompt or _EMPTY_THOUGHT.fullmatch(header):
+        if fit.follows_prompt or EMPTY_THOUGHT.fullmatch(header):
             # An answer that brings thoughts of its own starts at the prompt; one without any
             # follows the prompt directly, as at inference.
             header = ""

@@ -114,7 +114,7 @@ class ChatRenderer:
         A chat that the template refuses raises `InvalidDataset`.
         """
         written = [self.writer.write(message) for message in messages]
-        return self._render(written, add_generation_prompt)
+        return self.render_written(written, add_generation_prompt)
 
     def marks(self, messages: Sequence[Message], text: str) -> tuple[Span, ...]:
         """Return what the template marks as the assistant's.
@@ -148,14 +148,27 @@ class ChatRenderer:
         """How messages are handed to the template; found out once."""
         if self._writer is None:
             self._writer = find_message_writer(
-                self._render, image_token=self._image_token, reads_images=self.reads_images
+                self.render_written, image_token=self._image_token, reads_images=self.reads_images
             )
         return self._writer
 
-    def _render(self, written: list[dict[str, Any]], add_generation_prompt: bool) -> str:  # noqa: FBT001 - `Render`
+    def render_written(
+        self,
+        written: list[dict[str, Any]],
+        add_generation_prompt: bool,  # noqa: FBT001 - `Render`
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        """Return a chat of messages as the template reads them, BOS first where it is wanted.
+
+        Raises:
+            InvalidDataset: The template refuses the chat or the tools.
+        """
         try:
             rendered = self.processor.apply_chat_template(
-                written, tokenize=False, add_generation_prompt=add_generation_prompt
+                written,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **({} if tools is None else {"tools": tools}),
             )
         except _TEMPLATE_FAULTS as error:
             raise InvalidDataset(f"the model's chat template refuses the chat: {error}") from error

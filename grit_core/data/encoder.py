@@ -16,8 +16,11 @@ from grit_core.data.end_of_turn import EndOfTurn, find_end_of_turn
 from grit_core.data.image_decoding import decode_image
 from grit_core.data.processor import choose_inputs, find_image_token_ids
 from grit_core.data.token_ranges import TokenRanges
+from grit_core.data.tool_chat import ToolChat
 from grit_core.errors import InvalidDataset
 from grit_core.records import ChatRecord, Message
+from grit_core.tools.call_format import CallFormat
+from grit_core.tools.definitions import Tool
 
 IGNORED: Final = -100
 """The label of a token that has no part in the loss."""
@@ -100,6 +103,22 @@ class ChatEncoder:
     ) -> dict[str, Tensor]:
         """Encode a chat for the assistant to answer, exactly as in training, as a batch of one."""
         return self.inputs(self.renderer.prompt(messages), images)
+
+    def encode_tool_prompt(
+        self, messages: Sequence[Message], images: Sequence[Image.Image], tools: Sequence[Tool]
+    ) -> tuple[dict[str, Tensor], CallFormat]:
+        """Encode a chat with tools, or with calls of tools, for the assistant to answer.
+
+        Returns:
+            The model's arguments as a batch of one, and how the answer writes calls.
+        """
+        prompt = self.tool_chat.prompt(messages, tools)
+        return self.inputs(prompt.text, images), prompt.calls
+
+    @cached_property
+    def tool_chat(self) -> ToolChat:
+        """Conversations with tools."""
+        return ToolChat(self.renderer, self.placer)
 
     @cached_property
     def blank_before_answers(self) -> str:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from grit_core.images import data_url
+from grit_core.tools.definitions import ToolCall
 
 MARKER: Final = "<image>"
 """Where LLaVA's way of writing puts an image into a text."""
@@ -17,6 +18,12 @@ class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+    """The result of a call; in conversations to answer, not in dataset rows."""
+
+
+ROW_ROLES: Final = (Role.SYSTEM, Role.USER, Role.ASSISTANT)
+"""Roles of a dataset row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,10 @@ class Message:
     content: tuple[TextPart | ImagePart, ...]
     weight: int = 1
     """0 for an assistant's turn that is context only and not learned."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of the assistant, after the text."""
+    tool_call_id: str = ""
+    """Of a tool's message: the call that it answers."""
 
     @property
     def text(self) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from grit_core.records.chat import Role
+from grit_core.records.chat import ROW_ROLES
 from grit_core.records.faults import holds_false, is_empty
 
 IGNORED: Final = frozenset({"name"})
@@ -77,7 +77,7 @@ def switched_off(value: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
 def fix_for_role(role: str) -> str:
     """Return what to write instead of another program's role."""
     known = role.strip().lower()
-    return f"Write {known}." if known in set(Role) else _OTHER_ROLES.get(known, "")
+    return f"Write {known}." if known in ROW_ROLES else _OTHER_ROLES.get(known, "")
 
 
 def fix_for_part(kind: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any, Final
 from grit_core.json_text import InvalidJson, decode
 from grit_core.records.chat import ChatRecord
 from grit_core.records.faults import InvalidRecord, RowFault
-from grit_core.records.image_files import ResolveImage, images_beside, no_images
+from grit_core.records.image_files import ResolveImage, images_beside
+from grit_core.records.prompt_reader import PromptReader
 from grit_core.records.row_reader import RowReader
 
 MAX_LINE_BYTES: Final = 64 * 1024**2
@@ -58,13 +59,13 @@ def parse_prompt(messages: Any) -> ChatRecord:
     """Read a chat that the assistant is to answer: as a row, without an assistant's turn to learn.
 
     Args:
-        messages: The decoded list of turns; images as data URLs.
+        messages: The decoded list of turns; images as data URLs, calls of tools as objects of
+            `name`, `arguments` (an object) and `id`.
 
     Raises:
         InvalidRecord: With every fault of the chat.
     """  # noqa: DOC502 - raised by the reader
-    reader = RowReader(line=1, resolve_image=no_images, needs_answer=False)
-    return reader.read({"messages": messages})
+    return PromptReader().read({"messages": messages})
 
 
 def read_records(path: Path) -> Iterator[ChatRecord]:

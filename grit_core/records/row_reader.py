@@ -7,7 +7,15 @@ from typing import Any, Final
 
 from grit_core.images import MAX_IMAGE_BYTES, describe_format, media_type
 from grit_core.json_text import has_lone_surrogate, pointer_of
-from grit_core.records.chat import MARKER, ChatRecord, ImagePart, Message, Role, TextPart
+from grit_core.records.chat import (
+    MARKER,
+    ROW_ROLES,
+    ChatRecord,
+    ImagePart,
+    Message,
+    Role,
+    TextPart,
+)
 from grit_core.records.columns import unread_columns
 from grit_core.records.faults import InvalidRecord, Path, RowFault, kind_name, shown_name
 from grit_core.records.foreign_formats import foreign_format, is_sharegpt
@@ -35,7 +43,7 @@ MAX_IMAGES: Final = 32
 MAX_TEXT_CHARACTERS: Final = 1_000_000
 
 _TEXT_CONTROL: Final = frozenset(chr(code) for code in range(32)) - {"\t", "\n", "\r", "\f"}
-_ROLES: Final = frozenset(Role)
+_ROLES: Final = frozenset(ROW_ROLES)
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "weight"})
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 _IMAGE_PARTS: Final = frozenset({"image", "image_url", "input_image"})
@@ -232,7 +240,7 @@ class RowReader:
             return Role(value)
         shown = repr(value[:40]) if isinstance(value, str) else kind_name(value)
         fix = fix_for_role(value) if isinstance(value, str) else ""
-        detail = f"The role is {shown}; use {', '.join(Role)}. {fix}".rstrip()
+        detail = f"The role is {shown}; use {', '.join(ROW_ROLES)}. {fix}".rstrip()
         self._fault(path, "row_invalid", detail)
         return None
 
@@ -264,8 +272,8 @@ class RowReader:
         parts = [self._part(item, role, text_at(index)) for index, item in enumerate(value)]
         kept = tuple(part for part in parts if part is not None)
         written = any(isinstance(part, ImagePart) or part.text.strip() for part in kept)
-        # In a chat to go on with, an answer may have been empty, and so may a system prompt.
-        may_be_empty = not self.needs_answer and role in {Role.ASSISTANT, Role.SYSTEM}
+        # In a chat to go on with, only the user has to have said something.
+        may_be_empty = not self.needs_answer and role is not Role.USER
         if not written and not may_be_empty and len(kept) == len(parts):
             self._fault(path, "row_invalid", "The message is empty; write text or an image.")
         return kept

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grit_core.records import ChatRecord
+from grit_core.tools.definitions import ToolUse, WrittenCall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,8 @@ class GenerationRequest:
     """Texts that end the answer and are not part of it."""
     grammar: str = ""
     """What the answer is held to (`grit_core.grammars`); nothing for free text."""
+    tools: ToolUse | None = None
+    """The tools that the answer may or must call; free text before calls is held to `grammar`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +36,8 @@ class Generation:
 
     text: str
     finish_reason: str
-    """`stop`: the model or a stop text ended it; `length`: `max_new_tokens` did."""
+    """`stop`: the model or a stop text ended it; `tool_calls`: it did so after whole calls;
+    `length`: `max_new_tokens` did."""
     prompt_tokens: int
     """Image tokens included."""
     image_tokens: int
@@ -46,6 +50,8 @@ class Generation:
     """The features of the images were there already."""
     cached_prompt_tokens: int = 0
     """Tokens of the prompt whose keys and values were there already."""
+    tool_calls: tuple[WrittenCall, ...] = ()
+    """The last one is cut off where the answer is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,6 +30,7 @@ from grit_core.serving.image_features import ImageFeatures
 from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
 from grit_core.serving.row_cache import RowCache, is_plain
 from grit_core.serving.slots import AdapterSlots
+from grit_core.tools.call_format import CallFormat
 
 TOLERANCES: Final = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 """Largest difference between shared and lone steps at loading, relative to the largest logit."""
@@ -58,6 +59,10 @@ class Prompt:
     images: tuple[str, ...]
     """SHA-256 of each image's bytes."""
     image_tokens: int
+    calls: CallFormat | None = None
+    """How the answer writes calls of tools, where the chat has tools."""
+    hidden_token_ids: frozenset[int] | None = None
+    """Tokens that are left out of the answer's text; `None` for all special ones."""
 
     @property
     def ids_T(self) -> Tensor:

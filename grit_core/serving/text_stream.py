@@ -1,6 +1,6 @@
 """An answer's text while it grows: pieces that are final, and where it has to end."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 UNFINISHED: Final = "\ufffd"
@@ -16,17 +16,27 @@ class TextStream:
     out, so that an answer reads as the messages that the model was trained on.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, blank: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        *,
+        blank: str = "",
+        hidden: Collection[int] | None = None,
+    ) -> None:
         """Begin an answer.
 
         Args:
             tokenizer: Decodes the tokens.
             stop: Texts that end the answer and are not part of it.
             blank: White space that the chat template writes before an answer, and the model too.
+            hidden: Tokens that are left out of the text; those that the tokenizer calls special
+                when it is `None`.
         """
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._blank = blank
+        self._hidden = hidden
         self._ids: list[int] = []
         self._settled = 0
         """Tokens whose text can no longer change."""
@@ -100,4 +110,8 @@ class TextStream:
         return piece
 
     def _decoded(self, start: int, end: int) -> str:
-        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
+        ids = self._ids[start:end]
+        if self._hidden is None:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        kept = [token for token in ids if token not in self._hidden]
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False))

@@ -42,7 +42,9 @@ class Ticket:
         tokenizer = resident.encoder.renderer.tokenizer
         if self.constraint is not None:
             tokenizer = self.constraint.tokenizer  # the text is what the grammar has seen
-        self._text = TextStream(tokenizer, request.stop, blank=resident.blank)
+        self._text = TextStream(
+            tokenizer, request.stop, blank=resident.blank, hidden=prompt.hidden_token_ids
+        )
         self._sampler = TokenSampler(
             temperature=request.temperature, top_p=request.top_p, seed=request.seed
         )

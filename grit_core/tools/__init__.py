@@ -1,0 +1,1 @@
+"""Functions that an answer may call: their definitions, the form of calls, and their grammar."""
