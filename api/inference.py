@@ -1,7 +1,7 @@
 """From an inference request to the worker's answer: what to ask, whom to ask, how long to wait."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,9 +14,11 @@ from api.devices import DEVICE_SEEN_SECONDS
 from api.errors import InvalidRequest, Item, Problem
 from api.intake.conversation import Conversation, names_urls
 from api.intake.remote_images import RemoteImages, fetch_limiter
+from api.intake.tools import build_tool_use
 from api.model_names import describe_wrong_model
 from api.presentation import describe_unready
 from api.schemas.infer import InferAnswer, InferRequest
+from api.schemas.tools import ToolCallDelta
 from api.services import Services
 from api.waiting import PLACES
 from grit_core.config.devices import DeviceStrategy, choose_device
@@ -75,6 +77,7 @@ def _prepare(services: Services, team: str, body: InferRequest, grammar: str) ->
         raise InvalidRequest([_too_long(body.max_new_tokens, most)])
     conversation = Conversation(body, remote=remote)
     messages = conversation.messages()
+    tools = build_tool_use(body)
     with transaction(services.engine, read_only=True) as session:
         adapter = _adapter(session, team, body)
         if adapter is not None and body.model not in {None, adapter.model}:
@@ -96,6 +99,7 @@ def _prepare(services: Services, team: str, body: InferRequest, grammar: str) ->
         "seed": body.seed,
         "stop": body.stop,
         "grammar": grammar,
+        "tools": tools,
         "stream": body.stream,
         "submitted_at": time.time(),
     }
@@ -170,32 +174,87 @@ async def ask(services: Services, request: Request, question: Question) -> dict[
     raise Problem("inference_broken", "The answer ended without its last message.")
 
 
-async def stream(
-    services: Services, request: Request, question: Question
-) -> AsyncGenerator[str | InferAnswer]:
-    """Put a question into the mailbox; yield its answer's pieces of text, then the whole answer.
+Piece = str | ToolCallDelta | InferAnswer
+"""More of an answer's text, more of one of its calls, or the whole answer."""
 
-    The pieces joined are the answer's `output`. Closing the generator cancels the request.
 
-    Raises:
-        Problem: As `ask` and `answer_of`, before the first piece or after it.
+async def stream(services: Services, request: Request, question: Question) -> AsyncGenerator[Piece]:
+    """Put a question into the mailbox; yield its answer's pieces, then the whole answer.
+
+    The pieces of text, joined, are the answer's `output`, and those of a call its arguments.
+    Closing the generator cancels the request. What goes wrong raises `Problem` as in `ask` and
+    `answer_of`, before the first piece or after it.
     """
-    sent = ""
+    sent = _Sent(question)
     async with aclosing(_messages_of(services, request, question)) as messages:
         async for message in messages:
             if "delta" in message:
-                piece = _following(message, len(sent))
-                if piece:
-                    sent += piece
+                for piece in sent.take(message):
                     yield piece
                 continue
             answer = answer_of(question, message)
-            if not answer.output.startswith(sent):
-                detail = "The pieces that were sent are not the beginning of the answer."
-                raise Problem("inference_broken", detail)
-            if len(answer.output) > len(sent):
-                yield answer.output[len(sent) :]
+            for piece in sent.rest(answer):
+                yield piece
             yield answer
+
+
+class _Sent:
+    """What has been sent of one answer; the end makes up for what was lost on the way."""
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._text = ""
+        self._calls: list[tuple[str, str]] = []
+        """Names and arguments."""
+
+    def take(self, message: dict[str, Any]) -> Iterator[Piece]:
+        """Yield what of a worker's message comes right after what was sent."""
+        call = message.get("call")
+        if call is None:
+            piece = _following(message, len(self._text))
+            self._text += piece
+            if piece:
+                yield piece
+        elif call["index"] <= len(self._calls):
+            yield from self._add_call(call["index"], call["name"], message)
+
+    def rest(self, answer: InferAnswer) -> Iterator[Piece]:
+        """Yield what was not sent of an answer.
+
+        Raises:
+            Problem: What was sent is not the beginning of it.
+        """
+        calls = [(call.function.name, call.function.arguments) for call in answer.tool_calls or []]
+        begun = zip(self._calls, calls, strict=False)
+        agrees = len(self._calls) <= len(calls) and all(
+            name == whole_name and whole.startswith(arguments)
+            for (name, arguments), (whole_name, whole) in begun
+        )
+        if not (agrees and answer.output.startswith(self._text)):
+            detail = "The pieces that were sent are not the beginning of the answer."
+            raise Problem("inference_broken", detail)
+        if len(answer.output) > len(self._text):
+            yield answer.output[len(self._text) :]
+        for index, (name, arguments) in enumerate(calls):
+            num_sent = len(self._calls[index][1]) if index < len(self._calls) else 0
+            message = {"delta": arguments[num_sent:], "at": num_sent}
+            yield from self._add_call(index, name, message)
+
+    def _add_call(self, index: int, name: str, message: dict[str, Any]) -> Iterator[ToolCallDelta]:
+        id_ = call_id(self._question, index)
+        if index == len(self._calls):
+            self._calls.append((name, ""))
+            yield ToolCallDelta(index=index, id=id_, name=name, arguments="")
+        name, arguments = self._calls[index]
+        piece = _following(message, len(arguments))
+        if piece:
+            self._calls[index] = name, arguments + piece
+            yield ToolCallDelta(index=index, id=id_, name=name, arguments=piece)
+
+
+def call_id(question: Question, index: int) -> str:
+    """Return the id of a call in an answer."""
+    return f"call_{question.id}_{index}"
 
 
 def _following(message: dict[str, Any], num_sent: int) -> str:
@@ -297,6 +356,11 @@ def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
         "model": question.model,
         "adapter": question.adapter,
         "output": reply["output"],
+        "tool_calls": [
+            {"id": call_id(question, index), "function": call}
+            for index, call in enumerate(reply.get("tool_calls") or [])
+        ]
+        or None,
         "finish_reason": reply["finish_reason"],
         "usage": reply["usage"],
         "timing": reply.get("timing") or {},

@@ -177,6 +177,7 @@ class Generation(TypedDict, total=False):
     model: str
     adapter: str | None
     output: str
+    tool_calls: list[dict[str, Any]] | None
     finish_reason: str
     usage: dict[str, int]
     timing: dict[str, float]

@@ -38,7 +38,12 @@ from grit_core.serving.constraint import MaskThread
 from grit_core.serving.lone_answer import answer_alone
 from grit_core.serving.resident_model import Prompt, ResidentModel
 from grit_core.serving.ticket import Ticket
-from grit_core.serving.tool_answers import AnswerPieces, find_hidden_token_ids, hold_to_tools
+from grit_core.serving.tool_answers import (
+    AnswerPieces,
+    faults_of_tools,
+    find_hidden_token_ids,
+    hold_to_tools,
+)
 from grit_core.tools.call_format import CallFormat
 from grit_core.tools.call_reader import CallPiece
 
@@ -136,18 +141,17 @@ class GenerationEngine:
             load_seconds = time.perf_counter() - started
             prompt = _encode(resident, request)
             request = _fitted(request, prompt, resident)
-            if prompt.calls is not None:
-                request = hold_to_tools(
+            pieces = AnswerPieces(request, prompt.calls, on_text=on_text, on_call=on_call)
+            with faults_of_tools(request):
+                held = hold_to_tools(
                     request,
                     prompt.calls,
                     tokenizer=resident.encoder.tokenizer,
-                    stop_token_ids=resident.stop_token_ids
-                    | (frozenset() if weights is None else weights.stop_token_ids),
+                    stop_token_ids=resident.stops_with(weights),
                 )
-            ticket = Ticket(request, prompt, resident, adapter=weights, load_seconds=load_seconds)
-            self._submit(ticket)
-            pieces = AnswerPieces(request, prompt.calls, on_text=on_text, on_call=on_call)
-            return _wait(ticket, pieces, should_stop)
+                ticket = Ticket(held, prompt, resident, adapter=weights, load_seconds=load_seconds)
+                self._submit(ticket)
+                return _wait(ticket, pieces, should_stop)
         finally:
             with self._changed:
                 resident.in_flight -= 1

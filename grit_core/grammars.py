@@ -50,13 +50,18 @@ def json_rule(schema: Mapping[str, Any], *, pointer: str = "/schema") -> str:
         InvalidConfig: Answers cannot be held to it; the faults' pointers lead into it.
     """
     plain = parse_json_schema(schema, pointer=pointer)
-    rule = f"%json {_written(plain)}"
+    rule = _rule(plain)
     try:
         validate_grammar(f"start: {rule}\n", pointer=pointer)
         _validate_opening(f"start: {rule}\n", pointer=pointer)
     except InvalidConfig as error:
         raise InvalidConfig([_located(error.faults[0], plain, pointer=pointer)]) from None
     return rule
+
+
+def write_json_rule(schema: Mapping[str, Any]) -> str:
+    """Return the rule of a schema that `json_rule` has taken before, without trying it again."""
+    return _rule(parse_json_schema(schema))
 
 
 def json_schema_grammar(schema: Mapping[str, Any], *, pointer: str = "/schema") -> str:
@@ -113,7 +118,7 @@ def _fault(reason: str, pointer: str) -> Fault:
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _opening_refusal(grammar: str) -> str:
     matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=LIMITS)
     if not matcher.is_error():
@@ -121,7 +126,7 @@ def _opening_refusal(grammar: str) -> str:
     return plain_reason(matcher.get_error()) if matcher.is_error() else ""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _refusal(grammar: str) -> str:
     """Return why the engine refuses a grammar, or nothing. Other threads run meanwhile."""
     return plain_reason(LLMatcher.validate_grammar(grammar, None, limits=LIMITS))
@@ -141,6 +146,10 @@ def plain_reason(message: str) -> str:
     if text.startswith("oneOf "):
         text = "alternatives of `oneOf` may fit one value together; use `anyOf`"
     return " ".join(text.split())[:300].rstrip(".")
+
+
+def _rule(plain: Mapping[str, Any]) -> str:
+    return f"%json {_written(plain)}"
 
 
 def _written(schema: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -23,6 +24,7 @@ from grit_core.errors import (
     ModelUnavailable,
 )
 from grit_core.records import InvalidRecord, parse_prompt
+from grit_core.tools.definitions import parse_tool_use
 from store.errors import ObjectMissing, QueueUnavailable, StorageUnavailable, StoreError
 from store.inference import Mailbox
 from store.objects import Objects
@@ -220,6 +222,7 @@ class InferenceWorker:
             seed=payload["seed"],
             stop=tuple(payload["stop"]),
             grammar=payload.get("grammar", ""),
+            tools=parse_tool_use(payload.get("tools")),
         )
         pieces = self._pieces(running.id, streams=payload.get("stream", False))
 
@@ -235,6 +238,7 @@ class InferenceWorker:
                 request,
                 adapter=adapter,
                 on_text=pieces.add,
+                on_call=pieces.add_call,
                 should_stop=should_stop,
             )
         return _reply_of(
@@ -265,6 +269,7 @@ class InferenceWorker:
 def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
     return {
         "output": found.text,
+        "tool_calls": [asdict(call) for call in found.tool_calls],
         "finish_reason": found.finish_reason,
         "usage": {
             "prompt_tokens": found.prompt_tokens,

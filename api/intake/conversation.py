@@ -9,6 +9,7 @@ from typing import Any, Final
 from api.errors import InvalidRequest, Item
 from api.intake.images import Fault, fault_of, measure
 from api.intake.remote_images import ImageNotFetched, RemoteImages
+from api.intake.tools import find_message_faults, write_tool_fields
 from api.schemas.infer import MAX_IMAGES, InferRequest
 from grit_core.images import MAX_IMAGE_BYTES, data_url, decode_data_url, is_data_url
 
@@ -91,13 +92,19 @@ class Conversation:
                 )
                 self._fault("value_invalid", detail, f"/messages/{turn}/role")
             num_system += message.role == "system"
-            messages.append({"role": message.role, "content": parts or [_text_part("")]})
+            messages.append({
+                "role": message.role,
+                "content": parts or [_text_part("")],
+                **write_tool_fields(message),
+            })
         if waiting:
             detail = f"{len(waiting)} of the `images` have no `image` part in `messages`."
             self._fault("image_count_mismatch", detail, "/images")
-        if messages[-1]["role"] != "user":
+        self._faults += find_message_faults(self._body.messages or [])
+        if messages[-1]["role"] not in {"user", "tool"}:
             where = f"/messages/{len(messages) - 1}/role"
-            self._fault("value_invalid", "The last message is the user's.", where)
+            detail = "The last message is the user's, or the result of a tool."
+            self._fault("value_invalid", detail, where)
         self.places = tuple(
             f"/messages/{turn}" for turn in range(max(0, num_system - 1), len(messages))
         )

@@ -11,7 +11,7 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.inference import Question, answer_of, ask, prepare
-from api.openai.chat_stream import Chunks, stream_chunks
+from api.openai.chat_stream import Chunks, finish_reason, stream_chunks
 from api.openai.models import find_model
 from api.openai.schemas.chat import (
     ChatAnswerMessage,
@@ -71,7 +71,7 @@ async def create_chat_completion(
     names = {
         "/max_new_tokens": f"/{body.bound_name}",
         "/adapter": "/model",
-        "/schema": SCHEMA_POINTER,
+        "/schema": _schema_pointer(body),
     }
     with pointing_into(await request.json(), names):
         asked = await to_thread.run_sync(_request_of, services, caller.team, body)
@@ -86,8 +86,8 @@ async def create_chat_completion(
         model=body.model,
         choices=[
             ChatChoice(
-                message=ChatAnswerMessage(content=answer.output),
-                finish_reason=answer.finish_reason,
+                message=ChatAnswerMessage.of(answer),
+                finish_reason=finish_reason(answer, named=body.names_function),
             )
         ],
         usage=ChatUsage.of(answer.usage),
@@ -103,8 +103,13 @@ async def _streamed(
         model=body.model,
         created=int(time.time()),
         with_usage=options is not None and bool(options.include_usage),
+        named=body.names_function,
     )
     return await stream_chunks(services, request, question, chunks)
+
+
+def _schema_pointer(body: ChatCompletionRequest) -> str:
+    return SCHEMA_POINTER if body.response_format is None else body.response_format.schema_pointer
 
 
 def completion_id(question: Question) -> str:
@@ -131,10 +136,18 @@ def _request_of(services: Services, team: str, body: ChatCompletionRequest) -> I
         "stop": body.stop or [],
         "schema": None if body.response_format is None else body.response_format.answer_schema,
         "stream": bool(body.stream),
+        "tools": body.tools,
+        "tool_choice": body.tool_choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
     })
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
     read = {"type", "text", "image_url"}
     content = [part.model_dump(exclude_none=True, include=read) for part in message.content]
-    return {"role": _ROLES.get(message.role, message.role), "content": content}
+    return {
+        "role": _ROLES.get(message.role, message.role),
+        "content": content,
+        "tool_calls": message.tool_calls,
+        "tool_call_id": message.tool_call_id,
+    }

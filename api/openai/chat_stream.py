@@ -10,11 +10,12 @@ import structlog
 from fastapi import Request
 
 from api.errors import problem_of
-from api.inference import Question, stream
+from api.inference import Piece, Question, stream
 from api.openai.errors import error_of
 from api.openai.schemas.chat import ChatUsage
 from api.routes.infer import HEARTBEAT_SECONDS, EventStream
 from api.schemas.infer import InferAnswer
+from api.schemas.tools import ToolCallDelta
 from api.services import Services
 from api.waiting import kept_alive
 
@@ -22,8 +23,6 @@ log = structlog.get_logger(__name__)
 
 _HEARTBEAT: Final = b": keep-alive\n\n"
 _DONE: Final = b"data: [DONE]\n\n"
-
-Piece = str | InferAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,8 @@ class Chunks:
     model: str
     created: int
     with_usage: bool
+    named: bool = False
+    """Whether the request named the function to call."""
 
     def first(self) -> bytes:
         """Return the chunk that names the role."""
@@ -43,9 +44,20 @@ class Chunks:
         """Return the chunk of a piece of text."""
         return self._choice({"content": piece}, None)
 
+    def call(self, piece: ToolCallDelta) -> bytes:
+        """Return the chunk of a piece of a call; its first has the id and the name."""
+        if piece.arguments:
+            function = {"arguments": piece.arguments}
+            return self._choice(
+                {"tool_calls": [{"index": piece.index, "function": function}]}, None
+            )
+        function = {"name": piece.name, "arguments": ""}
+        call = {"index": piece.index, "id": piece.id, "type": "function", "function": function}
+        return self._choice({"tool_calls": [call]}, None)
+
     def last(self, answer: InferAnswer) -> bytes:
         """Return the chunks that end an answer, and tell its tokens if they were asked for."""
-        ended = self._choice({}, answer.finish_reason)
+        ended = self._choice({}, finish_reason(answer, named=self.named))
         if not self.with_usage:
             return ended + _DONE
         usage = ChatUsage.of(answer.usage).model_dump()
@@ -102,4 +114,11 @@ async def _events(
 
 
 def _chunk_of(piece: Piece, chunks: Chunks) -> bytes:
-    return chunks.text(piece) if isinstance(piece, str) else chunks.last(piece)
+    if isinstance(piece, str):
+        return chunks.text(piece)
+    return chunks.call(piece) if isinstance(piece, ToolCallDelta) else chunks.last(piece)
+
+
+def finish_reason(answer: InferAnswer, *, named: bool) -> str:
+    """Return why an answer ended, in OpenAI's words: `stop` after a call that was asked for."""
+    return "stop" if named and answer.finish_reason == "tool_calls" else answer.finish_reason

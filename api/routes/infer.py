@@ -14,10 +14,11 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import problem_document, problem_of, request_id_of
-from api.inference import answer_of, ask, prepare, stream
+from api.inference import Piece, answer_of, ask, prepare, stream
 from api.pointers import pointing_into
 from api.routing import ServiceRouter
 from api.schemas.infer import InferAnswer, InferDelta, InferRequest
+from api.schemas.tools import ToolCallDelta
 from api.waiting import kept_alive
 from store.keys import Scope
 
@@ -29,9 +30,11 @@ _HEARTBEAT: Final = b": keep-alive\n\n"
 _STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The answer; or, with `stream: true`, Server-Sent Events: `delta` with a"
-        " piece of text (`InferDelta`) any number of times, then `done` with the whole answer"
-        " (`InferAnswer`). What goes wrong after the first piece is an event `error` with a problem"
-        " document, which ends the stream. The pieces joined are the answer's `output`.",
+        " piece of text (`InferDelta`) any number of times, `tool_call` with a piece of a call"
+        " (`ToolCallDelta`) likewise, then `done` with the whole answer (`InferAnswer`). What goes"
+        " wrong after the first piece is an event `error` with a problem document, which ends the"
+        " stream. The pieces of text joined are the answer's `output`, and those of a call its"
+        " arguments.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
 }
@@ -76,9 +79,7 @@ async def infer(
 class EventStream(StreamingResponse):
     """Server-sent events, whose source is closed as soon as nobody reads them any more."""
 
-    def __init__(
-        self, events: AsyncGenerator[bytes], *, source: AsyncGenerator[str | InferAnswer]
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], *, source: AsyncGenerator[Piece]) -> None:
         headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._events, self._source = events, source
@@ -91,7 +92,7 @@ class EventStream(StreamingResponse):
 
 
 async def _events(
-    request: Request, first: str | InferAnswer, pieces: AsyncGenerator[str | InferAnswer]
+    request: Request, first: Piece, pieces: AsyncGenerator[Piece]
 ) -> AsyncGenerator[bytes]:
     async with aclosing(kept_alive(pieces, silence_seconds=HEARTBEAT_SECONDS)) as following:
         yield _event(first)
@@ -105,9 +106,11 @@ async def _events(
             yield _frame("error", bytes(document.body))
 
 
-def _event(piece: str | InferAnswer) -> bytes:
+def _event(piece: Piece) -> bytes:
     if isinstance(piece, str):
         return _frame("delta", InferDelta(text=piece).model_dump_json().encode())
+    if isinstance(piece, ToolCallDelta):
+        return _frame("tool_call", piece.model_dump_json().encode())
     return _frame("done", piece.model_dump_json().encode())
 
 

@@ -16,6 +16,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from api.schemas.fields import Answer, Body, Id, ModelName, Text
+from api.schemas.tools import (
+    AnsweredCall,
+    AnyToolChoice,
+    MessageToolCalls,
+    ToolCallId,
+    Tools,
+)
 
 MAX_TEXT = 200_000
 MAX_IMAGES = 8
@@ -113,10 +120,14 @@ Content = Annotated[
 class InferMessage(Body):
     """One turn."""
 
-    role: Literal["system", "user", "assistant"]
-    """Who speaks: `system`, `user` or `assistant`."""
+    role: Literal["system", "user", "assistant", "tool"]
+    """Who speaks: `system`, `user`, `assistant`, or `tool` with the result of a call."""
     content: Content
     """A text or parts. An answer may have been empty: null, an empty text or no part."""
+    tool_calls: MessageToolCalls | None = None
+    """Of the assistant: the calls of an earlier answer, as it held them."""
+    tool_call_id: ToolCallId | None = None
+    """Of a tool: the call whose result the message is."""
 
     @field_validator("content")
     @classmethod
@@ -134,8 +145,8 @@ class InferRequest(Body):
     model: ModelName | None = None
     """A base model, when neither adapter nor job is given."""
     messages: Annotated[list[InferMessage], Field(min_length=1, max_length=64)] | None = None
-    """A conversation whose last turn is the user's. System messages come first; several are read
-    as one, with a blank line between them."""
+    """A conversation whose last turn is the user's, or the result of a tool. System messages come
+    first; several are read as one, with a blank line between them."""
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)] | None = None
     """A single user turn, in place of `messages`."""
     images: Annotated[list[ImageText], Field(default_factory=list, max_length=MAX_IMAGES)]
@@ -156,8 +167,16 @@ class InferRequest(Body):
     """Texts that end the answer, and are not part of it."""
     answer_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     """A JSON schema that the answer is held to: JSON that the schema allows, if it is whole."""
+    tools: Tools | None = None
+    """Functions that the answer may call."""
+    tool_choice: AnyToolChoice | None = None
+    """`auto`: text or calls, as the model chooses (the default with tools); `required`: one call or
+    more; a named function: one call of it; `none`: the tools are not shown to the model."""
+    parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
+    """False for one call at most."""
     stream: Annotated[bool, Field(strict=True)] = False
-    """Answer with server-sent events: `delta` for each piece of text, `done` with the answer."""
+    """Answer with server-sent events: `delta` for each piece of text, `tool_call` for each piece of
+    a call, `done` with the answer."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -213,9 +232,12 @@ class InferAnswer(Answer):
     adapter: str | None
     """The adapter that answered; null: the base model without one."""
     output: str
-    """The text of the answer."""
+    """The text of the answer; with tools, what stands before the calls."""
+    tool_calls: list[AnsweredCall] | None = None
+    """The calls of an answer that has some."""
     finish_reason: str
-    """`stop`: the model or a stop text ended it; `length`: `max_new_tokens` did."""
+    """`stop`: the model or a stop text ended it; `length`: `max_new_tokens` did; `tool_calls`: it
+    ends with whole calls."""
     usage: InferUsage
     """Tokens that were read and written."""
     timing: InferTiming

@@ -37,8 +37,9 @@ class InferenceCalls(Calls):
             adapter: The adapter that answers.
             model: The base model that answers, without an adapter.
             messages: A whole chat, in the shape of dataset rows.
-            **options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`, and `schema`, a
-                JSON schema that the answer is held to.
+            **options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`, `tools`,
+                `tool_choice`, `parallel_tool_calls`, and `schema`, a JSON schema that the answer is
+                held to.
 
         Not exactly one of `job`, `adapter` and `model`, or of `prompt` and `messages`, raises
         `InvalidInput`.

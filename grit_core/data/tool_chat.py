@@ -21,7 +21,7 @@ from grit_core.data.tool_format import ToolFormat, find_tool_format, parts_or_te
 from grit_core.errors import InvalidDataset
 from grit_core.records import Message, Role, TextPart
 from grit_core.tools.call_format import FALLBACK, ID_PATTERN, CallFormat, call_text
-from grit_core.tools.definitions import Tool
+from grit_core.tools.definitions import Tool, ToolCall
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class ToolChat:
         """
         calls = [call for message in messages for call in message.tool_calls]
         texts = {f"the tool {tool.name}": _dump(tool.to_json()) for tool in tools}
-        texts |= {f"the call of {call.name}": _dump(dict(call.arguments)) for call in calls}
+        texts |= {f"the call of {call.name}": call.arguments_text for call in calls}
         for what, text in texts.items():
             if found := self._renderer.control.search(text):
                 raise InvalidDataset(
@@ -116,6 +116,8 @@ class ToolChat:
 
     def _write(self, messages: Sequence[Message], own: ToolFormat) -> list[dict[str, Any]]:
         names = {call.id: call.name for message in messages for call in message.tool_calls}
+        if own.calls.between is None:
+            messages = _one_call_each(messages)
         return [self._write_message(message, own, names) for message in messages]
 
     def _write_message(
@@ -132,7 +134,6 @@ class ToolChat:
             return self._renderer.writer.write(message)
         has_text = bool(message.text.strip())
         plain = self._renderer.writer.write(message) if has_text else {}
-        as_text = own.calls.arguments_as_text
         return {
             "role": "assistant",
             "content": own.empty_content,
@@ -143,7 +144,7 @@ class ToolChat:
                     "id": _template_id(call.id, own.calls),
                     "function": {
                         "name": call.name,
-                        "arguments": _dump(call.arguments) if as_text else dict(call.arguments),
+                        "arguments": _template_arguments(call, own.calls),
                     },
                 }
                 for call in message.tool_calls
@@ -176,6 +177,21 @@ class ToolChat:
             return False
 
 
+def _one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """Return a chat in which each call has a message of its own, with its result after it."""
+    results = {each.tool_call_id: each for each in messages if each.role is Role.TOOL}
+    written: list[Message] = []
+    for message in messages:
+        if len(message.tool_calls) < 2:
+            written += [] if message.role is Role.TOOL and message in written else [message]
+            continue
+        for index, call in enumerate(message.tool_calls):
+            text = message.content if index == 0 else ()
+            written.append(replace(message, content=text, tool_calls=(call,)))
+            written += [results[call.id]] if call.id in results else []
+    return written
+
+
 def _plain_message(message: Message) -> Message:
     """Return a message whose calls, or whose being a result, stands in its text."""
     if message.role is Role.TOOL:
@@ -183,7 +199,7 @@ def _plain_message(message: Message) -> Message:
         return Message(Role.USER, (TextPart(text),))
     if not message.tool_calls:
         return message
-    calls = [(call.name, _dump(call.arguments)) for call in message.tool_calls]
+    calls = [(call.name, call.arguments_text) for call in message.tool_calls]
     texts = [message.text.strip(), call_text(FALLBACK, calls)]
     return Message(Role.ASSISTANT, (TextPart("\n".join(filter(None, texts))),))
 
@@ -207,6 +223,13 @@ def _with_paragraph(message: Message, text: str, *, after: bool = False) -> Mess
     return replace(message, content=(TextPart(f"{text}\n\n"), *message.content))
 
 
+def _template_arguments(call: ToolCall, calls: CallFormat) -> dict[str, Any] | str:
+    """Return the arguments of a call as the template takes them."""
+    if calls.arguments_as_text or isinstance(call.arguments, str):
+        return call.arguments_text
+    return dict(call.arguments)
+
+
 def _template_id(call_id: str, calls: CallFormat) -> str:
     """Return the id of a call as the template takes it: where it writes ids, of nine characters."""
     if not calls.has_ids or re.fullmatch(ID_PATTERN, call_id):
@@ -214,5 +237,5 @@ def _template_id(call_id: str, calls: CallFormat) -> str:
     return hashlib.sha256(call_id.encode()).hexdigest()[:_ID_LENGTH]
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(dict(value), ensure_ascii=False)
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """Chats that the assistant is to answer: rows without a turn to learn, but with calls of tools."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 from grit_core.json_text import pointer_of
@@ -28,12 +29,8 @@ class PromptReader(RowReader):
         if message is None:
             return None
         calls = self._calls(value.get("tool_calls") or [], (*path, "tool_calls"))
-        return Message(
-            role=message.role,
-            content=message.content,
-            tool_calls=calls,
-            tool_call_id=str(value.get("tool_call_id") or ""),
-        )
+        answered = str(value.get("tool_call_id") or "")
+        return replace(message, tool_calls=calls, tool_call_id=answered)
 
     def _role(self, value: Any, path: Path) -> Role | None:
         return Role.TOOL if value == Role.TOOL else super()._role(value, path)

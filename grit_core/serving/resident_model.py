@@ -161,6 +161,10 @@ class ResidentModel:
             _log.info("%s answers one request at a time", source)
         return resident
 
+    def stops_with(self, adapter: AdapterWeights | None) -> frozenset[int]:
+        """Return the tokens that end an answer with an adapter."""
+        return self.stop_token_ids | (frozenset() if adapter is None else adapter.stop_token_ids)
+
     def shares(self, num_tokens: int) -> bool:
         """Whether a request of so many tokens, its answer included, can share steps."""
         limit = self._shared_length

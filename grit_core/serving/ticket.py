@@ -35,8 +35,7 @@ class Ticket:
         self.ids: list[int] = []
         """Tokens of the answer."""
         self.prompt_ids: list[int] = prompt.ids_T.tolist()
-        trained = frozenset() if adapter is None else adapter.stop_token_ids
-        self._stop_token_ids = resident.stop_token_ids | trained
+        self._stop_token_ids = resident.stops_with(adapter)
         self.constraint = resident.constrain(request.grammar, self._stop_token_ids)
         """What the answer is held to; none where it is free."""
         tokenizer = resident.encoder.renderer.tokenizer

@@ -1,9 +1,11 @@
 """Answers that may call tools: what they are held to, and their calls apart from their text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from grit_core.errors import InvalidConfig
 from grit_core.serving.answers import Generation, GenerationRequest
 from grit_core.tools.call_format import CallFormat
 from grit_core.tools.call_reader import CallPiece, CallReader
@@ -21,14 +23,12 @@ def find_hidden_token_ids(tokenizer: Any, calls: CallFormat) -> frozenset[int]:
 
 def hold_to_tools(
     request: GenerationRequest,
-    calls: CallFormat,
+    calls: CallFormat | None,
     *,
     tokenizer: Any,
     stop_token_ids: frozenset[int],
 ) -> GenerationRequest:
     """Return a request whose grammar is that of its tools; as it is where it has none.
-
-    Tools whose parameters answers cannot be held to raise `InvalidConfig`.
 
     Args:
         request: The request.
@@ -36,11 +36,29 @@ def hold_to_tools(
         tokenizer: Of the model.
         stop_token_ids: Those that end its answer.
     """
-    if request.tools is None:
+    if request.tools is None or calls is None:
         return request
     token_ids = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
     grammar = ToolGrammar(calls, token_ids=token_ids, stop_token_ids=stop_token_ids)
     return replace(request, grammar=grammar.write(request.tools, answer=request.grammar))
+
+
+@contextmanager
+def faults_of_tools(request: GenerationRequest) -> Iterator[None]:
+    """Say of what answers cannot be held to that it is the tools' parameters.
+
+    Raises:
+        InvalidConfig: With pointers to the tools, where the request has some and no schema.
+    """
+    try:
+        yield
+    except InvalidConfig as error:
+        if request.tools is None or request.grammar:
+            raise
+        raise InvalidConfig([
+            replace(fault, pointer="/tools") if fault.pointer == "/schema" else fault
+            for fault in error.faults
+        ]) from error
 
 
 class AnswerPieces:

@@ -1,5 +1,6 @@
 """Tools, calls of tools, and which of them an answer may or must hold: plain values."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -48,8 +49,16 @@ class ToolCall:
     """A call in an answer, or in an earlier message of a conversation."""
 
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] | str
+    """An object; or the text of a call that was cut off, which is none."""
     id: str = ""
+
+    @property
+    def arguments_text(self) -> str:
+        """The arguments as the model wrote them."""
+        if isinstance(self.arguments, str):
+            return self.arguments
+        return json.dumps(dict(self.arguments), ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

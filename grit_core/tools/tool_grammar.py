@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from grit_core.grammars import json_rule
+from grit_core.grammars import write_json_rule
 from grit_core.tools.call_format import ID_MARK, ID_PATTERN, CallFormat
 from grit_core.tools.definitions import ToolMode, ToolUse
 
@@ -52,10 +52,8 @@ class ToolGrammar:
         """Return the grammar of a request's answers.
 
         Args:
-            use: The request's tools.
+            use: The request's tools, whose parameters `grit_core.grammars.json_rule` has taken.
             answer: The grammar of an answer without calls; empty for free text.
-
-        A tool whose parameters answers cannot be held to raises `InvalidConfig`.
         """
         if use.mode is ToolMode.REQUIRED:
             lines = [f"{_START} {self._literal(self._format.lead + self._format.first)} calls"]
@@ -110,9 +108,8 @@ class ToolGrammar:
             f"call: {' | '.join(f'call_{index}' for index, _ in allowed)}",
         ]
         for index, tool in allowed:
-            rule = json_rule(tool.schema, pointer=f"/tools/{index}/function/parameters")
             lines.append(f"call_{index}: {_quoted(tool.name)} {middle} arguments_{index}")
-            lines.append(f"arguments_{index}: {rule}")
+            lines.append(f"arguments_{index}: {write_json_rule(tool.schema)}")
         return lines
 
     @property

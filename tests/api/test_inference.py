@@ -195,6 +195,57 @@ def test_the_pieces_joined_are_the_output_whatever_the_connection_did(
     assert found[-1][0] == "done"
 
 
+CALLED: dict[str, Any] = {
+    **ENDED,
+    "output": "So",
+    "finish_reason": "tool_calls",
+    "tool_calls": [{"name": "f", "arguments": '{"a":1}'}, {"name": "g", "arguments": "{}"}],
+}
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(0, "f", "", 0), (0, "f", '{"a"', 0), (0, "f", ":1}", 4), (1, "g", "{}", 0)],
+        [(0, "f", '{"a"', 0), (0, "f", '{"a"', 0), (0, "f", '"a":1}', 1)],
+        [(0, "f", ":1}", 4), (1, "g", "{}", 0)],
+        [(1, "g", "{}", 0)],
+        [],
+    ],
+    ids=["all came", "one came twice", "the first was lost", "a call was lost", "all were lost"],
+)
+def test_the_end_makes_up_for_pieces_of_calls_that_were_lost(
+    service: Service, pieces: list[tuple[int, str, str, int]]
+) -> None:
+    def act(mailbox: Mailbox, request_id: str) -> None:
+        for index, name, text, at in pieces:
+            call = {"index": index, "name": name}
+            mailbox.answer(request_id, {"delta": text, "at": at, "call": call})
+        mailbox.answer(request_id, CALLED)
+
+    with service.answering(act):
+        events = service.events()
+    assert [data["text"] for kind, data in events if kind == "delta"] == ["So"]
+    (done,) = [data for kind, data in events if kind == "done"]
+    assert done["finish_reason"] == "tool_calls"
+    for index, call in enumerate(done["tool_calls"]):
+        told = [data for kind, data in events if kind == "tool_call" and data["index"] == index]
+        assert (told[0]["name"], told[0]["arguments"]) == (call["function"]["name"], "")
+        assert "".join(data["arguments"] for data in told) == call["function"]["arguments"]
+        assert {data["id"] for data in told} == {call["id"]}
+
+
+def test_pieces_of_calls_that_are_not_the_answers_end_the_stream(service: Service) -> None:
+    def act(mailbox: Mailbox, request_id: str) -> None:
+        call = {"index": 0, "name": "other"}
+        mailbox.answer(request_id, {"delta": "{", "at": 0, "call": call})
+        mailbox.answer(request_id, CALLED)
+
+    with service.answering(act):
+        events = service.events()
+    assert (events[-1][0], events[-1][1]["code"]) == ("error", "inference_broken")
+
+
 def test_pieces_that_contradict_the_output_are_an_error(service: Service) -> None:
     def act(mailbox: Mailbox, request_id: str) -> None:
         say(mailbox, request_id, "two", 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from grit_core.tools.call_reader import CallPiece
 from store.inference import Mailbox
 from store.settings import Settings
 from tests.ports import reserve_port
@@ -69,3 +70,28 @@ def test_a_silent_broker_stops_no_whole_answer() -> None:
     mailbox = Mailbox(Settings(broker_url=f"redis://127.0.0.1:{reserve_port()}/0"))
     WholeAnswer(mailbox, "one", every_seconds=0).add("a")
     mailbox.close_sync()
+
+
+def test_pieces_of_calls_say_which_call_and_where(mailbox: Mailbox) -> None:
+    stream = AnswerStream(mailbox, "one")
+    stream.add("I look.")
+    for index, name in enumerate(["look", "look"]):
+        stream.add_call(CallPiece(index, name, ""))
+        for piece in ('{"a"', ": 1", "}"):
+            stream.add_call(CallPiece(index, name, piece))
+    time.sleep(LUMP_SECONDS)
+    stream.flush_due()
+    first, *messages = received(mailbox)
+    assert first == {"delta": "I look.", "at": 0}
+    for index in (0, 1):
+        of_call = [each for each in messages if each["call"] == {"index": index, "name": "look"}]
+        assert "".join(each["delta"] for each in of_call) == '{"a": 1}'
+        assert of_call[0]["at"] == 0
+    assert messages == sorted(messages, key=lambda each: each["call"]["index"])
+
+
+def test_a_call_is_told_before_its_arguments_come(mailbox: Mailbox) -> None:
+    stream = AnswerStream(mailbox, "one")
+    stream.add_call(CallPiece(0, "look", ""))
+    call = {"index": 0, "name": "look"}
+    assert received(mailbox) == [{"delta": "", "at": 0, "call": call}]

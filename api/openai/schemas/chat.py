@@ -12,20 +12,28 @@ from api.schemas.fields import Answer, ModelName, Text
 from api.schemas.infer import (
     MAX_NEW_TOKENS,
     ImageUrl,
+    InferAnswer,
     InferUsage,
     Words,
     as_parts,
     content_schema,
     refuse_empty,
 )
+from api.schemas.tools import (
+    AnsweredCall,
+    AnyToolChoice,
+    MessageToolCalls,
+    ToolCallId,
+    Tools,
+)
 
-_NO_TOOLS: Final = "the models are not asked to call tools"
+_OLD_CALLS: Final = "functions are `tools` now, and their choice is `tool_choice`"
 _SAMPLER: Final = "sampling has temperature, top_p and seed"
 UNSUPPORTED: Final = {
     "audio": Unsupported("answers are text"),
     "frequency_penalty": Unsupported(_SAMPLER, (0,)),
-    "function_call": Unsupported(_NO_TOOLS, ("none", "auto")),
-    "functions": Unsupported(_NO_TOOLS, ([],)),
+    "function_call": Unsupported(_OLD_CALLS, ("none", "auto")),
+    "functions": Unsupported(_OLD_CALLS, ([],)),
     "logit_bias": Unsupported(_SAMPLER, ({},)),
     "logprobs": Unsupported("answers carry no probabilities", (False,)),
     "modalities": Unsupported("answers are text", (["text"],)),
@@ -35,8 +43,6 @@ UNSUPPORTED: Final = {
     "reasoning_effort": Unsupported("the models do not reason apart from their answers", ("none",)),
     "service_tier": Unsupported("there is one tier", ("auto", "default")),
     "store": Unsupported("answers are not stored", (False,)),
-    "tool_choice": Unsupported(_NO_TOOLS, ("none", "auto")),
-    "tools": Unsupported(_NO_TOOLS, ([],)),
     "top_logprobs": Unsupported("answers carry no probabilities", (0,)),
     "verbosity": Unsupported("the models have no such control", ("medium",)),
     "web_search_options": Unsupported("nothing is searched"),
@@ -45,9 +51,8 @@ UNSUPPORTED: Final = {
 
 UNSUPPORTED_IN_MESSAGES: Final = {
     "audio": Unsupported("messages are text and images"),
-    "function_call": Unsupported(_NO_TOOLS),
+    "function_call": Unsupported(_OLD_CALLS),
     "images": Unsupported("models write no images", ([],)),
-    "tool_calls": Unsupported(_NO_TOOLS, ([],)),
 }
 """Fields of messages, likewise: a message of an answer can be sent back as it came."""
 
@@ -112,7 +117,7 @@ ChatContent = Annotated[
 class ChatMessage(ClientBody):
     """One turn."""
 
-    role: Literal["developer", "system", "user", "assistant"]
+    role: Literal["developer", "system", "user", "assistant", "tool"]
     """`developer` is OpenAI's newer word for `system`, and is read as it."""
     content: ChatContent
     """A text or parts. An answer may have been empty: null, an empty text or no part."""
@@ -144,8 +149,10 @@ class ChatMessage(ClientBody):
     """Not supported: send null, or leave it out."""
     images: Any = None
     """Not supported: send null or `[]`, or leave it out."""
-    tool_calls: Any = None
-    """Not supported: send null, or leave it out."""
+    tool_calls: MessageToolCalls | None = None
+    """The calls of an earlier answer, as it held them."""
+    tool_call_id: ToolCallId | None = None
+    """Of a tool: the call whose result the message is."""
 
     @whole(mode="before")
     @classmethod
@@ -240,6 +247,12 @@ class ChatCompletionRequest(ClientBody):
     """Of an answer that is streamed; says nothing of another."""
     response_format: ResponseFormat | None = None
     """What the answer is held to: any JSON object, or JSON of a schema."""
+    tools: Tools | None = None
+    """Functions that the answer may call."""
+    tool_choice: AnyToolChoice | None = None
+    """As OpenAI's; with `none` the tools are not shown to the model."""
+    parallel_tool_calls: Annotated[bool, Field(strict=True)] | None = None
+    """False for one call at most."""
 
     metadata: Any = None
     """Not read."""
@@ -253,8 +266,6 @@ class ChatCompletionRequest(ClientBody):
     """Not read."""
     prompt_cache_retention: Any = None
     """Not read."""
-    parallel_tool_calls: Any = None
-    """Not read: there is no call to make beside another."""
     prediction: Any = None
     """Not read: it would make an answer come sooner and not another one."""
 
@@ -284,10 +295,6 @@ class ChatCompletionRequest(ClientBody):
     """There is one tier: send `auto` or `default`, or leave it out."""
     store: Any = None
     """Answers are not stored: send false, or leave it out."""
-    tool_choice: Any = None
-    """Not supported: send `none`, or leave it out."""
-    tools: Any = None
-    """Not supported."""
     top_logprobs: Any = None
     """Not supported."""
     verbosity: Any = None
@@ -314,6 +321,11 @@ class ChatCompletionRequest(ClientBody):
                 f"it says {value} and `max_completion_tokens`, its newer name, {newer}; send one"
             )
         return value
+
+    @property
+    def names_function(self) -> bool:
+        """Whether the caller has named the function to call."""
+        return self.tool_choice is not None and self.tool_choice.type == "function"
 
     @property
     def bound_name(self) -> str:
@@ -361,10 +373,20 @@ class ChatAnswerMessage(Answer):
 
     role: Literal["assistant"] = "assistant"
     """Always `assistant`."""
-    content: str
-    """The text of the answer."""
+    content: str | None
+    """The text of the answer; null where the answer is calls only."""
     refusal: None = None
     """Always null."""
+    tool_calls: Annotated[
+        list[AnsweredCall] | None, Field(exclude_if=lambda value: value is None)
+    ] = None
+    """The calls of an answer that has some; left out of others."""
+
+    @classmethod
+    def of(cls, answer: InferAnswer) -> Self:
+        """Return the message of an answer."""
+        content = answer.output or None if answer.tool_calls else answer.output
+        return cls(content=content, tool_calls=answer.tool_calls)
 
 
 class ChatChoice(Answer):
@@ -375,7 +397,8 @@ class ChatChoice(Answer):
     message: ChatAnswerMessage
     """What the model answered."""
     finish_reason: str
-    """`stop`: the model or a stop text ended it; `length`: the bound did."""
+    """`stop`: the model or a stop text ended it, or the call of the function that the request
+    names; `tool_calls`: other calls; `length`: the bound did."""
     logprobs: None = None
     """Always null."""
 

@@ -28,6 +28,8 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    object_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """Of a `json_object`, as some servers and instructor write it."""
 
     @whole(mode="after")
     def _fits(self) -> Self:
@@ -38,6 +40,8 @@ class ResponseFormat(Body):
         """
         if (self.json_schema is not None) != (self.type == "json_schema"):
             raise ValueError("`json_schema` belongs to the type json_schema, and only there")
+        if self.object_schema is not None and self.type != "json_object":
+            raise ValueError("`schema` belongs to the type json_object, and only there")
         return self
 
     @property
@@ -45,4 +49,11 @@ class ResponseFormat(Body):
         """The schema of the answers; none for free text."""
         if self.json_schema is not None:
             return self.json_schema.json_schema
-        return {"type": "object"} if self.type == "json_object" else None
+        if self.type != "json_object":
+            return None
+        return {"type": "object"} if self.object_schema is None else self.object_schema
+
+    @property
+    def schema_pointer(self) -> str:
+        """Where the schema stands in the request."""
+        return "/response_format/schema" if self.type == "json_object" else SCHEMA_POINTER

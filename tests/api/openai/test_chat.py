@@ -280,8 +280,6 @@ ASKED: dict[str, Any] = {
     "reasoning_effort": "low",
     "service_tier": "flex",
     "store": True,
-    "tool_choice": "required",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "top_logprobs": 2,
     "verbosity": "low",
     "web_search_options": {},
@@ -318,7 +316,7 @@ def test_every_parameter_of_the_client_is_known_here() -> None:
             "invalid_value",
         ),
         ({"messages": []}, "messages", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value"),
         (

@@ -77,6 +77,20 @@ def test_a_json_object_is_one_though_nobody_said_json(
     assert ended
 
 
+def test_a_json_object_with_a_schema_beside_its_type_is_held_to_it(
+    client: OpenAI, asked: dict[str, Any]
+) -> None:
+    schema = Reading.model_json_schema()
+    answer = client.chat.completions.create(
+        **asked, extra_body={"response_format": {"type": "json_object", "schema": schema}}
+    )
+    Reading.model_validate_json(answer.choices[0].message.content or "")
+    bad = {"type": "json_object", "schema": {"not": {}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**asked, extra_body={"response_format": bad})
+    assert refused.value.param == "response_format.schema.not"
+
+
 def test_an_answer_that_was_cut_off_raises_in_parse(client: OpenAI, asked: dict[str, Any]) -> None:
     with pytest.raises(openai.LengthFinishReasonError):
         client.chat.completions.parse(**asked | {"max_tokens": 5}, response_format=Reading)
