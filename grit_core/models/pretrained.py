@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from grit_core.data.chat_template import plain_template
 from grit_core.data.paligemma import find_template
@@ -145,12 +146,13 @@ def describe_origin(source: str | Path, model: nn.Module) -> BaseOrigin:
         source: What `load_base_model` was given.
         model: What it returned.
     """
-    config: Any = model.config
-    auto_class = str(_auto_model_for(config).__name__)
+    auto_class = str(_auto_model_for(model.config).__name__)
     if is_folder(source):
         folder = str(Path(source).expanduser().absolute())
         return BaseOrigin(source=folder, revision=None, auto_class=auto_class)
-    revision = getattr(config, "_commit_hash", None)
+    # The cache that the model was just loaded from names its commit.
+    config = cached_file(str(source), "config.json", local_files_only=True)
+    revision = extract_commit_hash(config, None)
     return BaseOrigin(source=str(source), revision=revision, auto_class=auto_class)
 
 

@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def deployment(tmp_path: Path, model: Path) -> Iterator[Deployment]:
-    broker = Broker(tmp_path / "broker")
+    broker = Broker(tmp_path)
     broker.start()
     rows = write_jsonl(tmp_path / "rows.jsonl", tiny_chat_rows(8, images=False))
     with deployed(home=tmp_path / "home", broker_url=broker.url) as deployment:

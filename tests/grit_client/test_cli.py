@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grit_client.cli import app
-from store import attempts, lifecycle
+from store import attempts, base_models, lifecycle
 from store.database import transaction
 from store.keys import Scope
 from store.models import JobStatus
@@ -285,6 +285,14 @@ def test_every_list_is_json_and_a_table(service: Service) -> None:
         shown = CliRunner().invoke(app, [*command, *home])
         assert shown.exit_code == 0
         assert shown.stdout
+
+
+def test_a_failed_model_is_deleted_by_its_id(service: Service, grit: Grit) -> None:
+    with transaction(service.services.engine) as session:
+        base_models.register(session, id="org/wrong", source="/gone")
+        base_models.save_failure(session, id="org/wrong", code="model_unavailable", message="x")
+    assert grit("models", "delete", "org/wrong").out.strip() == "Deleted org/wrong."
+    assert grit("models", "delete", "org/wrong").code != 0
 
 
 @pytest.mark.slow

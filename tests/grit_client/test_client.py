@@ -326,6 +326,9 @@ def test_registering_a_model_that_fails_its_probe_gives_the_reason(
     with pytest.raises(InvalidInput, match="'torn' cannot be used: It lacks 3 tensors"):
         client.register_model(tmp_path, id="torn")
     worker.join()
+    client.delete_model("torn")
+    with pytest.raises(NotFound):
+        client.get_model("torn")
 
 
 def test_registering_waits_no_longer_than_told(client: GritClient, service: Service) -> None:

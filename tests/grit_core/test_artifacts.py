@@ -16,19 +16,20 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from grit_core.artifacts import Probe, probe, verify_adapter
+from grit_core.artifacts import Probe, probe, verify_adapter, write_adapter
 from grit_core.checkpoints import latest_checkpoint, load_checkpoint
 from grit_core.data.collate import collate
 from grit_core.data.encoder import ChatEncoder
 from grit_core.errors import AdapterInvalid
 from grit_core.events import AdapterSaved
-from grit_core.models.pretrained import load_processor
+from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.row_file import RowFile
 from grit_core.training import train
 from grit_core.training_job import TrainingJob
 from grit_core.training_run import TrainingRun
 from tests.grit_core.training_jobs import tiny_job
 from tests.hub_server import COMMIT, hub_server
+from tests.tiny_models import tiny_causal_folder
 
 # PEFT 0.21 asks transformers 5.23 by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -153,6 +154,17 @@ def test_the_cards_python_runs_as_it_stands_also_in_another_place(
 ) -> None:
     downloaded = shutil.copytree(trained[1].folder, tmp_path / "a folder with 'quotes'")
     assert run_card(downloaded) == "PeftModel True\nPeftModel True\n"
+
+
+def test_peft_finds_the_class_of_a_text_model_by_either_of_its_auto_classes(tmp_path: Path) -> None:
+    folder = tiny_causal_folder(tmp_path)
+    base = load_base_model(folder)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    write_adapter(tmp_path / "adapter", model, base_model_name=str(folder))
+    for auto in (peft.AutoPeftModel, peft.AutoPeftModelForCausalLM):
+        loaded = auto.from_pretrained(str(tmp_path / "adapter"))
+        assert type(loaded.get_base_model()) is type(base)
+        assert any("lora_A" in each for each, _ in loaded.named_parameters())
 
 
 def test_an_adapter_of_a_hub_model_names_its_id_and_commit_and_its_card_runs(
