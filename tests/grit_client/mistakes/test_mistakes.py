@@ -102,7 +102,7 @@ def _write_files(folder: Path, dataset: str) -> None:
     (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 64)
     (folder / "huge.png").write_bytes(png() + b"\0" * 21 * 1024**2)
     lines = rows(3).decode().splitlines()
-    (folder / "comma.jsonl").write_text("\n".join(f"{line}," for line in lines))
+    (folder / "comma.jsonl").write_text("\n".join([f"{lines[0]},", *lines[1:]]))
     (folder / "role.jsonl").write_text("\n".join(lines).replace('"assistant"', '"bot"', 1))
 
 
