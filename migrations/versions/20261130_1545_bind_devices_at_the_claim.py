@@ -1,7 +1,7 @@
 """Bind a strategy's device at the claim, and let teams take turns on each queue.
 
-Revision: 0006
-Replaces: 0005
+Revision: 0007
+Replaces: 0006
 Written: 2026-11-30 15:45:00.000000
 """
 
@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

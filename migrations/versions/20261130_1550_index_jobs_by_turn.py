@@ -1,15 +1,15 @@
 """Index waiting jobs by their team's turn, and by how long they wait.
 
-Revision: 0007
-Replaces: 0006
+Revision: 0008
+Replaces: 0007
 Written: 2026-11-30 15:50:00.000000
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 

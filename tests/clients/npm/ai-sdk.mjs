@@ -62,7 +62,8 @@ await run({
     schema.parse(await stream.object);
   },
   async tools() {
-    const options = { ...asked, tools: { note }, toolChoice: "required", maxOutputTokens: 60 };
+    const providerOptions = { grit: { parallel_tool_calls: false } };
+    const options = { ...asked, tools: { note }, toolChoice: "required", providerOptions };
     const first = await generateText(options);
     expect(first.toolCalls[0].toolName, "note", "the tool");
     await generateText({

@@ -82,8 +82,9 @@ await run({
     const runner = chat.runTools(
       {
         ...asked,
-        max_tokens: 40,
+        max_tokens: 60,
         tool_choice: "required",
+        parallel_tool_calls: false,
         tools: [
           {
             type: "function",

@@ -1,5 +1,7 @@
 """langchain-openai: `ChatOpenAI` with a `base_url`."""
 
+from typing import Annotated
+
 from harness import QUESTION, TARGET, check, expect, run
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -17,7 +19,7 @@ class Reading(BaseModel):
 
 
 @tool
-def note(digit: int) -> str:
+def note(digit: Annotated[int, Field(ge=0, le=9)]) -> str:
     """Note the digit."""
     return f"noted {digit}"
 
@@ -79,7 +81,7 @@ def _structured() -> None:
 
 @check("tools")
 def _tools() -> None:
-    bound = llm().bind_tools([note], tool_choice="any")
+    bound = llm().bind_tools([note], tool_choice="any", parallel_tool_calls=False)
     answer = bound.invoke(ASKED)
     expect(answer.tool_calls[0]["name"], "note", "the tool")
     expect(isinstance(answer.tool_calls[0]["args"]["digit"], int), True, "the argument")

@@ -1,15 +1,15 @@
 """Claim models, so that any worker may probe one and no two probe the same.
 
-Revision: 0008
-Replaces: 0007
-Written: 2026-11-30 16:00:00.000000
+Revision: 0006
+Replaces: 0005
+Written: 2026-11-30 15:40:00.000000
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
