@@ -229,10 +229,10 @@ def test_the_end_makes_up_for_pieces_of_calls_that_were_lost(
     (done,) = [data for kind, data in events if kind == "done"]
     assert done["finish_reason"] == "tool_calls"
     for index, call in enumerate(done["tool_calls"]):
-        told = [data for kind, data in events if kind == "tool_call" and data["index"] == index]
-        assert (told[0]["name"], told[0]["arguments"]) == (call["function"]["name"], "")
-        assert "".join(data["arguments"] for data in told) == call["function"]["arguments"]
-        assert {data["id"] for data in told} == {call["id"]}
+        sent = [data for kind, data in events if kind == "tool_call" and data["index"] == index]
+        assert (sent[0]["name"], sent[0]["arguments"]) == (call["function"]["name"], "")
+        assert "".join(data["arguments"] for data in sent) == call["function"]["arguments"]
+        assert {data["id"] for data in sent} == {call["id"]}
 
 
 def test_pieces_of_calls_that_are_not_the_answers_end_the_stream(service: Service) -> None:

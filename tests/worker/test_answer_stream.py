@@ -90,7 +90,7 @@ def test_pieces_of_calls_say_which_call_and_where(mailbox: Mailbox) -> None:
     assert messages == sorted(messages, key=lambda each: each["call"]["index"])
 
 
-def test_a_call_is_told_before_its_arguments_come(mailbox: Mailbox) -> None:
+def test_a_call_is_announced_before_its_arguments_come(mailbox: Mailbox) -> None:
     stream = AnswerStream(mailbox, "one")
     stream.add_call(CallPiece(0, "look", ""))
     call = {"index": 0, "name": "look"}

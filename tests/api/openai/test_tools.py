@@ -257,7 +257,7 @@ def test_what_is_wrong_with_tools_is_named_with_its_place(
     assert words in error.message
 
 
-def test_the_faults_of_all_tools_are_told_at_once(client: OpenAI) -> None:
+def test_the_faults_of_all_tools_are_named_at_once(client: OpenAI) -> None:
     bad = {"type": "object", "not": {}}
     error = refused(client, tools=[function(name="a", parameters=bad), function(parameters=bad)])
     assert error.message.count("`not`") == 2
