@@ -217,7 +217,7 @@ def inference(
         base_models.register(session, id=VLM, source=folder)
 
     def ready() -> str:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline:
             assert worker.running, worker.text()[-3000:]
             with transaction(server.services.engine, read_only=True) as session:
