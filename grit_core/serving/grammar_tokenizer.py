@@ -39,7 +39,7 @@ class GrammarUnsupported(InvalidConfig):
 
 
 def copy_backend(tokenizer: Any) -> Tokenizer:
-    """Return a copy of a tokenizer's inner one; nobody else may use it meanwhile.
+    """Return a copy of a tokenizer's inner one; no other thread may use it meanwhile.
 
     Args:
         tokenizer: Of transformers.
