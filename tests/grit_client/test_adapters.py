@@ -176,10 +176,10 @@ def test_the_command_line_uploads_the_rows_to_compress_on_and_names_what_is_wron
     assert job.json["dataset"] not in {dataset, None}
     refused = grit("adapters", "compress", adapter, "--max-kl", 11)
     assert refused.code == 2
-    assert "/max_kl" in refused.err
+    assert "max_kl is 11.0; give" in refused.err
     neither = grit("adapters", "compress", adapter, "--dataset", "rows")
     assert neither.code == 2
-    assert "--dataset 'rows'" in neither.err
+    assert "--dataset: there is no file 'rows'" in neither.err
     assert grit("adapters", "compress", "adp_x").code == 5
 
 
