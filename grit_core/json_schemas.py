@@ -135,6 +135,7 @@ class _Reader:
 
     def __init__(self, root: Mapping[str, Any], pointer: str) -> None:
         self._root, self._pointer = root, pointer
+        self._closes = not _combines(root)
         self._targets: dict[str, Any] = {}
         self.faults: list[Fault] = []
 
@@ -150,6 +151,8 @@ class _Reader:
         self._note_reference(plain, path)
         self._plain_text(plain, path)
         self._plain_choice(plain)
+        if self._closes and _is_left_open(plain):
+            plain["additionalProperties"] = False
         for steps, child in list(subschemas(plain)):
             _put(plain, steps, self.read(child, path + steps))
         return plain
@@ -243,6 +246,32 @@ def _says_nothing(key: str, value: Any) -> bool:
     # What a schema says to the engine about white space is the service's to say.
     return key == "x-guidance" or any(
         type(value) is type(each) and value == each for each in _WITHOUT_EFFECT.get(key, ())
+    )
+
+
+def _combines(schema: Any) -> bool:
+    """Whether some object is described in several places, of which none has all its properties."""
+    if not isinstance(schema, dict):
+        return False
+    parts = schema.get("allOf")
+    beside = "properties" in schema and schema.keys() & {"$ref", "allOf", "anyOf", "oneOf"}
+    several = isinstance(parts, list) and len(parts) > 1
+    return bool(beside) or several or any(_combines(child) for _, child in subschemas(schema))
+
+
+def _is_left_open(schema: Mapping[str, Any]) -> bool:
+    """Whether an object may have properties beside those that are described, by omission only.
+
+    A schema that leaves it open is met by an object that has no others. A model that may write
+    others can go on with them until it is cut off, and no reader of the answer knows them.
+    """
+    described, required = schema.get("properties"), schema.get("required", [])
+    return (
+        isinstance(described, dict)
+        and bool(described)
+        and not schema.keys() & {"additionalProperties", "patternProperties", "minProperties"}
+        and _is_names(required)
+        and described.keys() >= set(required)
     )
 
 

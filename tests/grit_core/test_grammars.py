@@ -83,6 +83,25 @@ def test_a_rule_stands_in_a_larger_grammar() -> None:
     assert not matches(grammar, 'call({"a": "x"})')
 
 
+def test_an_object_has_no_other_properties_than_those_described_unless_the_schema_says_so() -> None:
+    described = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert allows(described, '{"a": 1}')
+    assert not allows(described, '{"a": 1, "b": 2}')
+    nested = {"$defs": {"part": described}, "type": "array", "items": {"$ref": "#/$defs/part"}}
+    assert not allows(nested, '[{"a": 1, "b": 2}]')
+    for more in ({"additionalProperties": True}, {"required": ["a", "b"]}):
+        assert allows({**described, **more}, '{"a": 1, "b": 2}'), more
+
+
+@pytest.mark.parametrize("combined", ["allOf", "anyOf", "oneOf"])
+def test_an_object_that_is_described_in_several_places_keeps_all_of_them(combined: str) -> None:
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    other = {"type": "object", "properties": {"b": digit}, "required": ["b"]}
+    first = {"type": "object", "properties": {"a": digit}, "required": ["a"]}
+    schema = {"allOf": [first, other]} if combined == "allOf" else {**first, combined: [other]}
+    assert allows(schema, '{"a": 1, "b": 2}')
+
+
 def test_alternatives_with_a_discriminator_are_held_apart() -> None:
     home = SCHEMAS["pydantic discriminated union"]
     assert allows(home, '{"pet": {"kind": "cat", "lives": 9}}')
