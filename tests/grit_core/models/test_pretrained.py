@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from grit_core.data.chat_template import PLAIN_TEMPLATE
 from grit_core.errors import ModelUnavailable
 from grit_core.models.pretrained import (
-    auto_class_of,
+    describe_origin,
     is_folder,
     load_base_model,
     load_processor,
@@ -18,17 +18,20 @@ from tests.tiny_models import tiny_causal_folder, tiny_vlm_folder
 
 
 def test_a_vlm_folder_loads_frozen_and_in_the_asked_type(tmp_path: Path) -> None:
-    model = load_base_model(tiny_vlm_folder(tmp_path), dtype="bfloat16")
+    folder = tiny_vlm_folder(tmp_path)
+    model = load_base_model(folder, dtype="bfloat16")
     assert type(model).__name__ == "Idefics3ForConditionalGeneration"
-    assert auto_class_of(model) == "AutoModelForImageTextToText"
+    origin = describe_origin(folder, model)
+    assert (origin.source, origin.revision) == (str(Path(folder).absolute()), None)
+    assert origin.auto_class == "AutoModelForImageTextToText"
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_text_only_folder_loads_as_a_causal_model(tmp_path: Path) -> None:
-    model = load_base_model(tiny_causal_folder(tmp_path))
-    assert auto_class_of(model) == "AutoModelForCausalLM"
+    folder = tiny_causal_folder(tmp_path)
+    assert describe_origin(folder, load_base_model(folder)).auto_class == "AutoModelForCausalLM"
 
 
 def test_a_tokenizer_without_a_template_gets_the_plain_one(tmp_path: Path) -> None:
