@@ -73,6 +73,7 @@ class QueueRead(Answer):
     queue: str
     """`cuda`, `mps` or `cpu`; `auto:` and the candidates of a strategy; `infer.` and a device."""
     kind: Literal["training", "inference"]
+    """What its workers do."""
     workers: int
     """Live workers that serve it now."""
     running: int | None

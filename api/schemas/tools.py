@@ -30,6 +30,7 @@ class FunctionDefinition(Body):
     """A function that a model may call."""
 
     name: FunctionName
+    """The name that a call has."""
     description: Annotated[Text, Field(max_length=20_000)] | None = None
     """What it does, and when to call it."""
     parameters: dict[str, Any] | None = None
@@ -55,20 +56,25 @@ class ToolDefinition(Body):
     """A tool."""
 
     type: Literal["function"]
+    """Always `function`."""
     function: FunctionDefinition
+    """Its name, its parameters and what it is for."""
 
 
 class NamedFunction(Body):
     """The function to call."""
 
     name: FunctionName
+    """One of the names in `tools`."""
 
 
 class ToolChoice(Body):
     """Whether an answer calls tools, and which."""
 
     type: Literal["none", "auto", "required", "function"]
+    """`function` where one is named."""
     function: NamedFunction | None = None
+    """Which function is called, and no other."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -106,10 +112,20 @@ AnyToolChoice = Annotated[
             {
                 "type": "object",
                 "properties": {
-                    "type": {"type": "string", "const": "function"},
+                    "type": {
+                        "type": "string",
+                        "const": "function",
+                        "description": "Always `function`.",
+                    },
                     "function": {
                         "type": "object",
-                        "properties": {"name": {"type": "string"}},
+                        "description": "Which function is called, and no other.",
+                        "properties": {
+                            "name": {
+                                "type": "string",
+                                "description": "One of the names in `tools`.",
+                            }
+                        },
                         "required": ["name"],
                     },
                 },
@@ -125,6 +141,7 @@ class CalledFunction(Body):
     """The function that was called."""
 
     name: FunctionName
+    """The name that was called."""
     arguments: Annotated[StrictStr, Field(max_length=MAX_ARGUMENTS)]
     """JSON text of an object. Any other text, of a call that was cut off, is shown as it is."""
     parsed_arguments: Any = None
@@ -135,8 +152,11 @@ class MessageToolCall(Body):
     """A call of an earlier answer."""
 
     id: Annotated[Line, Field(min_length=1, max_length=200)]
+    """Id of the call, which the message with its result names."""
     type: Literal["function"] = "function"
+    """Always `function`."""
     function: CalledFunction
+    """What was called, with its arguments."""
     index: Any = None
     """Not read: helpers that put streams together leave it."""
 
@@ -149,6 +169,7 @@ class AnsweredFunction(Answer):
     """The function that a model calls."""
 
     name: str
+    """One of the names in `tools`."""
     arguments: str
     """JSON text of an object that `parameters` allows; cut off where the answer was."""
 
@@ -157,8 +178,11 @@ class AnsweredCall(Answer):
     """A call in an answer."""
 
     id: str
+    """Id of the call; the message with its result names it."""
     type: Literal["function"] = "function"
+    """Always `function`."""
     function: AnsweredFunction
+    """What is called, with its arguments."""
 
 
 class ToolCallDelta(Answer):
@@ -167,5 +191,8 @@ class ToolCallDelta(Answer):
     index: int
     """Of the call in its answer, from 0."""
     id: str
+    """Id of the call."""
     name: str
+    """The function that is called."""
     arguments: str
+    """More of the arguments' JSON text."""

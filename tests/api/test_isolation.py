@@ -57,6 +57,7 @@ WORDS = {
         "file",
     ),
     *("created_after", "created_before", "expires_at", "id", "since", "source"),
+    *("tool_call_id", "arguments", "description"),  # of calls of tools
 }
 """Those that name no row of a team: words, times, patterns, and what administrators register."""
 RIVALS = {"adapter": ("model",), "job": ("model",)}

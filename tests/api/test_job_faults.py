@@ -109,7 +109,7 @@ def test_a_value_a_bound_and_a_choice_are_named(team: Team) -> None:
 
 def test_an_adapter_or_a_name_in_the_wrong_place_is_recognised(team: Team) -> None:
     found = faults(team, job_body(team.dataset(), model=new_id("adp")))
-    assert "This is an adapter" in found["/model"]["detail"]
+    assert "is the id of an adapter" in found["/model"]["detail"]
     dataset = team.upload(rows(3), name="words").json()["id"]
     assert dataset in faults(team, job_body("words"))["/dataset"]["detail"]
     assert "upload the file first" in faults(team, job_body("rows.jsonl"))["/dataset"]["detail"]

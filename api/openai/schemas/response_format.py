@@ -27,7 +27,9 @@ class ResponseFormat(Body):
     """What an answer is held to."""
 
     type: Literal["text", "json_object", "json_schema"]
+    """Free text, any JSON object, or JSON that fits `json_schema`."""
     json_schema: JsonSchemaFormat | None = None
+    """The schema, with the type `json_schema`."""
     object_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     """Of a `json_object`, as some servers and instructor write it."""
 

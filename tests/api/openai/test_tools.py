@@ -213,9 +213,9 @@ CALL: Any = {"id": "call_1", "type": "function", "function": {"name": "f", "argu
             "did you mean Digit",
         ),
         ({"tool_choice": {"type": "function"}}, "tool_choice", "name a function"),
-        ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "boolean"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "true or false"),
         ({"functions": [{"name": "f"}]}, "functions", "`tools`"),
-        ({"function_call": "auto"}, "function_call", "`tool_choice`"),
+        ({"function_call": {"name": "f"}}, "function_call", "`tool_choice`"),
         (
             {"messages": [{"role": "tool", "content": "x", "tool_call_id": "call_9"}]},
             "messages[0].tool_call_id",
