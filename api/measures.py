@@ -30,7 +30,7 @@ class Measures:
         self._ended: tuple[float, Jobs] = (-math.inf, {})
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter(
-            "grit_http_requests",
+            "grit_http_requests_total",
             f"Answered requests. {_OWN}",
             ["method", "route", "status"],
             registry=self.registry,

@@ -30,6 +30,12 @@ _FOREIGN: Final = frozenset({"README.md"})
 _FOREIGN_NAMES: Final = frozenset({"from_float", "grit_vlm", "x_proj"})
 """Names of libraries that the code does not call."""
 _OF_THE_MACHINE: Final = re.compile(r"/(dev|etc|home|proc|run|sys|tmp|usr|var)\b")
+_NOT_SERVED: Final = frozenset({
+    *("/chat/completions", "/v1/v1/models", "/openai/v1/files"),
+    *("/v1/completions", "/v1/responses", "/v1/embeddings"),
+    "/grit",  # the example of a proxy's prefix
+})
+"""Paths that a page names because the API does not have them."""
 _PUBLIC_PAGES: Final = {"/docs": {"get"}, "/docs/{name}": {"get"}, "/openapi.json": {"get"}}
 
 
@@ -120,6 +126,7 @@ def test_every_path_of_the_api_that_a_page_names_exists(page: str) -> None:
         if (
             re.fullmatch(r"/[a-z][\w/{}-]*", word.text)
             and not _OF_THE_MACHINE.match(word.text)
+            and word.text not in _NOT_SERVED
             and not knows_path(word.text)
         ):
             prefix = any(known.startswith(f"{word.text}/") for known in _paths())
