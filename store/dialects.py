@@ -1,13 +1,27 @@
 """The few statements that SQLite and PostgreSQL share in meaning but not in SQLAlchemy's names."""
 
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Table, func
+from sqlalchemy import Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from store.models import Base
+
+_LOCKS: Final = 0x67726974
+"""First key of our advisory locks: "grit"."""
+
+
+def take_turn(session: Session, name: str) -> None:
+    """Wait for other transactions that took the turn of this name; it is held until the commit.
+
+    On SQLite one transaction writes at a time anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        second = zlib.crc32(name.encode()) & 0x7FFFFFFF
+        session.execute(select(func.pg_advisory_xact_lock(_LOCKS, second)))
 
 
 def insert_unless_there(session: Session, row: type[Base], columns: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from store.database_time import database_now
-from store.dialects import upsert
+from store.dialects import take_turn, upsert
 from store.lifecycle import ACTIVE
 from store.models import Job, JobStatus, Team, Turn
 
@@ -37,7 +37,9 @@ def take_next(
 ) -> Job | None:
     """Lock the next job of a device and note its team's turn; none if no job is ready.
 
-    A job that another process claims at this moment is passed over.
+    The claims of a device come one after the other, so that each sees what the others took: else
+    workers that are woken at once would give all of their turns to one team, beyond its bound. A
+    job that another process changes at this moment is passed over.
 
     Args:
         session: The caller's transaction.
@@ -45,6 +47,7 @@ def take_next(
         queues: The queues that the device serves now, its own among them.
         max_running_jobs: Of one team on the device, unless its own row says otherwise.
     """
+    take_turn(session, f"claims of {device}")
     heads = _select_heads(device, queues, max_running_jobs=max_running_jobs)
     for team, queue in session.execute(heads):
         job = session.scalars(_select_first(team, queue)).first()

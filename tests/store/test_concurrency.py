@@ -1,6 +1,7 @@
 """Races settled by the database: real threads and connections, on both databases."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -41,11 +42,17 @@ def race(work: Callable[[int], Any], racers: int = RACERS) -> list[Any]:
         return list(pool.map(run, range(racers)))
 
 
-def _claim(engine: Engine, number: int) -> attempts.Claim | None:
+def _claim(
+    engine: Engine, number: int, *, max_running_jobs: int | None = None
+) -> attempts.Claim | None:
     return run_in_transaction(
         engine,
         lambda session: attempts.claim_next(
-            session, queue="cpu", worker_id=f"wrk_{number}", lease_seconds=60
+            session,
+            queue="cpu",
+            worker_id=f"wrk_{number}",
+            lease_seconds=60,
+            max_running_jobs=max_running_jobs,
         ),
     )
 
@@ -84,6 +91,24 @@ def test_as_many_jobs_as_claimers_go_to_one_each(engine: Engine) -> None:
     while (more := _claim(engine, 0)) is not None:
         won.append(more.job.id)
     assert set(won) == queued
+
+
+def test_workers_that_claim_at_once_share_their_turns_among_the_teams(engine: Engine) -> None:
+    for team in ("first", "second"):
+        for _ in range(RACERS):
+            queued_job(engine, team=team)
+    won = [claimed for claimed in race(lambda number: _claim(engine, number)) if claimed]
+    assert Counter(claimed.job.team for claimed in won) == {
+        "first": RACERS // 2,
+        "second": RACERS // 2,
+    }
+
+
+def test_the_bound_of_running_jobs_holds_for_workers_that_claim_at_once(engine: Engine) -> None:
+    for _ in range(RACERS):
+        queued_job(engine)
+    won = race(lambda number: _claim(engine, number, max_running_jobs=2))
+    assert len([claimed for claimed in won if claimed is not None]) == 2
 
 
 def test_one_idempotency_key_used_in_parallel_creates_one_job(engine: Engine) -> None:
