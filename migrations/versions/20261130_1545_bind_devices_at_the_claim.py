@@ -33,7 +33,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # No code of before claims from the queue of a strategy: its jobs wait for their first device.
+    # No code of before claims from the queue of a strategy: its jobs get a device now.
     _settle_waiting_jobs()
     op.drop_column("jobs", "device_options")
     op.drop_table("turns")
@@ -50,9 +50,16 @@ def _settle_waiting_jobs() -> None:
         sa.column("training", JSON),
         sa.column("device_options", JSON),
     )
+    workers = sa.table("workers", sa.column("queues", JSON))
+    lists = connection.execute(sa.select(workers.c.queues)).scalars()
+    served = {queue for queues in lists for queue in queues}
     waiting = sa.select(jobs).where(jobs.c.queue.like("auto:%"))
     for row in connection.execute(waiting).all():
-        device, choice = next(iter(_choices(row).items()))
+        choices = _choices(row)
+        # The first that a worker of the last day serves: on another they would wait for ever.
+        # Without one, the last, which more machines have.
+        device = next((each for each in choices if each in served), list(choices)[-1])
+        choice = choices[device]
         connection.execute(
             sa
             .update(jobs)

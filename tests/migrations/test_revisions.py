@@ -19,7 +19,7 @@ from store.keys import authenticate
 from store.models import Adapter, AdapterOrigin, ApiKey, Base, Job, JobKind, Team
 from store.settings import Settings
 from tests.builders import MODEL, TEAM, new_job, prepare, queued_job, running_job
-from tests.store.test_device_binding import open_job
+from tests.store.test_device_binding import BATCH_SIZES, open_job, start_worker
 
 if TYPE_CHECKING:
     from tests.services import Postgres
@@ -241,21 +241,28 @@ def test_teams_and_keys_of_the_second_revision_live_on_and_go_back(empty: Engine
     empty.dispose()
 
 
-def test_a_step_back_has_the_jobs_of_a_strategy_wait_for_its_first_device(empty: Engine) -> None:
+@pytest.mark.parametrize(
+    ("served", "device"), [((), "cpu"), (("cpu",), "cpu"), (("cpu", "mps"), "mps")]
+)
+def test_a_step_back_gives_the_jobs_of_a_strategy_the_first_device_that_is_served(
+    empty: Engine, served: tuple[str, ...], device: str
+) -> None:
     migrate.upgrade(empty)
+    for queue in served:
+        start_worker(empty, queue)
     waiting = open_job(empty, "cuda", "mps", "cpu")
     named = queued_job(empty)
     migrate.downgrade(empty, "0005")
     with empty.connect() as connection:
         found = connection.execute(text("SELECT id, queue, device, device_reason FROM jobs"))
         assert {row.id: tuple(row)[1:] for row in found} == {
-            waiting.id: ("cuda", "cuda", "cuda it is"),
+            waiting.id: (device, device, f"{device} it is"),
             named.id: ("cpu", "cpu", None),
         }
     migrate.upgrade(empty)
     with transaction(empty, read_only=True) as session:
         job = session.get_one(Job, waiting.id)
-        assert (job.device_options, job.training["batch_size"]) == (None, 8)
+        assert (job.device_options, job.training["batch_size"]) == (None, BATCH_SIZES[device])
     empty.dispose()
 
 
