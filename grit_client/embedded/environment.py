@@ -7,6 +7,7 @@ set wins, but for the home, the key file and the broker, which are the superviso
 import hashlib
 import os
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from grit_client.home import Home
 
@@ -33,10 +34,14 @@ def queue_prefix(home: Home) -> str:
 
 def child_environment(home: Home, *, broker_url: str) -> dict[str, str]:
     """The environment of every process of the service."""
+    # Handed on, not read: children inherit the caller's settings.
+    own = dict(os.environ)  # noqa: TID251
+    if urlsplit(broker_url).password is not None:  # the caller's is of another broker
+        own["GRIT_BROKER_PASSWORD"] = ""
     return {
         **EMBEDDED_DEFAULTS,
         "GRIT_QUEUE_PREFIX": queue_prefix(home),
-        **os.environ,  # noqa: TID251 - handed on, not read: children inherit the caller's settings
+        **own,
         "GRIT_HOME": str(home.folder),
         "GRIT_KEY_FILE": str(home.key_file),
         "GRIT_BROKER_URL": broker_url,

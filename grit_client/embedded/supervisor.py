@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -136,10 +136,7 @@ class Supervisor:
                 stage=API,
                 pass_fds=(listener.fileno(),),
             )
-            self._start_workers(CPU, environment)
-            for device in probe.result():
-                self._start_workers(device, environment)
-            self._wait_until(self._api_is_ready, READY_SECONDS, "The service is not ready")
+            self._start_all_workers(probe.result(), environment)
         finally:
             probe.cancel()
         self._home.write_private(self._home.url_file, f"{self._record.url}\n")
@@ -180,6 +177,15 @@ class Supervisor:
                 process.wait()
         if process.returncode != 0:
             raise EmbeddedError(self._with_log("The database cannot be migrated", "migrate"))
+
+    def _start_all_workers(self, found: Sequence[Device], environment: dict[str, str]) -> None:
+        """Start the workers of accelerators, then those of the CPU, and wait until all serve."""
+        # In this order: a worker of the CPU that is alone claims what waited for an accelerator.
+        for devices in (found, [CPU]):
+            for device in devices:
+                self._start_workers(device, environment)
+            if devices:
+                self._wait_until(self._api_is_ready, READY_SECONDS, "The service is not ready")
 
     def _start_workers(self, device: Device, environment: dict[str, str]) -> None:
         # A worker's drain is bounded by its own setting; ours only has to be longer.

@@ -12,16 +12,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from grit_client.embedded import control
 from grit_client.embedded.children import Child
-from grit_client.embedded.environment import queue_prefix
+from grit_client.embedded.environment import child_environment, queue_prefix
 from grit_client.embedded.identity import Identity
 from grit_client.embedded.record import Record
 from grit_client.embedded.supervisor import Options, Supervisor, only_one
 from grit_client.errors import EmbeddedError
 from grit_client.home import Home
+from store.database import create_engine_from, transaction
+from store.migrate import upgrade
+from store.models import Attempt, Worker
+from store.settings import Settings, load_settings
 from tests.grit_client.conftest import GRIT, Ran
+from tests.store.test_device_binding import open_job, read
 
 Grit = Callable[..., Ran]
 PROCESSES = {"broker", "api", "worker-cpu", "worker-infer.cpu"}
@@ -160,6 +166,66 @@ def test_two_homes_with_one_broker_do_not_take_each_others_requests(
             assert used == {queue_prefix(each)}
     finally:
         control.stop(other)
+
+
+ONE_CARD = """
+import sys, time
+from grit_client.embedded import supervisor
+from grit_client.embedded.devices import Device
+from grit_client.home import Home
+
+class OneCard(supervisor.DeviceProbe):
+    def result(self):
+        time.sleep(8)  # torch is loaded for the answer, which takes longer than a worker's start
+        return [Device(kind="cuda", environment={"CUDA_VISIBLE_DEVICES": "0"})]
+
+supervisor.DeviceProbe = OneCard
+home = Home.at(sys.argv[1])
+supervisor.Supervisor(home, supervisor.Options(), say=lambda line: print(line, flush=True)).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_job_that_waited_for_a_card_does_not_go_to_the_cpu_when_the_service_starts(
+    home: Home,
+) -> None:
+    home.prepare()
+    engine = create_engine_from(Settings(home=home.folder))
+    upgrade(engine)
+    job = open_job(engine, "cuda", "cpu")
+    output = home.folder / "output"
+    with output.open("wb") as file:
+        service = subprocess.Popen(
+            [sys.executable, "-c", ONE_CARD, str(home.folder)], stdout=file, stderr=file
+        )
+    try:
+        # No card is here, so that the attempt fails; whose it was is what counts.
+        wait_for(lambda: service.poll() is not None or read(engine, job).attempt > 0)
+        with transaction(engine, read_only=True) as session:
+            devices = session.scalars(
+                select(Worker.device)
+                .join(Attempt, Attempt.worker_id == Worker.id)
+                .where(Attempt.job_id == job.id)
+            ).all()
+    finally:
+        service.terminate()
+        service.wait(60)
+        engine.dispose()
+    assert set(devices) == {"cuda"}, output.read_text()
+
+
+def test_the_own_broker_takes_no_password_that_the_caller_set_for_another(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIT_BROKER_PASSWORD", "of another broker")
+    environment = child_environment(home, broker_url="redis://:own@127.0.0.1:1/0")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().broker_url == "redis://:own@127.0.0.1:1/0"
+    monkeypatch.setenv("GRIT_BROKER_PASSWORD", "of this one")
+    named = child_environment(home, broker_url="redis://127.0.0.1:1/0")
+    assert named["GRIT_BROKER_PASSWORD"] == "of this one"
 
 
 def test_a_second_supervisor_of_a_home_is_refused_in_words(home: Home) -> None:
