@@ -1,16 +1,20 @@
 """What the routes work with: one object per process, made from the settings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from anyio import to_thread
 from sqlalchemy import Engine
 
+from api.readiness import Look
 from api.storage_space import StorageSpace
 from store.database import create_engine_from
 from store.inference import Mailbox
 from store.objects import Objects
 from store.queue import Doorbell
 from store.settings import Settings
+from store.tables import check_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,8 @@ class Services:
     doorbell: Doorbell
     mailbox: Mailbox
     space: StorageSpace
+    looks: Mapping[str, Look]
+    """By the part that each looks at: what readiness asks."""
 
     async def close(self) -> None:
         """Close what is open."""
@@ -35,11 +41,19 @@ def open_services(settings: Settings) -> Services:
     """Prepare the parts; the database and the broker are connected at their first use."""
     if settings.is_sqlite:
         settings.home.mkdir(parents=True, exist_ok=True)
+    engine, objects, mailbox = create_engine_from(settings), Objects(settings), Mailbox(settings)
+    parts = {
+        # What it returns is a warning, which the start has logged.
+        "database": partial(check_tables, engine),
+        "objects": objects.ping,
+        "broker": mailbox.ping,
+    }
     return Services(
         settings=settings,
-        engine=create_engine_from(settings),
-        objects=Objects(settings),
+        engine=engine,
+        objects=objects,
         doorbell=Doorbell(settings),
-        mailbox=Mailbox(settings),
+        mailbox=mailbox,
         space=StorageSpace(settings),
+        looks={name: Look(name, ask) for name, ask in parts.items()},
     )

@@ -2,7 +2,6 @@
 
 import platform
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +22,6 @@ from store import jobs
 from store.database import transaction
 from store.errors import StoreError
 from store.lifecycle import ENDED, OPEN
-from store.tables import TablesOutdated, check_tables
 
 router = ServiceRouter("service")
 log = structlog.get_logger(__name__)
@@ -49,12 +47,12 @@ def read_readiness(response: Response, services: ServicesDep) -> Readiness:
     """
     space = services.space.look()
     checks = {
-        "database": _check(lambda: _check_database(services)),
-        "objects": _check(services.objects.ping),
+        "database": services.looks["database"].check(),
+        "objects": services.looks["objects"].check(),
         "storage": space.words,
-        "broker": _check(services.mailbox.ping),
+        "broker": services.looks["broker"].check(),
     }
-    queues = _queues(services)
+    queues = _queues(services) if checks["database"] == "ok" else None
     checks["training"] = _served(queues, "training", "no live worker trains: jobs wait")
     checks["inference"] = _served(queues, "inference", "no live worker answers requests")
     ready = checks["database"] == "ok" and checks["objects"] == "ok" and not space.is_full
@@ -65,22 +63,6 @@ def read_readiness(response: Response, services: ServicesDep) -> Readiness:
         checks=checks,
         queues=[QueueRead.model_validate(asdict(each)) for each in queues or ()],
     )
-
-
-def _check_database(services: Services) -> None:
-    check_tables(services.engine)  # what it returns is a warning, which the start has logged
-
-
-def _check(look: Callable[[], object]) -> str:
-    try:
-        look()
-    except TablesOutdated as error:
-        log.warning("not_ready", reason=str(error))
-        return str(error)
-    except (StoreError, OSError) as error:
-        log.warning("not_ready", reason=str(error))
-        return "does not answer"
-    return "ok"
 
 
 def _queues(services: Services) -> list[QueueState] | None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from sqlalchemy import delete
 from starlette.testclient import TestClient
 
@@ -93,6 +95,29 @@ def test_a_missing_bucket_is_unready(sqlite_url: str, s3: S3, tmp_path: Path) ->
         ready = client.get("/readyz")
     assert ready.status_code == 503
     assert ready.json()["checks"]["objects"] == "does not answer"
+
+
+def test_a_part_that_is_silent_is_unready_soon_however_many_ask(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        port = silent.getsockname()[1]
+        settings = Settings(
+            home=tmp_path,
+            database_url=sqlite_url,
+            objects_url="s3://bucket/here",
+            s3_endpoint=f"http://127.0.0.1:{port}",
+            s3_access_key_id="key",
+            s3_secret_access_key=SecretStr("secret"),
+        )
+        began = time.monotonic()
+        with TestClient(create_app(settings)) as client, ThreadPoolExecutor(60) as pool:
+            answers = list(pool.map(lambda _: client.get("/readyz"), range(60)))
+        # Alone, the store would be waited for as long as it may be silent in an upload.
+        assert time.monotonic() - began < settings.objects_silence_seconds
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.json()["checks"]["objects"] for answer in answers} == {"does not answer"}
+    assert {answer.json()["checks"]["database"] for answer in answers} == {"ok"}
 
 
 def test_measures_count_requests_and_jobs_without_names(team: Team) -> None:
