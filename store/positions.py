@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from store.job_rows import JobRow
 from store.models import Job, JobStatus, Team, Turn
-from store.queue import queues_served, serving_device
+from store.queue import candidate_devices, queues_served, serving_device
 from store.turns import IS_QUEUED, count_running
 
 MAX_POSITION: Final = 1000
@@ -64,11 +64,15 @@ class Positions:
     def _line(self, queue: str) -> tuple[list[str], dict[str, _Standing]]:
         """Return the queues that share a device with this one now, and their waiting teams."""
         device = serving_device(queue, self._live)
-        line = device or queue
-        if line not in self._lines:
-            queues = [queue] if device is None else queues_served(device, self._live)
-            self._lines[line] = queues, self._standings(line, queues)
-        return self._lines[line]
+        if device is None:  # as if a worker of the device came that a plan assumes
+            candidates = candidate_devices(queue)
+            device = "cpu" if "cpu" in candidates else candidates[0]
+        if device not in self._lines:
+            found = queues_served(device, self._live)
+            served = {each: serving_device(each, self._live) for each in found}
+            queues = [each for each in found if each == device or served[each] in {None, device}]
+            self._lines[device] = queues, self._standings(device, queues)
+        return self._lines[device]
 
     def _standings(self, device: str, queues: Sequence[str]) -> dict[str, _Standing]:
         busy = count_running(device).subquery("busy")

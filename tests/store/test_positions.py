@@ -1,6 +1,7 @@
 """The place of a waiting job is the order in which jobs are claimed."""
 
 import random
+from collections.abc import Collection
 
 from sqlalchemy import Engine
 
@@ -11,9 +12,9 @@ from tests.builders import claim, finish, queued_job
 from tests.store.test_device_binding import open_job
 
 
-def places(engine: Engine, *jobs: Job) -> list[int | None]:
+def places(engine: Engine, *jobs: Job, live: Collection[str] = ("cpu",)) -> list[int | None]:
     with transaction(engine, read_only=True) as session:
-        found = Positions(session, {"cpu"})
+        found = Positions(session, live)
         return [found.place(job) for job in jobs]
 
 
@@ -38,6 +39,20 @@ def test_the_place_counts_the_turns_of_other_teams_and_not_their_priority(engine
     loud = [queued_job(engine, team="loud", priority=100) for _ in range(3)]
     quiet = queued_job(engine, team="quiet")
     assert places(engine, *loud, quiet) == [1, 3, 4, 2]
+
+
+def test_before_a_worker_is_live_named_and_free_jobs_have_places_in_one_line(
+    engine: Engine,
+) -> None:
+    waiting = [
+        open_job(engine, "cuda", "mps", "cpu"),
+        queued_job(engine),
+        open_job(engine, "cpu", "cuda", "mps"),
+    ]
+    assert places(engine, *waiting, live=()) == [1, 2, 3]
+    # One that names another device is in no line with those that the live worker claims.
+    elsewhere = queued_job(engine, queue="cuda")
+    assert places(engine, *waiting, elsewhere) == [1, 2, 3, 1]
 
 
 def test_a_job_that_is_claimed_while_it_is_looked_at_has_a_place_all_the_same(
