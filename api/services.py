@@ -1,6 +1,6 @@
 """What the routes work with: one object per process, made from the settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from api.readiness import Look
 from api.storage_space import StorageSpace
 from store.database import create_engine_from
+from store.folders import make_folder
 from store.inference import Mailbox
 from store.objects import Objects
 from store.queue import Doorbell
@@ -40,9 +41,9 @@ class Services:
 def open_services(settings: Settings) -> Services:
     """Prepare the parts; the database and the broker are connected at their first use."""
     if settings.is_sqlite:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_folder(settings.home, what="the home folder", setting="GRIT_HOME")
     engine, objects, mailbox = create_engine_from(settings), Objects(settings), Mailbox(settings)
-    parts = {
+    parts: dict[str, Callable[[], object]] = {
         # What it returns is a warning, which the start has logged.
         "database": partial(check_tables, engine),
         "objects": objects.ping,

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from store.database_errors import translating_errors
 from store.errors import StorageUnavailable
+from store.folders import make_folder
 from store.settings import Settings
 
 Result = TypeVar("Result")
@@ -139,13 +140,7 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
     if not url.database or url.database == ":memory:":
         raise ValueError("GRIT_DATABASE_URL: SQLite needs a file; rows must outlive the process")
     file = Path(url.database).absolute()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"the database's folder {file.parent} cannot be made ({error.strerror}); set GRIT_HOME"
-            " to a folder that this user may write to"
-        ) from None
+    make_folder(file.parent, what="the database's folder", setting="GRIT_HOME")
     kind = file_system_of(file.parent)
     if kind in NETWORK_FILE_SYSTEMS:
         raise ValueError(

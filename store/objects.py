@@ -28,6 +28,7 @@ from store.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from store.folders import make_folder
 from store.manifests import MANIFEST_NAME, FileEntry, Manifest, file_sha256
 from store.object_errors import describe, is_missing_bucket
 from store.settings import Settings
@@ -56,13 +57,18 @@ class Objects:
     """The object store of a deployment. Safe to share between threads."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the store; a local folder is made if need be."""
+        """Open the store; a local folder is made if need be.
+
+        Raises:
+            ValueError: If it cannot be made.
+        """
         url = urlsplit(settings.objects_url)
         self._folder: Path | None = None
         self._store: LocalStore | S3Store
         if url.scheme == "file":
             self._folder = Path(unquote(url.path))
-            self._folder.mkdir(parents=True, exist_ok=True)
+            setting = "GRIT_OBJECTS_URL or GRIT_HOME"
+            make_folder(self._folder, what="the folder of objects", setting=setting)
             self._store = LocalStore(self._folder)
         else:
             self._store = _s3_store(settings, bucket=url.netloc, prefix=url.path.strip("/"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, bootsteps, signals
+from celery.concurrency import get_implementation
 from kombu.transport import TRANSPORT_ALIASES
 
 from store.collection import collect_if_due
@@ -148,6 +149,7 @@ class ProcessStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships
         global _process  # noqa: PLW0603 - one worker is one process
         queues = list(parent.app.amqp.queues.consume_from)
         try:
+            check_pool(parent.pool_cls, one_queue(queues))
             _process = WorkerProcess(_settings, queues)
             _process.start()
         except (DeviceTaken, OSError, ValueError) as error:
@@ -189,6 +191,22 @@ def one_queue(queues: list[str]) -> str:
         f"A worker serves one queue, not {', '.join(queues) or 'none'}. Name it with -Q:"
         f" {', '.join(known)}."
     )
+
+
+def check_pool(pool: type, queue: str) -> None:
+    """Check that tasks run in this process: what runs beside them is in it, and no fork has it.
+
+    Args:
+        pool: The class of Celery's pool.
+        queue: What the worker serves.
+
+    Raises:
+        ValueError: It is not the pool that such a worker needs.
+    """
+    wanted, option = ("solo", "") if queue in TRAINING_QUEUES else ("threads", " -c 20")
+    fits = issubclass(pool, get_implementation(wanted))
+    if not fits:
+        raise ValueError(f"A worker of the queue {queue} needs --pool {wanted}{option}.")
 
 
 def _on_setup_logging(loglevel: int = logging.INFO, **_options: Any) -> None:

@@ -12,6 +12,8 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from store.folders import make_folder
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -70,7 +72,7 @@ class DeviceLock:
         Raises:
             DeviceTaken: A living worker holds it; the message names its process and the remedy.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent, what="the folder of locks", setting="GRIT_HOME")
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + wait_seconds
         while not _locked(fd):

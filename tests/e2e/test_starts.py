@@ -34,13 +34,14 @@ PROCESSES = {
     "worker-cpu": (*CELERY, "cpu", "--pool", "solo"),
     "worker-infer": (*CELERY, "infer.cpu", "--pool", "threads", "-c", "2"),
 }
+FORKING = {"train": (*CELERY, "cpu"), "infer": (*CELERY, "infer.cpu", "--pool", "prefork")}
 
 
 def start(process: str, home: Path, **variables: str) -> tuple[int, str]:
     """Start a process that is to end by itself; return its status and all that it wrote."""
     given = {"GRIT_HOME": str(home), "GRIT_BROKER_URL": f"redis://127.0.0.1:{reserve_port()}/0"}
     done = subprocess.run(
-        [sys.executable, *PROCESSES[process]],
+        [sys.executable, *(PROCESSES | FORKING)[process]],
         cwd=ROOT,
         env={**os.environ, **given, **variables},
         capture_output=True,
@@ -92,8 +93,34 @@ def test_a_process_on_tables_of_an_older_version_says_to_migrate_them(
     assert "run `python -m store migrate`" in text
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    status, text = start("worker-cpu", tmp_path / "file")
+@pytest.mark.parametrize(
+    ("process", "wanted"), [("train", "--pool solo"), ("infer", "--pool threads")]
+)
+def test_a_worker_whose_tasks_would_run_in_forks_names_the_pool(
+    process: str, wanted: str, tmp_path: Path
+) -> None:
+    engine = create_engine_from(Settings(home=tmp_path))
+    migrate.upgrade(engine)
+    engine.dispose()
+    status, text = start(process, tmp_path)
     assert status == 2
-    assert str(tmp_path / "file") in text
+    assert f"needs {wanted}" in text
+
+
+@pytest.mark.parametrize("process", ["api", "worker-cpu"])
+def test_a_folder_that_cannot_be_made_is_named_with_its_setting(
+    process: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    status, text = start(process, tmp_path / "file")
+    assert status == 2
+    assert f"{tmp_path / 'file'}" in text
+    assert "set GRIT_HOME to a folder" in text
+
+
+def test_a_folder_of_objects_that_cannot_be_made_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    status, text = start("api", tmp_path, GRIT_OBJECTS_URL=f"file://{tmp_path}/file/objects")
+    assert status == 2
+    assert f"the folder of objects {tmp_path}/file/objects cannot be made" in text
+    assert "set GRIT_OBJECTS_URL" in text
