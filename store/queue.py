@@ -135,6 +135,19 @@ class Doorbell:
         """Say that a training queue has work; true if the broker took the message."""
         return self._send(CLAIM_TASK, [queue], queue)
 
+    def num_unheard(self, queue: str) -> int | None:
+        """Count the messages of a queue that no worker has taken; none if the broker is away."""
+        from kombu.exceptions import KombuError  # noqa: PLC0415 - as in create_celery
+        from redis.exceptions import RedisError  # noqa: PLC0415
+
+        try:
+            _, connections = self._producer()
+            with connections.acquire(block=True, timeout=_SOCKET_SECONDS) as connection:
+                # Not passive: whether a list is there is asked without the prefix of its name.
+                return int(connection.default_channel.queue_declare(queue).message_count)
+        except (OSError, KombuError, RedisError):
+            return None
+
     def ring_models(self, queues: Iterable[str]) -> bool:
         """Say to the workers of some queues that base models wait to be looked up and probed.
 

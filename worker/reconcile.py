@@ -6,7 +6,8 @@ has rung for lately. Both are compare-and-set in the store, so any number of wor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from store.queue import Doorbell
     from store.settings import Settings
 
+MAX_UNHEARD: Final = 8
+"""Bells of a queue that wait in the broker, after which no further one is rung for old rows."""
 _log = structlog.get_logger(__name__)
 
 
@@ -38,6 +41,11 @@ def reconcile(engine: Engine, doorbell: Doorbell, settings: Settings) -> None:
             seen_within_seconds=settings.worker_seen_seconds,
         ),
     )
-    for queue in queues:
-        rung = doorbell.ring(queue)
-        _log.info("rang_again", queue=queue, taken=rung)
+    for queue, num_due in Counter(queues).items():
+        unheard = doorbell.num_unheard(queue)
+        # Idle workers hear at once. Where bells wait, all are busy, for hours perhaps: more of them
+        # would fill the broker.
+        num_bells = 0 if unheard is None else min(num_due, max(0, MAX_UNHEARD - unheard))
+        num_rung = sum(doorbell.ring(queue) for _ in range(num_bells))
+        if num_rung or unheard is None:
+            _log.info("rang_again", queue=queue, bells=num_rung, taken=unheard is not None)
