@@ -84,7 +84,7 @@ class AnswerPieces:
         self._reader: CallReader | None = None
         if request.tools is not None and calls is not None:
             forced = request.tools.mode is ToolMode.REQUIRED
-            self._reader = CallReader(calls, forced=forced)
+            self._reader = CallReader(calls, forced=forced, only_at_start=bool(request.grammar))
 
     def add(self, piece: str) -> None:
         """Take the next piece of what the model wrote."""

@@ -4,9 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from string import ascii_letters, digits
+from typing import Final
 
-from grit_core.tools.call_format import NAME_PATTERN, CallFormat, pattern
+from grit_core.tools.call_format import ID_MARK, NAME_PATTERN, CallFormat, pattern
 from grit_core.tools.definitions import WrittenCall
+
+_NAME_CHARACTERS: Final = f"{ascii_letters}{digits}_-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +39,27 @@ class CallReader:
     not whole yet, and white space before it, are held back.
     """
 
-    def __init__(self, call_format: CallFormat, *, forced: bool) -> None:
+    def __init__(
+        self, call_format: CallFormat, *, forced: bool, only_at_start: bool = False
+    ) -> None:
         """Begin an answer.
 
         Args:
             call_format: How calls are written.
             forced: Whether the answer begins with a call, as its grammar demands.
+            only_at_start: Whether an answer that does not begin with a call has none: one that is
+                held to a schema may hold whatever begins a call in its texts.
         """
         self._format = call_format
+        self._at_start = not forced and (only_at_start or not call_format.marker)
         name = f"(?P<name>{NAME_PATTERN}){pattern(call_format.middle)}"
         first = call_format.after_marker
         if forced:
             first = (call_format.lead + call_format.first).lstrip()
-        elif not call_format.marker:
-            first = call_format.first
+        elif self._at_start:
+            first = call_format.first.lstrip()
         # White space at the start of an answer may be the template's, and left out.
-        blank = r"\s*" if forced else ""
+        blank = r"\s*" if forced or self._at_start else ""
         self._first = re.compile(blank + pattern(first) + name)
         self._next = re.compile(f"{pattern(call_format.between or '')}{name}")
         self._state = _State.NAME if forced else _State.TEXT
@@ -102,10 +111,10 @@ class CallReader:
         self._state, self._waiting = _State.END, ""
 
     def _read_text(self) -> Iterator[str]:
-        marker = self._format.marker
-        if not marker:
+        if self._at_start:
             yield from self._read_start()
             return
+        marker = self._format.marker
         at = self._waiting.find(marker)
         if at >= 0:
             text = self._waiting[:at].rstrip()
@@ -118,21 +127,30 @@ class CallReader:
 
     def _read_start(self) -> Iterator[str]:
         """Read an answer whose first characters tell whether it is a call."""
-        first, waiting = self._format.first, self._waiting
-        if not self._texts and waiting.startswith(first):
+        first, begun = self._format.first.lstrip(), self._waiting.lstrip()
+        if not self._texts and begun.startswith(first):
             self._state = _State.NAME
-        elif waiting and (self._texts or not first.startswith(waiting)):
-            self._waiting = ""
-            yield self._give(waiting)
+        elif self._waiting and (self._texts or not first.startswith(begun)):
+            yield self._give_all()
 
-    def _read_name(self, written: re.Pattern[str]) -> Iterator[CallPiece]:
+    def _read_name(self, written: re.Pattern[str]) -> Iterator[str | CallPiece]:
         found = written.match(self._waiting)
         if found is None:
+            if self._at_start and not self._calls and not self._may_become_name():
+                self._state = _State.TEXT
+                yield self._give_all()
             return
         self._waiting = self._waiting[found.end() :]
         self._state, self._depth = _State.ARGUMENTS, 0
         self._calls.append((found["name"], []))
         yield CallPiece(len(self._calls) - 1, found["name"], "")
+
+    def _may_become_name(self) -> bool:
+        """Whether what waits can still go on as a call: a JSON answer may have a `name` as well."""
+        begun = self._waiting.lstrip().removeprefix(self._format.first.lstrip())
+        rest = begun.lstrip(_NAME_CHARACTERS)
+        middle = self._format.middle
+        return ID_MARK in middle or middle.startswith(rest) or rest.startswith(middle)
 
     def _read_arguments(self) -> Iterator[CallPiece]:
         end = self._end_of_arguments()
@@ -162,6 +180,10 @@ class CallReader:
                 if self._depth == 0:
                     return index + 1
         return None
+
+    def _give_all(self) -> str:
+        waiting, self._waiting = self._waiting, ""
+        return self._give(waiting)
 
     def _give(self, text: str) -> str:
         self._texts.append(text)
