@@ -38,6 +38,14 @@ _LEAD: Final = r"JSON_LEAD: /[ \n]/"
 _TOO_LARGE: Final = re.compile(r"too (big|large|many)|max is|exceed", re.IGNORECASE)
 _LOCATING_SECONDS: Final = 1.0
 
+NO_VALUE: Final = "no value begins here: it refers to itself, or leaves none"
+_REASONS: Final = (
+    ("NoExtensionBias", NO_VALUE),
+    ("fuel exhausted", "it is too large to be worked out; use smaller numbers and fewer parts"),
+    ("Unable to determine if regex is empty", "its patterns are too many to be combined"),
+)
+"""What the engine says in words of its own, by what it begins with."""
+
 
 def json_rule(schema: Mapping[str, Any], *, pointer: str = "/schema") -> str:
     """Return the part of a rule that stands for the values of a JSON schema: `%json {...}`.
@@ -143,6 +151,7 @@ def plain_reason(message: str) -> str:
     text = text.split("\n<non-verbose/>", 1)[0]
     text = re.sub(r" while processing \S+", "", text)
     text = text.replace("Unimplemented keys:", "unsupported keywords")
+    text = next((words for begin, words in _REASONS if text.startswith(begin)), text)
     if text.startswith("oneOf "):
         text = "alternatives of `oneOf` may fit one value together; use `anyOf`"
     return " ".join(text.split())[:300].rstrip(".")

@@ -7,6 +7,7 @@ left to it (`grit_core.grammars`).
 
 import json
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, Final, TypeGuard
 
 from grit_core.errors import Fault, InvalidConfig
@@ -66,8 +67,32 @@ _FORMATS: Final = frozenset({
 
 _LABELS: Final = frozenset({
     *("binary", "byte", "directory-path", "file-path", "json-string", "password", "path"),
+    *("double", "float", "int32", "int64"),
 })
-"""Formats that say what a text is for, not which texts there are."""
+"""Formats that say what a value is for, not which values there are."""
+
+_FORMAT_PATTERNS: Final[Mapping[str, str]] = {
+    "base64": r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+    # pydantic's UUID1 to UUID8
+    **{
+        f"uuid{version}": rf"^[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}"
+        r"-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+        for version in range(1, 9)
+    },
+}
+"""Formats that libraries write and the engine does not know, as patterns."""
+
+_KEYWORDS: Final = (
+    *("additionalProperties", "allOf", "anyOf", "const", "enum", "exclusiveMaximum"),
+    *("exclusiveMinimum", "format", "items", "maxItems", "maxLength", "maxProperties", "maximum"),
+    *("minItems", "minLength", "minProperties", "minimum", "multipleOf", "oneOf", "pattern"),
+    *("patternProperties", "prefixItems", "properties", "required", "type"),
+)
+"""Keywords that hold an answer, and that a slip of the pen takes out of force."""
+_NEIGHBOURS: Final = frozenset({"additionalItems", "propertyNames"})
+"""Keywords that are written like others, and are none of `_KEYWORDS`."""
+_LEAST_LIKENESS: Final = 0.75
+_NOTES: Final = frozenset({"title", "description", "default", "examples", "deprecated"})
 
 _PATTERNS: Final[Mapping[str, str]] = {
     # pydantic's Decimal
@@ -144,9 +169,8 @@ class _Reader:
         if not isinstance(schema, dict):
             return schema
         plain = {key: value for key, value in schema.items() if not _says_nothing(key, value)}
-        for key in plain:
-            if key in _FIXES:
-                self._refuse(key, _FIXES[key], path)
+        self._plain_names(plain)
+        self._check_keywords(plain, path)
         self._check_bounds(plain, path)
         self._note_reference(plain, path)
         self._plain_text(plain, path)
@@ -167,6 +191,21 @@ class _Reader:
                 f"The schema is up to {levels:,} levels deep, with its definitions where they are"
                 f" referred to; at most {MAX_CHAIN} are allowed. Use fewer definitions.",
             )
+
+    def _check_keywords(self, plain: dict[str, Any], path: Path) -> None:
+        for key in plain:
+            if key in _FIXES:
+                self._refuse(key, _FIXES[key], path)
+            elif meant := _meant_keyword(key):
+                self._fault(
+                    (*path, key),
+                    "schema_unsupported",
+                    f"There is no keyword `{key}`; did you mean `{meant}`? Write a note of your"
+                    f" own as `x-{key}`.",
+                )
+        if "required" in plain and not _is_names(plain["required"]):
+            fix = "list the names of the properties that have to be there, beside `properties`"
+            self._refuse("required", fix, path)
 
     def _check_bounds(self, plain: dict[str, Any], path: Path) -> None:
         for key in ("exclusiveMinimum", "exclusiveMaximum"):
@@ -193,12 +232,24 @@ class _Reader:
             return
         self._targets[target] = _resolve(self._root, target)
 
+    def _plain_names(self, plain: dict[str, Any]) -> None:
+        """Write names that are listed, as of `dict[Literal["a", "b"], int]`, as properties."""
+        names = _listed_texts(self._resolved(plain.get("propertyNames")))
+        if names is None or plain.keys() & {"properties", "patternProperties"}:
+            return
+        value = plain.pop("additionalProperties", True)
+        plain["properties"] = dict.fromkeys(names, value)
+        plain["additionalProperties"] = False
+        del plain["propertyNames"]
+
     def _plain_text(self, plain: dict[str, Any], path: Path) -> None:
         pattern, text_format = plain.get("pattern"), plain.get("format")
         if isinstance(pattern, str):
             plain["pattern"] = _PATTERNS.get(pattern, pattern)
         if not isinstance(text_format, str) or text_format in _FORMATS:
             return
+        if text_format in _FORMAT_PATTERNS and pattern is None:
+            plain["pattern"] = pattern = _FORMAT_PATTERNS[text_format]
         if text_format in _LABELS or isinstance(pattern, str) or not _allows_text(plain):
             del plain["format"]
         else:
@@ -273,6 +324,23 @@ def _is_left_open(schema: Mapping[str, Any]) -> bool:
         and _is_names(required)
         and described.keys() >= set(required)
     )
+
+
+def _meant_keyword(key: str) -> str:
+    """Return the keyword that another one is written like by mistake; empty for none."""
+    if key in _KEYWORDS or key in _NEIGHBOURS or key.startswith("x-"):
+        return ""
+    plain = key.replace("_", "").casefold()
+    same = [each for each in _KEYWORDS if each.casefold() == plain]
+    return next(iter(same or get_close_matches(key, _KEYWORDS, 1, _LEAST_LIKENESS)), "")
+
+
+def _listed_texts(schema: Any) -> list[str] | None:
+    """Return the texts that a schema lists; `None` where it does not only that."""
+    if not isinstance(schema, dict) or schema.keys() - {"type", "enum", "const", *_NOTES}:
+        return None
+    listed = [schema["const"]] if "const" in schema else schema.get("enum")
+    return listed if _is_names(listed) else None
 
 
 def _is_names(value: Any) -> TypeGuard[list[str]]:

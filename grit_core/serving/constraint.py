@@ -4,6 +4,7 @@ The mask of the next token depends only on the tokens so far. So it is prepared 
 while the model runs its step, and is there when the logits are.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,10 @@ from llguidance import LLMatcher
 from torch import Tensor
 
 from grit_core.errors import Fault, InvalidConfig
-from grit_core.grammars import plain_reason
+from grit_core.grammars import NO_VALUE, plain_reason
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer
+
+_log = logging.getLogger(__name__)
 
 SECONDS_AHEAD: Final = 2.0
 """Processor time that the masks of one answer may take beyond `SECONDS_PER_TOKEN` each.
@@ -97,7 +100,7 @@ class Constraint:
     def _give_up(self) -> None:
         """Note what the engine says, once it goes on no more."""
         reason = plain_reason(self._matcher.get_error())
-        if reason == "NoExtensionBias":  # the engine's name for it
+        if reason == NO_VALUE:
             self.fail(_DEAD_END)
         else:
             self.fail(reason, code="grammar_too_complex")
@@ -131,4 +134,8 @@ class MaskThread:
 
 def _prepare_all(constraints: Sequence[Constraint]) -> None:
     for constraint in constraints:
-        constraint.prepare()
+        try:
+            constraint.prepare()
+        except Exception as error:  # noqa: BLE001 - the other answers have nothing to do with it
+            _log.exception("a mask could not be prepared")
+            constraint.fail(f"the grammar engine failed ({type(error).__name__})")

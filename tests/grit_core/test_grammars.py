@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from typing import Any
 
 import jsonschema_rs
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
+from pydantic import UUID4, Base64Str, BaseModel
 
 from grit_core.errors import Fault, InvalidConfig
 from grit_core.grammars import (
@@ -122,6 +124,37 @@ def test_patterns_that_pydantic_and_zod_write_with_look_around_hold() -> None:
     )
 
 
+def test_names_that_are_listed_are_the_properties() -> None:
+    names = {"$defs": {"color": {"enum": ["red", "blue"], "title": "Color", "type": "string"}}}
+    for described in ({"$ref": "#/$defs/color"}, {"enum": ["red", "blue"]}):
+        record = {
+            **names,
+            "type": "object",
+            "propertyNames": described,
+            "additionalProperties": {"type": "boolean"},
+        }
+        assert allows(record, '{"red": true, "blue": false}')
+        assert not allows(record, '{"red": 1}')
+        assert not allows(record, '{"green": true}')
+
+
+def test_formats_that_pydantic_writes_hold() -> None:
+    class Stored(BaseModel):
+        id: UUID4
+        data: Base64Str
+
+    schema = Stored.model_json_schema()
+    assert allows(schema, json.dumps({"id": str(uuid.UUID(int=0, version=4)), "data": "aGk="}))
+    assert not allows(schema, json.dumps({"id": str(uuid.UUID(int=0, version=1)), "data": "aGk="}))
+    assert not allows(schema, json.dumps({"id": str(uuid.UUID(int=0, version=4)), "data": "a"}))
+    assert allows({"format": "int64"}, "5")
+
+
+def test_notes_of_other_programs_are_passed_over() -> None:
+    notes = ["x-order", "enumNames", "markdownDescription", "propertyOrdering", "$comment", "xml"]
+    assert allows({"type": "integer", **dict.fromkeys(notes, "a")}, "5")
+
+
 def test_a_schema_cannot_change_how_white_space_is_bounded() -> None:
     loose = {"type": "object", "x-guidance": {"whitespace_pattern": " *", "lenient": True}}
     assert not allows(loose, '{     "a": 1}')
@@ -167,6 +200,15 @@ def test_a_schema_cannot_change_how_white_space_is_bounded() -> None:
             "'x'",
         ),
         ({"items": {"minimum": "3"}}, "/items", "minimum"),
+        ({"properties": {"a": {"tpye": "string"}}}, "/properties/a/tpye", "did you mean `type`?"),
+        ({"type": "string", "max_length": 3}, "/max_length", "did you mean `maxLength`?"),
+        ({"type": "object", "requierd": ["a"]}, "/requierd", "did you mean `required`?"),
+        (
+            {"properties": {"a": {"type": "integer", "required": True}}},
+            "/properties/a/required",
+            "list the names",
+        ),
+        ({"$ref": "#"}, "", "refers to itself"),
         ({"additionalProperties": {"pattern": "("}}, "/additionalProperties", "group"),
     ],
 )
@@ -219,8 +261,13 @@ def chain(length: int, **more: Any) -> dict[str, Any]:
             },
             "too large",
         ),
+        ({"type": "integer", "multipleOf": 999_999_937, "minimum": 1}, "too large"),
+        (
+            {"allOf": [{"type": "string", "pattern": f"{n}a.*{n}b"} for n in range(12)]},
+            "too many to be combined",
+        ),
     ],
-    ids=["enum", "chain", "optional", "intersections"],
+    ids=["enum", "chain", "optional", "intersections", "multiples", "patterns"],
 )
 def test_a_schema_that_would_take_the_service_down_is_refused_within_seconds(
     schema: dict[str, Any], words: str

@@ -91,3 +91,19 @@ def test_masks_are_prepared_in_a_thread_of_their_own(constrain, tokenizer):
     assert allowed(first) == [tokenizer.convert_tokens_to_ids("a")]
     assert tokenizer.convert_tokens_to_ids("1") in allowed(second)
     assert masks.prepare([]) is None
+
+
+def test_an_answer_whose_mask_fails_ends_alone(constrain, monkeypatch):
+    failing, other = constrain({"type": "integer"}), constrain({"type": "integer"})
+
+    def fail():
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(failing, "prepare", fail)
+    masks = MaskThread()
+    try:
+        masks.prepare([failing, other]).result()
+    finally:
+        masks.close()
+    assert "RuntimeError" in failing.fault.faults[0].detail
+    assert other.fault is None
