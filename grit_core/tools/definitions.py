@@ -4,9 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from grit_core.errors import InvalidDataset
+
+_OPENING: Final = frozenset({
+    *("$ref", "allOf", "anyOf", "minProperties", "oneOf", "patternProperties", "propertyNames"),
+    "required",
+})
+"""Keywords that say which properties there are, beside `properties`."""
 
 
 class ToolMode(StrEnum):
@@ -32,7 +38,11 @@ class Tool:
         """JSON schema that the arguments of every call satisfy: an object in any case."""
         if not self.parameters:
             return {"type": "object", "properties": {}, "additionalProperties": False}
-        return {"type": "object", **self.parameters}
+        schema = {"type": "object", **self.parameters}
+        if schema.get("properties") == {} and not any(schema.get(key) for key in _OPENING):
+            # What libraries write for a function without parameters.
+            schema.setdefault("additionalProperties", False)
+        return schema
 
     def to_json(self) -> dict[str, Any]:
         """Return the definition as chat templates read it."""
