@@ -17,6 +17,9 @@ ACCEPTED: Final = "gzip"
 _GZIP: Final = frozenset({"gzip", "x-gzip"})
 _METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 _PIECE_BYTES: Final = 256 * 1024
+_MAX_MEMBERS: Final = 50_000
+"""Of one body. Each may be empty, so that no bound on what is read would end them; a file of many
+(bgzip) has one for every 64 KiB."""
 _WINDOW_BITS: Final = 31
 """The largest window, in a frame of gzip."""
 
@@ -66,6 +69,7 @@ class GzipBody:
         """Begin; `receive` has the body as it was sent."""
         self._receive = receive
         self._decoder = zlib.decompressobj(_WINDOW_BITS)
+        self._num_members = 1
         self._packed = b""
         self._is_last = False
         """Nothing more comes."""
@@ -97,7 +101,10 @@ class GzipBody:
 
     def _unpack(self) -> bytes:
         if self._decoder.eof and self._packed:
-            self._decoder = zlib.decompressobj(_WINDOW_BITS)  # gzip may have several members
+            self._num_members += 1  # gzip may have several
+            if self._num_members > _MAX_MEMBERS:
+                raise BrokenBody(f"it has more than {_MAX_MEMBERS:,} members")
+            self._decoder = zlib.decompressobj(_WINDOW_BITS)
         self._has_begun = self._has_begun or bool(self._packed)
         try:
             piece = self._decoder.decompress(self._packed, _PIECE_BYTES)

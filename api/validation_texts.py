@@ -1,10 +1,12 @@
 """What pydantic finds wrong, in our words: the field, the value, the bound, the fix."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from api.schemas.problems import safe_input
 from grit_core.config.bounds import describe_unknown_field, did_you_mean, shown
@@ -19,11 +21,13 @@ _TYPES: Final = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "list_type": "a list",
+    "content_type": "a text or a list of parts",
     "dict_type": "an object",
     "model_type": "an object",
     "model_attributes_type": "an object",
     "finite_number": "a finite number",
 }
+_LENGTH: Final = re.compile(r"(string_)?too_(short|long)")
 _BOUNDS: Final = {
     "greater_than": "a number above {gt}",
     "greater_than_equal": "a number of at least {ge}",
@@ -50,7 +54,7 @@ def describe_error(
         return describe_unknown_field(str(error["loc"][-1]), list(known), brief=brief)
     expected = _expected(kind, context)
     value = error.get("input")
-    if kind in {"too_short", "too_long", "string_too_short", "string_too_long"}:
+    if _LENGTH.fullmatch(kind) and context:
         return f"`{name}` has {_length(value)}; give {_lengths(context)}."
     if kind in {"enum", "literal_error"}:
         choices = (
@@ -74,14 +78,20 @@ def known_fields(model: Any, steps: Sequence[int | str]) -> list[str]:
     current = _models(model)
     for step in steps:
         inner = [
-            each.model_fields[str(step)].annotation
+            field.annotation
             for each in current
-            if str(step) in each.model_fields
+            for name, field in _fields(each)
+            if name == str(step)
         ]
         if inner:
             current = [found for annotation in inner for found in _models(annotation)]
-    names = [name for each in current for name in each.model_fields]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for each in current for name, _ in _fields(each)))
+
+
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the fields of a model under their names on the wire."""
+    for name, field in model.model_fields.items():
+        yield field.alias or name, field
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -82,10 +82,18 @@ class ContentPart(Body):
 
 
 def as_parts(value: Any) -> Any:
-    """Return the content of a message as its parts: a text is one, null and an empty text none."""
+    """Return the content of a message as its parts: a text is one, null and an empty text none.
+
+    Raises:
+        PydanticCustomError: If it is something else.
+    """
     if value is None or value == "":
         return []
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise PydanticCustomError("content_type", "it is neither a text nor a list of parts")
+    return value
 
 
 def content_schema(part: str) -> WithJsonSchema:

@@ -49,6 +49,14 @@ def test_a_schema_that_cannot_be_held_is_refused_by_its_place_before_any_worker(
     assert "`uniqueItems`: leave it out" in error["message"]
 
 
+def test_fields_are_named_as_they_are_sent(team: Team) -> None:
+    detail = infer(team, {}, shcema={}).json()["detail"]
+    assert detail == "There is no field 'shcema'. Did you mean schema?"
+    message = chat(team, as_format({}, shcema={})).json()["error"]["message"]
+    assert "Did you mean schema?" in message
+    assert "object_schema" not in chat(team, {"type": "text", "grammar": "x"}).text
+
+
 @pytest.mark.parametrize("schema", [True, "object", [], 3])
 def test_a_schema_that_is_no_object_is_refused(team: Team, schema: Any) -> None:
     fault = infer(team, schema).json()["errors"][0]

@@ -139,3 +139,11 @@ async def test_a_body_is_unpacked_in_pieces() -> None:
 async def test_a_frame_of_zlib_is_no_gzip() -> None:
     with pytest.raises(BrokenBody):
         await unpacked(zlib.compress(b"x"), [])
+
+
+@pytest.mark.anyio
+async def test_members_that_hold_nothing_end_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.content_encoding._MAX_MEMBERS", 20)
+    assert await unpacked(gzip.compress(b"") * 20, []) == b""
+    with pytest.raises(BrokenBody, match="more than 20 members"):
+        await unpacked(gzip.compress(b"") * 21, [])

@@ -116,3 +116,22 @@ def test_a_late_system_message_is_refused_with_the_reason(team: Team) -> None:
     (fault,) = answer.json()["errors"]
     assert fault["pointer"] == "/messages/2/role"
     assert "comes first" in fault["detail"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "a message of the user has a text or an image"),
+        ("", "a message of the user has a text or an image"),
+        ([], "a message of the user has a text or an image"),
+        ({"a": 1}, "`content` is an object; give a text or a list of parts"),
+        (5, "`content` is 5; give a text or a list of parts"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/infer", "/v1/chat/completions"])
+def test_a_content_that_is_none_says_what_it_may_be(
+    team: Team, path: str, content: Any, words: str
+) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+    answer = team.post(path, json=body).json()
+    assert words in (answer["error"]["message"] if "error" in answer else answer["detail"])

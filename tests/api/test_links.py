@@ -185,7 +185,8 @@ def test_an_app_may_be_mounted_below_a_prefix(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["grit", "//evil.example", "/a b", "/a,/b", "http://x", "/\u00e4"]
+    "prefix",
+    ["grit", "//evil.example", "/a b", "/a,/b", "http://x", "/\u00e4", "/..", "/a/../b", "/./b"],
 )
 def test_a_prefix_that_is_no_path_is_refused(client: TestClient, prefix: str) -> None:
     answer = client.get("/healthz", headers={"X-Forwarded-Prefix": prefix.encode()})

@@ -1,5 +1,6 @@
 """Parameters of OpenAI's that would change an answer and that we do not have: refused by name."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ def refuse(table: Mapping[str, Unsupported], name: str | None, value: Any) -> An
     rule = table[name or ""]
     if value is None or any(_same(value, each) for each in rule.allowed):
         return value
-    kept = " or ".join(repr(each) for each in rule.allowed)
+    kept = " or ".join(json.dumps(each) for each in rule.allowed)
     fix = f"leave it out, or send {kept}" if kept else "leave it out"
     words = f"not supported here: {rule.because}; {fix}"
     raise PydanticCustomError("parameter_unsupported", "{words}", {"words": words})

@@ -293,6 +293,7 @@ def test_a_parameter_that_would_change_the_answer_is_refused_by_name(
     with pytest.raises(openai.BadRequestError, match=f"`{name}`: not supported here") as refused:
         client.chat.completions.create(model=MODEL, messages=HELLO, **{name: ASKED[name]})
     assert (refused.value.code, refused.value.param) == ("unsupported_parameter", name)
+    assert not any(word in refused.value.message for word in ("False", "'"))  # JSON, not Python
 
 
 def test_every_parameter_of_the_client_is_known_here() -> None:
