@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Final
 
 from grit_core.data.answer_placement import AnswerPlacer
@@ -75,6 +76,7 @@ class ToolChat:
         """
         self._renderer.check(messages)
         self._check_tools(messages, tools)
+        messages = _results_in_order(messages)
         own = self.own_format
         if own is not None:
             shown = [tool.to_json() for tool in tools] or None
@@ -115,10 +117,15 @@ class ToolChat:
     # --- in the template's own form
 
     def _write(self, messages: Sequence[Message], own: ToolFormat) -> list[dict[str, Any]]:
-        names = {call.id: call.name for message in messages for call in message.tool_calls}
         if own.calls.between is None:
             messages = _one_call_each(messages)
-        return [self._write_message(message, own, names) for message in messages]
+        names: dict[str, str] = {}
+        written = []
+        for message in messages:
+            # In their order: some clients count the calls of each turn from 0.
+            names |= {call.id: call.name for call in message.tool_calls}
+            written.append(self._write_message(message, own, names))
+        return written
 
     def _write_message(
         self, message: Message, own: ToolFormat, names: dict[str, str]
@@ -177,19 +184,54 @@ class ToolChat:
             return False
 
 
+def _results_in_order(messages: Sequence[Message]) -> list[Message]:
+    """Return a chat with the results of calls in the order of the calls.
+
+    Most templates write no ids: which call a result is of, its place tells. Clients that make calls
+    side by side send the results as they come.
+    """
+    ordered: list[Message] = []
+    places: dict[str, int] = {}
+    for is_result, group in groupby(messages, lambda message: message.role is Role.TOOL):
+        turns = list(group)
+        if is_result:
+            turns.sort(key=lambda turn: places.get(turn.tool_call_id, len(places)))
+        elif turns[-1].tool_calls:
+            places = {call.id: place for place, call in enumerate(turns[-1].tool_calls)}
+        ordered += turns
+    return ordered
+
+
 def _one_call_each(messages: Sequence[Message]) -> list[Message]:
     """Return a chat in which each call has a message of its own, with its result after it."""
-    results = {each.tool_call_id: each for each in messages if each.role is Role.TOOL}
     written: list[Message] = []
-    for message in messages:
-        if len(message.tool_calls) < 2:
-            written += [] if message.role is Role.TOOL and message in written else [message]
+    moved: set[int] = set()
+    for at, message in enumerate(messages):
+        if at in moved:
             continue
+        if len(message.tool_calls) < 2:
+            written.append(message)
+            continue
+        results = _results_after(messages, at)
         for index, call in enumerate(message.tool_calls):
             text = message.content if index == 0 else ()
             written.append(replace(message, content=text, tool_calls=(call,)))
-            written += [results[call.id]] if call.id in results else []
+            if call.id in results:
+                moved.add(results[call.id])
+                written.append(messages[results[call.id]])
     return written
+
+
+def _results_after(messages: Sequence[Message], at: int) -> dict[str, int]:
+    """Return where the results of a message's calls stand: before the next calls."""
+    found: dict[str, int] = {}
+    for index in range(at + 1, len(messages)):
+        message = messages[index]
+        if message.tool_calls:
+            break
+        if message.role is Role.TOOL:
+            found.setdefault(message.tool_call_id, index)
+    return found
 
 
 def _plain_message(message: Message) -> Message:

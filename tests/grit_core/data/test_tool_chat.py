@@ -130,6 +130,23 @@ def test_calls_are_parted_for_a_template_that_writes_one_at_a_time() -> None:
     )
 
 
+@pytest.mark.parametrize("template", [TAGGED, UNTAGGED, BRACKETED, PLAIN])
+def test_results_stand_in_the_order_of_their_calls(template: str) -> None:
+    assert prompt(template, [*ANSWERED[:2], *reversed(ANSWERED[2:])]) == prompt(template, ANSWERED)
+
+
+@pytest.mark.parametrize("template", [TAGGED, UNTAGGED, PLAIN])
+def test_ids_may_count_the_calls_of_each_turn_from_0(template: str) -> None:
+    later = [
+        {**message, "content": text}
+        for message, text in zip(ANSWERED[2:], ("sun", "fog"), strict=True)
+    ]
+    text = prompt(template, [*ANSWERED, turn("user", "And now?"), ANSWERED[1], *later])
+    places = [text.index(word) for word in ("rain", "snow", "And now?", "sun", "fog")]
+    assert places == sorted(places)
+    assert all(text.count(word) == 1 for word in ("rain", "snow", "sun", "fog"))
+
+
 def test_a_chat_goes_on_after_calls_without_tools() -> None:
     encoder = encoder_of(TAGGED)
     text = encoder.tool_chat.prompt(parse_prompt(ANSWERED).messages, ()).text
