@@ -1,12 +1,16 @@
 """Query parameters that do not exist: a filter that is misspelled must not return everything."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 
 from api.errors import InvalidRequest, Item
 from grit_core.config.bounds import did_you_mean, shown
+
+BY_METADATA: Final = frozenset({"/jobs"})
+"""Paths of the routes that take `metadata[key]=value`, which no schema of theirs can name."""
 
 
 def query_names(dependant: Dependant) -> tuple[str, ...]:
@@ -15,12 +19,15 @@ def query_names(dependant: Dependant) -> tuple[str, ...]:
     return own + tuple(name for each in dependant.dependencies for name in query_names(each))
 
 
-def refuse_unknown_parameters(request: Request, known: Sequence[str]) -> None:
-    """Check the names in a query; `metadata[...]` filters have names of the caller's own.
+def refuse_unknown_parameters(
+    request: Request, known: Sequence[str], *, by_metadata: bool = False
+) -> None:
+    """Check the names in a query.
 
     Args:
         request: The request.
         known: The names that its route reads.
+        by_metadata: It reads `metadata[...]` too, with names of the caller's own.
 
     Raises:
         InvalidRequest: With each name that is unknown, and the nearest that is not.
@@ -28,7 +35,8 @@ def refuse_unknown_parameters(request: Request, known: Sequence[str]) -> None:
     unknown = [
         name
         for name in request.query_params
-        if name not in known and not (name.startswith("metadata[") and name.endswith("]"))
+        if name not in known
+        and not (by_metadata and name.startswith("metadata[") and name.endswith("]"))
     ]
     if unknown:
         raise InvalidRequest([_fault(name, known) for name in unknown[:10]])

@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from api.auth import PUBLIC, Doorkeeper, access_of
 from api.errors import Problem
-from api.query_parameters import query_names, refuse_unknown_parameters
+from api.query_parameters import BY_METADATA, query_names, refuse_unknown_parameters
 from api.strict_json import read_json
 
 _MAX_NAME: Final = 512
@@ -40,7 +40,7 @@ class ServiceRoute(APIRoute):
             request.state.caller = await doorkeeper.admit(request, self.access)
             _refuse_odd_names(request)
             if strict:
-                refuse_unknown_parameters(request, names)
+                refuse_unknown_parameters(request, names, by_metadata=self.path in BY_METADATA)
             if self.body_field is not None:
                 max_bytes = request.app.state.services.settings.max_body_bytes
                 request = await read_json(request, max_bytes=max_bytes)

@@ -157,4 +157,7 @@ def test_a_query_parameter_that_does_not_exist_is_refused(team: Team) -> None:
     assert (fault["code"], fault["parameter"]) == ("field_unknown", "query.statsu")
     assert "Did you mean status?" in fault["detail"]
     assert team.get("/jobs?metadata[a]=b").status_code == 200
+    # Of others it would be passed over, and everything returned.
+    for path in ("/datasets", "/adapters"):
+        assert team.get(f"{path}?metadata[a]=b").status_code == 422
     assert team.get("/healthz?probe=1").status_code == 200

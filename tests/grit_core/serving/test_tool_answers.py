@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grit_core.errors import InvalidConfig
 from grit_core.generation import AdapterSource, Generation, GenerationEngine, GenerationRequest
+from grit_core.grammars import json_schema_grammar
 from grit_core.records import parse_prompt
 from grit_core.tools.definitions import Tool, ToolMode, ToolUse
 from tests.grit_core.data.tool_templates import BRACKETED, TAGGED
@@ -274,3 +275,12 @@ def test_parameters_that_cannot_be_held_name_the_tools(
     with pytest.raises(InvalidConfig) as refused:
         ask(plain, ToolUse(tools=(bad,), mode=ToolMode.REQUIRED), max_new_tokens=20)
     assert all(fault.pointer.startswith("/tools") for fault in refused.value.faults)
+
+
+def test_an_answer_of_a_schema_may_quote_a_call(ask, plain):
+    answer = {"text": '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'}
+    grammar = json_schema_grammar({"const": answer})
+    found = [ask(plain, AUTO, grammar=grammar, seed=seed) for seed in range(6)]
+    texts = [each.text for each in found if each.finish_reason == "stop"]
+    assert texts
+    assert all(json.loads(text) == answer for text in texts)

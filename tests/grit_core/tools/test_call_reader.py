@@ -1,6 +1,7 @@
 """Calls read out of answers that come piece by piece."""
 
 import itertools
+import json
 from collections.abc import Iterable
 
 import pytest
@@ -22,9 +23,13 @@ def tagged(*names: str) -> str:
 
 
 def read(
-    pieces: Iterable[str], call_format: CallFormat = FALLBACK, *, forced: bool = False
+    pieces: Iterable[str],
+    call_format: CallFormat = FALLBACK,
+    *,
+    forced: bool = False,
+    only_at_start: bool = False,
 ) -> tuple[CallReader, list[str | CallPiece]]:
-    reader = CallReader(call_format, forced=forced)
+    reader = CallReader(call_format, forced=forced, only_at_start=only_at_start)
     found = [each for piece in pieces for each in reader.add(piece)]
     return reader, [*found, *reader.finish()]
 
@@ -95,6 +100,9 @@ def test_ids_in_the_text_are_passed_over() -> None:
         ('{"names": 1}', '{"names": 1}', []),
         ('So {"name": "one", "parameters": {}}', 'So {"name": "one", "parameters": {}}', []),
         ('{"na', '{"na', []),
+        ('{"name": "Ann B.", "age": 7}', '{"name": "Ann B.", "age": 7}', []),
+        ('{"name": "one"}', '{"name": "one"}', []),
+        ('{"name": "one", "pages": 1}', '{"name": "one", "pages": 1}', []),
     ],
 )
 def test_an_untagged_call_is_the_whole_answer(answer: str, text: str, names: list[str]) -> None:
@@ -102,6 +110,18 @@ def test_an_untagged_call_is_the_whole_answer(answer: str, text: str, names: lis
         reader, found = read(pieces, UNTAGGED)
         assert [call.name for call in reader.calls] == names
         assert reader.text == text == "".join(each for each in found if isinstance(each, str))
+
+
+def test_the_texts_of_a_json_answer_may_hold_what_begins_a_call() -> None:
+    answer = json.dumps({"name": "one", "text": tagged("one")})
+    for call_format in (FALLBACK, UNTAGGED, BRACKETED):
+        for pieces in ([answer], list(answer)):
+            reader, _ = read(pieces, call_format, only_at_start=True)
+            assert (reader.text, reader.calls) == (answer, ())
+    for pieces in ([tagged("one", "two")], list(tagged("one", "two"))):
+        reader, found = read(pieces, only_at_start=True)
+        assert [call.name for call in reader.calls] == ["one", "two"]
+        assert not any(isinstance(each, str) for each in found)
 
 
 def test_a_forced_call_begins_with_what_closes_a_thought() -> None:
