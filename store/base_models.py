@@ -366,8 +366,13 @@ def inventory_of(row: BaseModelRow) -> ModelInventory | None:
 
 
 def names(session: Session) -> list[str]:
-    """Return the ids of the base models that can be used, now or soon, sorted."""
-    usable = BaseModelRow.status != ModelStatus.FAILED
+    """Return the ids of the base models that can be used, now or soon, sorted.
+
+    A name that the hub is still asked about is left out: it may lead to no model.
+    """
+    registering = BaseModelRow.status == ModelStatus.REGISTERING
+    found = or_(_names_folder(), BaseModelRow.found_at.is_not(None))
+    usable = or_(BaseModelRow.status == ModelStatus.READY, and_(registering, found))
     return list(session.scalars(select(BaseModelRow.id).where(usable).order_by(BaseModelRow.id)))
 
 
@@ -393,10 +398,7 @@ def list_models(session: Session) -> list[BaseModelRow]:
 
 
 def _waits_at(stage: Stage) -> ColumnElement[bool]:
-    folder = or_(
-        BaseModelRow.source.in_(_FOLDER_NAMES),
-        *(BaseModelRow.source.startswith(start, autoescape=True) for start in _FOLDER_STARTS),
-    )
+    folder = _names_folder()
     of_stage = {
         Stage.FOLDER: folder,
         Stage.LOOK_UP: and_(not_(folder), BaseModelRow.found_at.is_(None)),
@@ -406,6 +408,13 @@ def _waits_at(stage: Stage) -> ColumnElement[bool]:
         BaseModelRow.status == ModelStatus.REGISTERING,
         or_(BaseModelRow.claimed_until.is_(None), BaseModelRow.claimed_until < database_now()),
         of_stage[stage],
+    )
+
+
+def _names_folder() -> ColumnElement[bool]:
+    return or_(
+        BaseModelRow.source.in_(_FOLDER_NAMES),
+        *(BaseModelRow.source.startswith(start, autoescape=True) for start in _FOLDER_STARTS),
     )
 
 

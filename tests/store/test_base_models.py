@@ -168,6 +168,17 @@ def test_a_name_that_led_nowhere_is_in_no_list_and_is_collected(engine: Engine) 
         assert [row.id for row in base_models.list_models(session)] == ["new"]
 
 
+def test_a_name_that_the_hub_is_still_asked_about_is_offered_to_no_one(engine: Engine) -> None:
+    with transaction(engine) as session:
+        for name in ("org/asked", "org/found", "/models/folder"):
+            base_models.register(session, id=name, source=name)
+        base_models.claim_models(
+            session, Stage.LOOK_UP, worker_id="wrk_1", lease_seconds=60, limit=9
+        )
+        base_models.release_claim(session, id="org/found", worker_id="wrk_1", found=True)
+        assert base_models.names(session) == ["/models/folder", "org/found"]
+
+
 def test_a_model_is_deleted_unless_a_job_or_an_adapter_names_it(engine: Engine) -> None:
     job = queued_job(engine)
     with transaction(engine) as session, pytest.raises(StillReferenced, match=job.id):
