@@ -70,9 +70,13 @@ def _refuse_binary(head: bytes) -> None:
     if start == b"[":
         detail = "The file is a JSON list; write one object a line (JSONL)."
         raise Refused("dataset_invalid", f"{detail} {_format_of_list(head)}".rstrip())
-    head = head[:512]
+    whole, head = head, head[:512]
     if any(byte < 32 and byte not in b"\t\r\n" for byte in head) and start != b"{":
         detail = "The file is none of JSONL, zip, tar (also .gz, .bz2, .xz) and Parquet."
+        raise Refused("format_not_allowed", detail)
+    first = head.strip().partition(b"\n")[0]
+    if b"{" not in whole and any(mark in first for mark in (b",", b";", b"\t")):
+        detail = "The file is a table such as CSV; write each of its lines as a chat row in JSONL."
         raise Refused("format_not_allowed", detail)
 
 

@@ -146,6 +146,20 @@ def test_b47_another_format_is_refused(team: Team, head: bytes) -> None:
     refused(team.upload(head + bytes(600)), 415, "format_not_allowed")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"file,answer\na.png,cat\n",
+        b"\xef\xbb\xbffile;answer\r\na.png;cat\r\n",
+        b"file\tanswer\na.png\tcat\n",
+    ],
+)
+def test_a_table_is_refused_once_and_not_line_by_line(team: Team, text: bytes) -> None:
+    document = refused(team.upload(text), 415, "format_not_allowed")
+    assert "The file is a table such as CSV" in document["detail"]
+    assert document["errors"] == []
+
+
 def test_b48_a_line_beyond_its_bound_is_a_fault_of_that_line_alone(tmp_path: Path) -> None:
     long = b'{"messages": "' + b"x" * MAX_LINE_BYTES + b'"}\n'
     (tmp_path / "upload").write_bytes(rows(1) + long + rows(1))
