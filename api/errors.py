@@ -386,7 +386,7 @@ def _problem_of_http(error: Exception) -> Problem:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(getattr(error, "headers", None) or {})
     by_status = {
-        404: ("not_found", "There is nothing at this path."),
+        404: ("not_found", "There is nothing at this path; GET /docs shows those that there are."),
         405: ("method_not_allowed", "This path does not take this method; see the Allow header."),
         413: ("body_too_large", "The body is too large."),
         415: ("unsupported_media_type", "This media type is not read here."),

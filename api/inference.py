@@ -139,7 +139,7 @@ def _adapter(session: Session, team: str, body: InferRequest) -> Adapter | None:
 def _model(session: Session, team: str, model_id: str) -> Any:
     row = base_models.find_existing(session, model_id)
     if row is None:
-        detail = f"{describe_wrong_model(session, team, model_id)} See POST /models."
+        detail = describe_wrong_model(session, team, model_id)
         item = Item(code="model_not_found", detail=detail, pointer="/model", input=model_id)
         raise InvalidRequest([item])
     if row.status != ModelStatus.READY:

@@ -5,6 +5,7 @@ Everything is looked at before anything is refused, so that one answer names all
 
 import time
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.devices import DEVICE_SEEN_SECONDS, FoundDevice, find_device
 from api.errors import InvalidRequest, Item, Problem, item_of
-from api.model_names import describe_other_id, suggest_models
+from api.model_names import describe_other_id, suggest_hub_id, suggest_models
 from api.schemas.jobs import JobCreate
 from api.services import Services
 from grit_core.config.devices import DeviceChoice
@@ -39,6 +40,8 @@ _FOUND_SECONDS: Final = 1.0
 """Time in which a worker hears the bell and writes down the hub's answer."""
 _ASKED_SECONDS: Final = 5.0
 """For so long the hub's answer is taken as it was: one request may name a model twice."""
+_COMPARED: Final = 200
+"""Newest datasets whose names are compared with one that none has."""
 _NO_SOURCE: Final = " It is written neither as a folder (`/models/x`) nor as a hub id (`org/name`)."
 
 
@@ -206,7 +209,8 @@ def refuse_source(
     folder = base_models.is_folder(source)
     if not base_models.allowed(services.settings, source):
         globs = services.settings.allowed_models
-        what = "" if folder or base_models.is_hub_id(source) else _NO_SOURCE
+        known_form = folder or base_models.is_hub_id(source)
+        what = "" if known_form else f"{_NO_SOURCE}{suggest_hub_id(source)}"
         detail = (
             f"The model is neither registered nor allowed here.{what}"
             f" {suggest_models(session, source)} Allowed: {', '.join(globs[:20]) or 'none'}."
@@ -345,7 +349,11 @@ def _dataset_hint(session: Any, team: str, given: str) -> str:
         return f"`{given}` is a name: send the id ({ids})"
     if Path(given).suffix:
         return "upload the file first (POST /datasets) and send the id of the answer"
-    return "see GET /datasets"
+    newest = datasets.list_datasets(session, team=team, limit=_COMPARED).rows
+    by_name = {row.name: row.id for row in reversed(newest) if row.name}
+    near = get_close_matches(given, by_name)
+    meant = " or ".join(f"`{name}` ({by_name[name]})" for name in near)
+    return f"the nearest by name: {meant}" if meant else "see GET /datasets"
 
 
 def _plan(

@@ -44,7 +44,8 @@ def find_job_faults(
             ]
         else:
             break
-        found |= {fault.pointer: fault for fault in fresh}
+        for fault in fresh:  # the first at a place is the cause of others there
+            found.setdefault(fault.pointer, fault)
         removed = [_take_out(left, fault) for fault in fresh]
         if not any(removed):
             break

@@ -40,7 +40,9 @@ FIELDS: Final = (
 
 _ELSEWHERE: Final = {
     **dict.fromkeys((*MODEL_CHECKS, *map(str, Modality)), "`config`"),
-    **dict.fromkeys(("layer_patterns", *MODALITY_CHECKS), "a modality of `config`: `config.text`"),
+    **dict.fromkeys(
+        ("layer_patterns", *MODALITY_CHECKS), "a modality of `config`, such as `config.text`"
+    ),
     **dict.fromkeys(TRAINING_CHECKS, "`training`"),
 }
 """Where a field belongs that people write beside `model` and `dataset`."""

@@ -50,8 +50,10 @@ class IllegalTransition(StoreError):
         self.status = status
         self.to = to
         self.allowed = tuple(sorted(allowed))
-        moves = ", ".join(self.allowed) or "nothing: the job has ended"
-        super().__init__(f"Job {job_id} is {status} and cannot become {to}; allowed: {moves}.")
+        moves = (
+            f"it can become {', '.join(self.allowed)}" if self.allowed else "it has ended for good"
+        )
+        super().__init__(f"Job {job_id} is {status} and cannot become {to}; {moves}.")
 
 
 class LeaseLost(StoreError):

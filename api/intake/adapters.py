@@ -113,7 +113,7 @@ def _ready_model(services: Services, team: str, model: str) -> BaseModelRow:
     with transaction(services.engine, read_only=True) as session:
         row = base_models.find_existing(session, model)
         if row is None:
-            detail = f"{describe_wrong_model(session, team, model)} See POST /models."
+            detail = describe_wrong_model(session, team, model)
             item = Item(code="model_not_found", detail=detail, pointer="/model", input=model)
             raise InvalidRequest([item])
     if row.status != ModelStatus.READY or row.inventory is None:

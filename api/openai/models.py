@@ -9,7 +9,7 @@ from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import Item, Problem
-from api.model_names import suggest_models
+from api.model_names import describe_other_model, suggest_models
 from api.openai.schemas.models import ModelFacts, OpenAIDeleted, OpenAIModel, OpenAIModelList
 from api.routes.adapters import delete_adapter
 from api.routing import ServiceRouter
@@ -70,7 +70,8 @@ def find_model(session: Session, team: str, name: str) -> BaseModelRow | Adapter
     if not is_id(name, "adp"):
         row = base_models.find_existing(session, name)
         if row is None:
-            _missing(name, hint=f" {suggest_models(session, name)}")
+            other = describe_other_model(session, team, name)
+            _missing(name, hint=f" {other or suggest_models(session, name)}")
         return row
     try:
         return adapters.get_adapter(session, name, team=team)

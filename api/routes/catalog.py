@@ -14,7 +14,7 @@ from api.routing import ServiceRouter
 from api.schemas.catalog import DeviceList, DeviceRead, PresetList, PresetRead, StrategyRead
 from api.schemas.jobs import JobCreate
 from grit_core.config.devices import DeviceStrategy, choose_device
-from grit_core.config.presets import describe_preset, preset_names
+from grit_core.config.presets import describe_preset, describe_unknown_preset, preset_names
 from grit_core.errors import DeviceUnavailable
 from store import workers
 from store.database import transaction
@@ -37,8 +37,7 @@ async def list_presets() -> PresetList:
 async def read_preset(name: str) -> Response:
     """Return a named configuration."""
     if name not in preset_names():
-        detail = f"There is no preset {name[:100]!r}; there are {', '.join(preset_names())}."
-        raise Problem("not_found", detail)
+        raise Problem("not_found", describe_unknown_preset(name))
     return Response(_preset_json(name), media_type="application/json")
 
 

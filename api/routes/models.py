@@ -5,12 +5,14 @@ from typing import Any
 
 from anyio import to_thread
 from fastapi import Depends, Response
+from sqlalchemy.orm import Session
 
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
 from api.errors import InvalidRequest, Problem
 from api.links import link
+from api.model_names import suggest_models
 from api.openai_clients import refuse_openai_clients
 from api.presentation import describe_unready, present_model
 from api.routing import ServiceRouter
@@ -18,6 +20,7 @@ from api.schemas.models import ModelCreate, ModelLayers, ModelList, ModelRead
 from api.submission import describe_failure, find_or_register, wait_for_probe
 from store import base_models
 from store.database import run_in_transaction, transaction
+from store.errors import NotFound
 from store.keys import Scope
 from store.models import BaseModelRow, ModelStatus
 
@@ -82,7 +85,7 @@ def delete_model(model_id: str, services: ServicesDep) -> None:
 def read_model_layers(model_id: str, services: ServicesDep) -> ModelLayers:
     """Return the adaptable layers of a base model, by modality."""
     with transaction(services.engine, read_only=True) as session:
-        row = base_models.get(session, model_id)
+        row = _existing(session, model_id)
     if row.status != ModelStatus.READY or row.inventory is None:
         raise Problem("model_not_ready", describe_unready(row))
     modalities: dict[str, list[dict[str, Any]]] = {}
@@ -106,4 +109,16 @@ def read_model_layers(model_id: str, services: ServicesDep) -> ModelLayers:
 def read_model(model_id: str, services: ServicesDep) -> ModelRead:
     """Return a base model."""
     with transaction(services.engine, read_only=True) as session:
-        return present_model(base_models.get(session, model_id))
+        return present_model(_existing(session, model_id))
+
+
+def _existing(session: Session, model_id: str) -> BaseModelRow:
+    """Return a base model.
+
+    Raises:
+        Problem: There is none of that id; the nearest ids are named.
+    """
+    try:
+        return base_models.get(session, model_id)
+    except NotFound as error:
+        raise Problem("not_found", f"{error} {suggest_models(session, model_id)}") from None

@@ -1,6 +1,7 @@
 """What a configuration value may be: each check answers with a fault or with nothing."""
 
 import difflib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -192,9 +193,12 @@ def describe_unknown_field(
     """
     if brief:
         return f"There is no field {shown(key)}; remove it."
-    place = (elsewhere or {}).get(key)
-    if place is not None:
-        return f"There is no field {shown(key)} here; it belongs in {place}."
+    places = elsewhere or {}
+    if key in places:
+        return f"There is no field {shown(key)} here; it belongs in {places[key]}."
+    meant = None if find_alias(key, known) else find_alias(key, list(places))
+    if meant is not None:
+        return f"There is no field {shown(key)} here. Did you mean {meant} in {places[meant]}?"
     hint = did_you_mean(key, known)
     if hint:
         return f"There is no field {shown(key)}.{hint}"
@@ -219,8 +223,8 @@ def escaped(token: str) -> str:
 
 def shown(value: object) -> str:
     """The value as it stands in a sentence."""
-    if value is None:
-        return "null"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     text = value if isinstance(value, str) else repr(value)
     if len(text) > MAX_SHOWN_CHARACTERS:
         return f"{text[:MAX_SHOWN_CHARACTERS]}... ({len(text)} characters)"

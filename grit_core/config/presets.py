@@ -134,9 +134,8 @@ def _without_stale_parameters(below: Mapping[str, Any], over: Mapping[str, Any])
     return {**below, **stale}
 
 
-def _preset(name: str) -> Preset:
-    if isinstance(name, str) and name in _PRESETS:
-        return _PRESETS[name]
+def describe_unknown_preset(name: object) -> str:
+    """Say that there is no preset of a name, and which names are near."""
     nearest = difflib.get_close_matches(str(name)[:100], _PRESETS, n=3, cutoff=0.4)
     hint = (
         f"The nearest are {', '.join(nearest)}; GET /presets lists all."
@@ -144,11 +143,17 @@ def _preset(name: str) -> Preset:
         else "Every family has NAME_fast and NAME_balanced; the families are"
         f" {', '.join(FAMILIES)}."
     )
+    return f"There is no preset {shown(name)}. {hint}"
+
+
+def _preset(name: str) -> Preset:
+    if isinstance(name, str) and name in _PRESETS:
+        return _PRESETS[name]
     raise UnknownPreset([
         Fault(
             pointer="/preset",
             code="unknown_preset",
-            detail=f"There is no preset {shown(name)}. {hint}",
+            detail=describe_unknown_preset(name),
             input=name if isinstance(name, str) and len(name) <= 100 else None,
         )
     ])

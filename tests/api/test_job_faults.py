@@ -52,6 +52,25 @@ def test_a_pattern_that_fits_nothing_is_found_behind_other_faults(team: Team) ->
     assert set(faults(team, body)) == {"/dataset", "/text_layers/0"}
 
 
+def test_a_configuration_that_is_a_list_is_called_one(team: Team) -> None:
+    for wrong in ([], [1]):
+        found = faults(team, job_body(team.dataset(), config=wrong))
+        assert "give an object" in found["/config"]["detail"]
+
+
+def test_names_of_peft_and_transformers_lead_to_ours(team: Team) -> None:
+    body = job_body(team.dataset(), lora_alpha=16, target_modules=["q_proj"], lr=1e-4)
+    found = faults(team, body)
+    assert "Did you mean alpha in a modality of `config`" in found["/lora_alpha"]["detail"]
+    assert "Did you mean layer_patterns in" in found["/target_modules"]["detail"]
+    assert found["/lr"]["detail"].endswith("Did you mean learning_rate in `training`?")
+
+
+def test_a_truth_value_is_shown_as_json_writes_it(team: Team) -> None:
+    found = faults(team, job_body(team.dataset(), training={"epochs": True}))
+    assert found["/training/epochs"]["detail"].startswith("epochs is true; ")
+
+
 def test_what_only_stands_in_the_way_is_no_fault(team: Team) -> None:
     wrong = job_body(team.dataset(), preset="smolvlm_fats")
     assert set(faults(team, wrong)) == {"/preset"}
@@ -112,6 +131,10 @@ def test_an_adapter_or_a_name_in_the_wrong_place_is_recognised(team: Team) -> No
     assert "is the id of an adapter" in found["/model"]["detail"]
     dataset = team.upload(rows(3), name="words").json()["id"]
     assert dataset in faults(team, job_body("words"))["/dataset"]["detail"]
+    assert (
+        f"the nearest by name: `words` ({dataset})."
+        in (faults(team, job_body("wrods"))["/dataset"]["detail"])
+    )
     assert "upload the file first" in faults(team, job_body("rows.jsonl"))["/dataset"]["detail"]
 
 

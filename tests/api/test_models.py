@@ -218,6 +218,44 @@ def test_an_id_of_an_adapter_as_model_says_what_it_is_and_what_to_write(
         assert "send its id as `adapter`" in error["detail"]
 
 
+def test_the_name_of_an_adapter_as_model_is_answered_with_its_id(
+    team: Team, engine: Engine
+) -> None:
+    with transaction(engine) as session:
+        named = adapters.create_adapter(
+            session,
+            team="alpha",
+            origin=AdapterOrigin.IMPORT,
+            model=MODEL,
+            prefix="adapters/named/",
+            name="invoices",
+        ).id
+    answer = team.post("/infer", json={"model": "invoices", "prompt": "?"})
+    (error,) = check(answer, 422, "request_invalid")["errors"]
+    assert (
+        f"'invoices' is the name of {named}, an adapter of the model '{MODEL}'" in error["detail"]
+    )
+    other = new_team(team.client, "others", Scope.READ, Scope.WRITE, Scope.INFER)
+    answer = other.post("/infer", json={"model": "invoices", "prompt": "?"})
+    (error,) = check(answer, 422, "request_invalid")["errors"]
+    assert "The model 'invoices' is not registered." in error["detail"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/org/name",
+        "https://hf.co/org/name/tree/main",
+        "huggingface.co/org/name",
+        "hf://org/name",
+    ],
+)
+def test_an_address_of_the_hub_is_answered_with_the_hub_id(team: Team, address: str) -> None:
+    answer = team.post("/models", json={"id": "mine", "source": address})
+    (error,) = check(answer, 422, "request_invalid")["errors"]
+    assert "Did you mean org/name?" in error["detail"]
+
+
 def test_an_adapter_of_another_team_is_only_said_to_be_an_adapter(
     team: Team, engine: Engine
 ) -> None:
@@ -235,6 +273,13 @@ def test_ids_of_jobs_and_datasets_as_model_say_what_they_are(team: Team, kind: s
     answer = team.post("/jobs", json={**job_body(team.dataset()), "model": name})
     (error,) = check(answer, 422, "request_invalid")["errors"]
     assert ("is a job on the model" if kind == "job" else "id of a dataset") in error["detail"]
+
+
+@pytest.mark.parametrize("path", ["/models/{}", "/models/{}/layers"])
+def test_a_model_that_is_not_there_is_answered_with_the_nearest_ids(team: Team, path: str) -> None:
+    answer = team.get(path.format(f"{MODEL}x"))
+    detail = check(answer, 404, "not_found")["detail"]
+    assert detail.startswith(f"There is no model '{MODEL}x'. Did you mean {MODEL}?")
 
 
 def test_a_name_that_is_not_allowed_answers_with_the_nearest_ids(team: Team) -> None:

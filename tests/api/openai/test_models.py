@@ -35,6 +35,20 @@ def test_base_models_and_the_teams_adapters_are_listed(
     assert facts == {"base_model": MODEL, "name": "invoices", "job": None}
 
 
+def test_the_name_of_an_adapter_is_answered_with_its_id(
+    server: Server, team: str, client: OpenAI
+) -> None:
+    adapter = adapter_of(server, team, name="receipts")
+    adapter_of(server, "someone-else", name="theirs")
+    with pytest.raises(
+        openai.NotFoundError, match=f"the name of an adapter; send its id: {adapter}"
+    ):
+        client.models.retrieve("receipts")
+    with pytest.raises(openai.NotFoundError, match="Registered: ") as refused:
+        client.models.retrieve("theirs")
+    assert "name of an adapter" not in str(refused.value)
+
+
 def test_more_adapters_than_a_page_are_all_listed(
     server: Server, team: str, client: OpenAI
 ) -> None:
