@@ -22,7 +22,13 @@ from grit_client.commands import (
     teams,
 )
 from grit_client.commands.session import accept_options_before_command
-from grit_client.commands.usage import INTERRUPTED, READER_GONE, CommandGroup, report_usage
+from grit_client.commands.usage import (
+    INTERRUPTED,
+    READER_GONE,
+    CommandGroup,
+    report_unwritable,
+    report_usage,
+)
 
 app = typer.Typer(
     name="grit",
@@ -52,7 +58,11 @@ accept_options_before_command(app, version=True)
 
 
 def main() -> None:
-    """Run the command line; a mistake in it is one line, and a reader that left is no error."""
+    """Run the command line; a mistake in it is one line, and a reader that left is no error.
+
+    Raises:
+        OSError: If a file was in the way and the command does not say so: a bug of ours.
+    """
     try:
         code = app(prog_name="grit", standalone_mode=False)
     except typer.exceptions.TyperException as error:
@@ -60,7 +70,16 @@ def main() -> None:
     except typer.Abort:
         code = INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         code = READER_GONE
+    except OSError as error:
+        if error.filename is not None:  # not of a stream: a bug of ours
+            raise
+        _discard_output()
+        code = report_unwritable(error)
     sys.exit(code or 0)
+
+
+def _discard_output() -> None:
+    # Python flushes standard output once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

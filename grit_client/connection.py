@@ -22,6 +22,7 @@ from grit_client.errors import (
     Problem,
     ServiceUnavailable,
     ServiceUnreachable,
+    describe_network_error,
     refusal,
 )
 
@@ -242,7 +243,7 @@ class Connection:
                 fix = f"Is it https://{self.base_url.partition('://')[2]}?"
         else:
             reason = f"The connection to {self.base_url} broke off"
-        return ServiceUnreachable(f"{reason} ({error or type(error).__name__}). {fix}")
+        return ServiceUnreachable(f"{reason} ({describe_network_error(error)}). {fix}")
 
 
 def _did_nothing(problem: Problem) -> bool:

@@ -15,11 +15,14 @@ GritClientError
 +-- EmbeddedError               the embedded service could not start or stop
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from grit_core.errors import Fault
+
+_SYSTEM_NUMBERS: Final = re.compile(r"\[(?:Errno -?\d+|SSL: \w+)\] |\s*\(_ssl\.c:\d+\)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,11 @@ def _fault_of(error: Mapping[str, Any]) -> Fault:
         detail=str(error.get("detail", "")),
         input=error.get("input"),
     )
+
+
+def describe_network_error(error: Exception) -> str:
+    """Return what a network error says, without the numbers that systems and TLS give it."""
+    return _SYSTEM_NUMBERS.sub("", str(error)).rstrip(".") or type(error).__name__
 
 
 def describe(fault: Fault) -> str:

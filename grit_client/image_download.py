@@ -5,7 +5,7 @@ from typing import Final
 
 import httpx
 
-from grit_client.errors import InvalidInput
+from grit_client.errors import InvalidInput, describe_network_error
 
 SILENCE_SECONDS: Final = 15.0
 """Longest silence of a server."""
@@ -51,5 +51,8 @@ def download(url: str, *, max_bytes: int, transport: httpx.BaseTransport | None 
                 if time.monotonic() > deadline:
                     raise InvalidInput(f"{refused} it takes longer than {TOTAL_SECONDS:g} s.")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise InvalidInput(f"{refused} {error or type(error).__name__}.") from None
+        if "WRONG_VERSION_NUMBER" in str(error):
+            plain = f"http://{url.partition('://')[2]}"
+            raise InvalidInput(f"{refused} the server does not speak TLS. Is it {plain}?") from None
+        raise InvalidInput(f"{refused} {describe_network_error(error)}.") from None
     return bytes(content)

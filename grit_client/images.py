@@ -24,6 +24,8 @@ def data_url(image: str | Path | bytes, *, transport: "httpx.BaseTransport | Non
     """
     if isinstance(image, str) and images.is_data_url(image):
         return image
+    if not image:
+        raise InvalidInput("The image is empty; give a file, an address or the bytes of one.")
     if isinstance(image, bytes):
         content, name = image, "the image"
     else:

@@ -9,3 +9,10 @@ def printable(text: str) -> str:
         character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1]
         for character in text
     )
+
+
+def settle(text: str) -> str:
+    """Return a log as a terminal leaves it: of a line that was written over, the last state."""
+    if "\r" not in text:
+        return text
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))

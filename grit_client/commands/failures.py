@@ -38,7 +38,13 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 
 
 def report(
-    error: Exception, *, console: "Console", home: "Home", as_json: bool, key_source: str | None
+    error: Exception,
+    *,
+    console: "Console",
+    home: "Home",
+    as_json: bool,
+    url: str | None,
+    key_source: str | None,
 ) -> int | None:
     """Write an error to standard error and return its exit code; None when it is a bug of ours.
 
@@ -47,6 +53,7 @@ def report(
         console: Standard error.
         home: Of the command.
         as_json: Whether it is written as JSON.
+        url: The address that an option or a variable named; None where it is the home's.
         key_source: The option or variable that the key came from; None where it is the home's.
     """
     code = next((number for kind, number in _CODES if isinstance(error, kind)), None)
@@ -58,7 +65,7 @@ def report(
         # The terminal breaks long lines: an id that it breaks can still be copied whole.
         text = printable(f"error: {error}")
         console.print(text, style="red", markup=False, soft_wrap=True)
-        for line in _advice(error, home, key_source):
+        for line in _advice(error, home, url, key_source):
             console.print(line, style="dim", markup=False, soft_wrap=True)
     return code
 
@@ -74,8 +81,10 @@ def _document(error: Exception, code: int) -> dict[str, Any]:
     return {"exit_code": code, "title": kind, "detail": str(error), "errors": errors}
 
 
-def _advice(error: Exception, home: "Home", key_source: str | None) -> list[str]:
+def _advice(error: Exception, home: "Home", url: str | None, key_source: str | None) -> list[str]:
     lines = []
+    if isinstance(error, ServiceUnreachable) and url is None and home.read_url() is None:
+        lines.append(f"No service was started in {home.folder}: it holds no file `url`.")
     if isinstance(error, Unauthorised) and error.problem.status == 401:
         lines.append(_key_advice(error, home, key_source))
     if isinstance(error, RequestRefused) and error.problem.document.get("report"):

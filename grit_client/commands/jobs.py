@@ -11,7 +11,7 @@ from grit_client.commands.choices import JobStatus
 from grit_client.commands.names import resolve_dataset, resolve_job
 from grit_client.commands.session import Session, with_session
 from grit_client.errors import InvalidInput, UnknownName
-from grit_client.terminal_text import printable
+from grit_client.terminal_text import printable, settle
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -173,7 +173,7 @@ def logs(
     if session.as_json:
         session.emit({"job": job, "text": text})
     else:
-        typer.echo(printable(text), nl=False)  # lines as they are, however long
+        typer.echo(printable(settle(text)), nl=False)  # lines as they are, however long
 
 
 def _follow_log(
@@ -201,9 +201,9 @@ def _follow_log(
                 session.note(f"Attempt {part.attempt}:")
             shown = part.attempt
             if not session.as_json:
-                typer.echo(printable(part.text), nl=False)
+                typer.echo(printable(settle(part.text)), nl=False)
                 continue
-            for line in part.text.splitlines():
+            for line in settle(part.text).splitlines():
                 session.emit_line({"job": job, "attempt": part.attempt, "line": line})
     except KeyboardInterrupt:
         session.note(f"The job goes on. Again: grit logs {job} -f   End it: grit cancel {job}")
@@ -233,9 +233,12 @@ def _spec(
 
     body = read_spec(path)
     if model is not None:
+        if not model.strip():
+            raise InvalidInput("--model is empty; give a model's id, or leave the option out.")
         folder = Path(model).expanduser()
         body["model"] = str(folder.absolute()) if folder.is_dir() else model
-    for name, given in (("dataset", dataset), ("retention_dataset", retention_dataset)):
+    options = {"dataset": dataset, "eval_dataset": None, "retention_dataset": retention_dataset}
+    for name, given in options.items():
         if given is not None:
             option = f"--{name.replace('_', '-')}"
             body[name] = dataset_id(session, client, given, option=option)

@@ -72,8 +72,12 @@ def _is_id(given: str, kind: str) -> bool:
     found = _ID.fullmatch(given)
     if found is not None and found[1] != _PREFIXES[kind]:
         other = next(each for each, prefix in _PREFIXES.items() if prefix == found[1])
-        raise UnknownName(f"{given} is the id of a {other}; give that of a {kind}, or its name.")
+        raise UnknownName(f"{given} is the id of {_a(other)}; give the id or name of {_a(kind)}.")
     return found is not None
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == "adapter" else f"a {kind}"
 
 
 def _named(things: Iterable[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

@@ -1,10 +1,12 @@
 """`grit up, down, status, presets, devices`."""
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grit_client.commands.session import Session, with_session
+from grit_client.home import Home
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -139,7 +141,10 @@ def _render_up(session: Session, url: str, *, already: bool) -> "RenderableType"
 
     title = "The service already runs." if already else "The service is ready."
     home = session.home
-    pairs = {"url": url, "key": str(home.key_file), "logs": str(home.logs), "stop": "grit down"}
+    stop = "grit down"
+    if home.folder != Home.at().folder:
+        stop = f"{stop} --home {shlex.quote(str(home.folder))}"
+    pairs = {"url": url, "key": str(home.key_file), "logs": str(home.logs), "stop": stop}
     return Group(Text(title, style="green"), facts(pairs))
 
 

@@ -135,6 +135,7 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
                 console=session.err,
                 home=session.home,
                 as_json=session.as_json,
+                url=session.url,
                 key_source=session.key_source,
             )
             if code is None:

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ _EXPECTED: Final = {
     "bool_parsing": "true or false",
 }
 """What to give, by pydantic's name of the fault."""
+_EXTRA: Final = re.compile(r"Got unexpected extra arguments?(?:\(s\))? \((.+)\)\.?", re.DOTALL)
 INTERRUPTED: Final = 130
 READER_GONE: Final = 141
 """What a shell says of a program that SIGPIPE ended."""
@@ -90,7 +91,7 @@ def report_usage(error: typer.exceptions.TyperException, *, arguments: Sequence[
         arguments: The command line, which may ask for JSON.
     """
     ctx = getattr(error, "ctx", None)
-    text = printable(_describe(error))
+    text = printable(_describe(error, arguments))
     if "--json" in arguments:
         document = {"exit_code": REFUSED, "title": "UsageError", "detail": text, "errors": []}
         sys.stderr.write(json.dumps(document, indent=2) + "\n")
@@ -102,15 +103,13 @@ def report_usage(error: typer.exceptions.TyperException, *, arguments: Sequence[
     return REFUSED
 
 
-def _describe(error: typer.exceptions.TyperException) -> str:
+def _describe(error: typer.exceptions.TyperException, arguments: Sequence[str]) -> str:
     possible = getattr(error, "possibilities", None)
-    option = getattr(error, "option_name", None)
     if possible is not None or type(error).__name__ == "NoSuchOption":
-        nearest = get_close_matches(str(option), possible or (), n=1) or list(possible or ())[:1]
-        return f"There is no option {option}.{f' Did you mean {nearest[0]}?' if nearest else ''}"
+        return _describe_unknown_option(error, possible or (), arguments)
     param = getattr(error, "param", None)
     if not isinstance(error, typer.BadParameter) or not error.message:
-        return error.format_message()
+        return _describe_extra_arguments(error) or error.format_message()
     name = error.param_hint if param is None else _name(param)
     words = f"{_rephrase(error)}{_nearest_choice(error.message)}"
     if words.startswith("is "):
@@ -118,10 +117,43 @@ def _describe(error: typer.exceptions.TyperException) -> str:
     return f"{name}: {words}" if isinstance(name, str) else words
 
 
+def _describe_unknown_option(
+    error: typer.exceptions.TyperException, possible: Iterable[str], arguments: Sequence[str]
+) -> str:
+    """Name the command that has the option, where one was typed, or the nearest."""
+    option = str(getattr(error, "option_name", ""))
+    group: Any = getattr(error, "ctx", None)
+    commands: Mapping[str, Any] = getattr(getattr(group, "command", None), "commands", {})
+    for word in arguments:
+        if any(option in param.opts for param in getattr(commands.get(word), "params", ())):
+            place = f"{group.command_path} {word}"
+            return f"{option} belongs after its command: {place} {option} ..."
+    names = {name.lstrip("-"): name for name in possible}
+    nearest = get_close_matches(option.lstrip("-"), names, n=1)
+    hint = f" Did you mean {names[nearest[0]]}?" if nearest else ""
+    return f"There is no option {option}.{hint}"
+
+
+def _describe_extra_arguments(error: typer.exceptions.TyperException) -> str | None:
+    """Say what is too much, and that a text of several words takes quotes."""
+    found = _EXTRA.fullmatch(error.format_message())
+    ctx: Any = getattr(error, "ctx", None)
+    if found is None or ctx is None:
+        return None
+    takes = [each for each in ctx.command.params if each.param_type_name == "argument"]
+    if not takes:
+        return f"`{ctx.command_path}` takes no argument; {found[1]!r} is too much."
+    first = takes[-1].name
+    return (
+        f"`{ctx.command_path}` takes no argument after its {first}; {found[1]!r} is too much. Put a"
+        " text with spaces in quotes, and an option before each of its values."
+    )
+
+
 def _name(param: Any) -> str:
     options: Iterable[str] = getattr(param, "opts", ())
     long = [name for name in options if name.startswith("--")]
-    return long[0] if long else str(param.human_readable_name).upper()
+    return long[0] if long else str(param.name).upper()
 
 
 def _rephrase(error: typer.BadParameter) -> str:
@@ -143,3 +175,9 @@ def _nearest_choice(message: str) -> str:
     typed, *choices = re.findall(r"'([^']*)'", message) or [""]
     nearest = get_close_matches(typed.lower(), choices, n=1)
     return f" Did you mean {nearest[0]}?" if nearest else ""
+
+
+def report_unwritable(error: OSError) -> int:
+    """Write why standard output takes no more to standard error, and return the exit code."""
+    typer.secho(f"error: The output cannot be written: {error.strerror}.", err=True, fg="red")
+    return REFUSED

@@ -32,6 +32,9 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
         data_url(tmp_path / "missing.png")
     with pytest.raises(InvalidInput, match="cannot be read"):
         data_url(tmp_path)
+    for nothing in ("", b""):
+        with pytest.raises(InvalidInput, match="The image is empty"):
+            data_url(nothing)
 
 
 @pytest.fixture
@@ -73,8 +76,10 @@ def test_an_address_is_downloaded_and_its_bytes_decide(web: str) -> None:
     ):
         with pytest.raises(InvalidInput, match=words):
             data_url(f"{web}{path}")
-    with pytest.raises(InvalidInput, match="cannot be downloaded"):
+    with pytest.raises(InvalidInput, match="cannot be downloaded: Connection refused"):
         data_url("http://127.0.0.1:9/digit.png")
+    with pytest.raises(InvalidInput, match=f"does not speak TLS. Is it {web}/digit?"):
+        data_url(f"https{web.removeprefix('http')}/digit")
     with pytest.raises(InvalidInput, match="s3://; give a file"):
         data_url("s3://bucket/digit.png")
 

@@ -58,7 +58,7 @@ def test_a_job_file_names_a_dataset_by_its_name(
     path = shared_service.folder / "named.json"
     path.write_text(json.dumps(job_body("digits", retention_dataset="twins")))
     assert "`twins` is a name: send the id" in cli("plan", path).err
-    path.write_text(json.dumps(job_body("digits")))
+    path.write_text(json.dumps(job_body("digits", eval_dataset="digits")))
     assert cli("plan", path, "--json").code == 0
     job = cli("submit", path, "--dataset", "digits", "--json").json
     assert job["dataset"] == ids["dataset"]
@@ -85,7 +85,9 @@ def test_a_name_that_nothing_has_is_answered_with_the_nearest(
     assert "Did you mean digits?" in done.err
     wrong = cli("job", ids["dataset"])
     assert wrong.code == 5
-    assert f"{ids['dataset']} is the id of a dataset; give that of a job" in wrong.err
+    assert f"{ids['dataset']} is the id of a dataset; give the id or name of a job" in wrong.err
+    adapter = cli("adapters", "show", ids["job"])
+    assert f"{ids['job']} is the id of a job; give the id or name of an adapter." in adapter.err
 
 
 def test_a_name_is_its_teams_own(cli: Cli, ids: dict[str, Any], shared_service: Service) -> None:

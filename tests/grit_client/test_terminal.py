@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from grit_client.terminal_text import settle
 from tests.api.conftest import job_body
 from tests.grit_client.conftest import GRIT, Ran, Service
 
@@ -71,3 +72,8 @@ def test_a_real_terminal_of_forty_columns_shows_whole_ids(
     os.close(outer)
     assert process.wait(60) == 0
     assert job in shown.decode()
+
+
+def test_of_a_line_that_was_written_over_a_log_shows_the_last_state() -> None:
+    assert settle("a\n\rLoading 0%\rLoading 100%\nb\r\nc") == "a\nLoading 100%\nb\nc"
+    assert settle("plain\n") == "plain\n"

@@ -117,3 +117,61 @@ def test_a_refused_key_says_where_it_came_from(cli: Cli, shared_service: Service
     assert "This key came from GRIT_API_KEY" in cli("jobs", GRIT_API_KEY=wrong).err
     none = cli("jobs", "--url", shared_service.url, "--home", shared_service.folder / "none").err
     assert "Give a key with --key or GRIT_API_KEY" in none
+
+
+def test_an_argument_too_many_says_what_it_is_and_what_may_be_wrong(cli: Cli) -> None:
+    question = cli("infer", "Which", "digit", "is", "this", "--model", "x")
+    assert question.code == 2
+    assert "takes no argument after its question; 'digit is this' is too much" in question.err
+    assert "in quotes" in question.err
+    assert "`grit jobs` takes no argument; 'list' is too much." in cli("jobs", "list").err
+
+
+def test_an_option_before_its_command_is_answered_with_the_place(cli: Cli) -> None:
+    done = cli("--limit", "3", "jobs")
+    assert done.code == 2
+    assert "--limit belongs after its command: grit jobs --limit ..." in done.err
+
+
+def test_an_option_that_nothing_is_like_has_no_nearest(cli: Cli) -> None:
+    assert "There is no option --revision.\n" in cli("models", "add", "x", "--revision", "main").err
+
+
+def test_an_empty_model_is_not_the_working_folder(cli: Cli, shared_service: Service) -> None:
+    done = cli("plan", shared_service.spec_file(), "--model", "")
+    assert (done.code, done.out) == (2, "")
+    assert "--model is empty" in done.err
+
+
+def test_a_preset_that_is_not_there_is_answered_with_the_nearest(cli: Cli) -> None:
+    done = cli("presets", "smolvlm_fats")
+    assert done.code == 5
+    assert "The nearest are smolvlm_fast" in done.err
+
+
+def test_a_home_without_a_service_is_named(
+    cli: Cli, shared_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grit_client.client.DEFAULT_URL", "http://127.0.0.1:9")
+    empty = shared_service.folder / "empty"
+    done = cli("jobs", "--home", empty)
+    assert done.code == 3
+    assert f"No service was started in {empty}" in done.err
+    assert "(Connection refused)" in done.err
+    assert "No service was started" not in cli("jobs", "--url", "http://127.0.0.1:9").err
+
+
+@pytest.mark.parametrize("arguments", ["presets", "presets --json"])
+def test_a_full_disk_under_the_output_is_one_line(shared_service: Service, arguments: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{GRIT} {arguments} > /dev/full"],
+        cwd=shared_service.folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: The output cannot be written: No space left on device.\n",
+    )

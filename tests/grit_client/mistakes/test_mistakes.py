@@ -1,6 +1,6 @@
 """What people mistype, and what `grit` says then: every output is on record and was read.
 
-`GRIT_WRITE_MISTAKES=1 pytest tests/grit_client/mistakes` writes the record again; read the
+`WRITE_MISTAKES=1 pytest tests/grit_client/mistakes` writes the record again; read the
 difference before it is committed.
 """
 
@@ -29,7 +29,7 @@ from tests.grit_client.mistakes.transcript import (
     write_cases,
 )
 
-WRITES = bool(os.environ.get("GRIT_WRITE_MISTAKES"))
+WRITES = bool(os.environ.get("WRITE_MISTAKES"))
 MAX_LINES = 6
 CASES = read_cases()
 
@@ -126,7 +126,7 @@ def test_the_record_holds_thirty_mistakes_or_more() -> None:
     assert len({case.title for case in CASES}) == len(CASES)
 
 
-@pytest.mark.skipif(not WRITES, reason="only with GRIT_WRITE_MISTAKES=1")
+@pytest.mark.skipif(not WRITES, reason="only with WRITE_MISTAKES=1")
 def test_the_record_is_written_again(world: World) -> None:
     write_cases([
         run_case(case, folder=world.folder, environment=world.environment, shown=world.shown)

@@ -73,7 +73,7 @@ def run_case(
     output = done.stdout.rstrip("\n")
     for text, placeholder in shown.items():
         output = output.replace(text, placeholder)
-    output = re.sub(r"\[Errno \d+\] ", "", _ID.sub(r"\1_...", output))
+    output = _ID.sub(r"\1_...", output)
     output = "\n".join(line.rstrip() for line in output.splitlines())
     return Case(title=case.title, command=case.command, output=output, code=done.returncode)
 
