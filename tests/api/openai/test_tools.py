@@ -70,7 +70,7 @@ def test_a_streamed_call_is_the_whole_one(ask: Callable[..., Any], client: OpenA
     first, *more = [part for each in chunks for part in each.delta.tool_calls or []]
     assert (first.index, first.type, first.function.name) == (0, "function", "Digit")
     assert first.id.startswith("call_")
-    assert len(more) > 3
+    assert more  # how many depends on how fast they come
     assert {(part.index, part.id, part.function.name) for part in more} == {(0, None, None)}
     arguments = "".join(part.function.arguments for part in more)
     assert arguments == whole.message.tool_calls[0].function.arguments
