@@ -11,7 +11,9 @@ from store.errors import ObjectMissing
 from store.objects import Objects
 from store.orphans import live_log_prefix, log_key
 
-CHUNK_BYTES: Final = 1024**2
+CHUNK_BYTES: Final = 128 * 1024
+"""The last chunk is written again with each heartbeat while the log grows, for days perhaps: with
+1 MiB that was 20 GB a day at a beat of two seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

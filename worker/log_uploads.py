@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from store.objects import Objects
 
-MAX_CHUNKS_AT_ONCE: Final = 8
+MAX_CHUNKS_AT_ONCE: Final = 64
 """Chunks of one round; a log that grows faster is behind for a while."""
 _log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from store.objects import Objects
 from store.orphans import live_log_prefix, log_key
 from store.settings import Settings
 from worker.attempt_log import AttemptLog
-from worker.log_uploads import LogUploads, replace_by_whole_log
+from worker.log_uploads import MAX_CHUNKS_AT_ONCE, LogUploads, replace_by_whole_log
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def append(log: Path, data: bytes) -> None:
 
 
 def stored(objects: Objects) -> bytes:
-    return read_log(objects, "job_1", 1, start=0, length=10 * CHUNK_BYTES)
+    return read_log(objects, "job_1", 1, start=0, length=2 * MAX_CHUNKS_AT_ONCE * CHUNK_BYTES)
 
 
 def test_only_what_has_grown_is_stored_again(objects: Objects, log: Path) -> None:
@@ -59,11 +59,34 @@ def test_only_what_has_grown_is_stored_again(objects: Objects, log: Path) -> Non
     assert not objects.exists(chunk_key("job_1", 1, 0))
 
 
+class CountingObjects(Objects):
+    """A store that counts what is written to it."""
+
+    num_bytes = 0
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        self.num_bytes += len(data)
+        super().put_bytes(key, data)
+
+
+def test_a_log_that_grows_for_a_day_costs_little_at_each_beat(
+    embedded_settings: Settings, log: Path
+) -> None:
+    objects = CountingObjects(embedded_settings)
+    growing = uploads(objects, log)
+    num_rounds = 300
+    for _ in range(num_rounds):
+        append(log, b"x" * 4096)
+        growing.store()
+    assert stored(objects) == log.read_bytes()
+    assert objects.num_bytes < num_rounds * 100_000
+
+
 def test_a_log_that_grows_fast_is_stored_in_rounds(objects: Objects, log: Path) -> None:
     growing = uploads(objects, log)
-    append(log, b"x" * (9 * CHUNK_BYTES))
+    append(log, b"x" * ((MAX_CHUNKS_AT_ONCE + 1) * CHUNK_BYTES))
     growing.store()
-    assert len(stored(objects)) == 8 * CHUNK_BYTES
+    assert len(stored(objects)) == MAX_CHUNKS_AT_ONCE * CHUNK_BYTES
     growing.store()
     assert stored(objects) == log.read_bytes()
 
