@@ -55,8 +55,9 @@ class Measures:
         )
         self._workers = Gauge(
             "grit_live_workers",
-            "Workers seen lately, by what they do, their queue and its device; a job of an auto"
-            f" queue is claimed by those of a device. {_REPEATED}",
+            "Workers seen lately that take work (none that stops or whose device is in"
+            " quarantine), by what they do, their queue and its device; a job of an auto queue is"
+            f" claimed by those of a device. {_REPEATED}",
             ["kind", "queue", "device"],
             registry=self.registry,
         )

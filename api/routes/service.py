@@ -101,7 +101,12 @@ def read_measures(request: Request, services: ServicesDep) -> Response:
             **measures.ended_jobs(partial(jobs.count_by_status, session, ENDED)),
             **jobs.count_by_status(session, OPEN),
         }
-        live = Counter(queue for each in read_workers(session, services) for queue in each.queues)
+        live = Counter(
+            queue
+            for each in read_workers(session, services)
+            if not each.stopping
+            for queue in each.queues
+        )
         waits = jobs.oldest_waits(session)
     data = measures.render(
         jobs=counts, workers=live, waits=waits, requests=count_requests(services)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -211,6 +211,18 @@ def test_readiness_tells_training_from_inference_by_queue(
         "waiting": 0,
         "oldest_wait_seconds": None,
     }
+
+
+def test_a_worker_that_takes_no_work_is_measured_as_readiness_counts_it(
+    client: TestClient, services: Services
+) -> None:
+    with transaction(services.engine) as session:
+        session.execute(update(Worker).values(stopping=True))  # as in quarantine
+    ready = client.get("/readyz").json()
+    assert {each["workers"] for each in ready["queues"]} == {0}
+    lines = client.get("/metrics").text.splitlines()
+    measured = {line.split()[-1] for line in lines if line.startswith("grit_live_workers{")}
+    assert measured == {"0.0"}
 
 
 def test_a_deployment_for_inference_only_is_ready_and_says_that_nothing_trains(
