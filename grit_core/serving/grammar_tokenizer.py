@@ -5,6 +5,7 @@ tokenizer itself and has to give the same text. One that does not is never chose
 tokenizer of which many do not, such as one of whole words, cannot be held to a grammar at all.
 """
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ MAX_COMPILED: Final = 16
 MAX_UNLIKE: Final = 0.02
 """Largest share of tokens whose text is not that of their bytes."""
 _UNFINISHED: Final = "\ufffd"
+_UNFORCED: Final = '%llguidance {"no_forcing": true}\n'
+"""Before a grammar: tokens are chosen one by one even where only one text can follow."""
 
 
 class GrammarUnsupported(InvalidConfig):
@@ -71,6 +74,12 @@ class GrammarTokenizer:
         self.num_tokens: int = self._engine.vocab_size
         self.never_N = self._find_unlike(backend)
         """Tokens that are never chosen under a grammar."""
+        self._special = frozenset(
+            _without_escapes(json.dumps(str(token)))[1:-1]
+            for token in backend.get_added_tokens_decoder().values()
+            if token.special
+        )
+        """Texts of control tokens, as they stand in a grammar's JSON."""
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -89,7 +98,8 @@ class GrammarTokenizer:
                 self._compiled.move_to_end(grammar)
                 return found.deep_copy()
         # Outside of the lock: a large grammar takes tenths of a second.
-        matcher = LLMatcher(self._engine, grammar, log_level=0, limits=LIMITS)
+        written = _UNFORCED + grammar if self._names_special(grammar) else grammar
+        matcher = LLMatcher(self._engine, written, log_level=0, limits=LIMITS)
         if matcher.is_error():
             reason = plain_reason(matcher.get_error())
             raise InvalidConfig([
@@ -110,6 +120,14 @@ class GrammarTokenizer:
         if skip_special_tokens:
             ids = [token for token in ids if not self._engine.is_special_token(token)]
         return self._engine.decode_bytes(list(ids)).decode(errors="replace")
+
+    def _names_special(self, grammar: str) -> bool:
+        """Whether a value may have to hold the text of a control token.
+
+        The engine asks the tokenizer how such a text is written, and gets the control token.
+        """
+        values = [_without_escapes(line) for line in grammar.splitlines() if "%json" in line]
+        return any(text in line for text in self._special for line in values)
 
     def _find_unlike(self, backend: Tokenizer) -> NDArray[np.bool_]:
         """Return which tokens the tokenizer writes in another way than their bytes say.
@@ -141,6 +159,10 @@ class GrammarTokenizer:
                 f"{num_unlike:,} of its {len(known):,} tokens change with the text around them"
             )
         return unlike_N
+
+
+def _without_escapes(text: str) -> str:
+    return text.replace("\\", "")
 
 
 def _read(backend: Tokenizer, eos_token_id: int) -> LLTokenizer:

@@ -1,5 +1,7 @@
 """What one answer is held to, without a model: masks, their bound and what ends an answer."""
 
+import json
+
 import pytest
 import torch
 
@@ -47,6 +49,17 @@ def test_a_value_that_is_whole_ends_the_answer(constrain, tokenizer):
     constant = constrain({"const": 7})
     assert constant.accept(tokenizer.convert_tokens_to_ids("7"))
     assert constant.fault is None
+
+
+@pytest.mark.parametrize("text", ["a<|im_end|>b", "<|endoftext|>", '"\\<|im_end|>'])
+def test_the_text_of_a_control_token_is_spelled(constrain, tokenizer, text):
+    held = constrain({"const": text})
+    ids = [allowed(held)[-1]]
+    while not held.accept(ids[-1]):
+        held.prepare()
+        ids.append(allowed(held)[-1])
+    assert held.fault is None
+    assert json.loads(tokenizer.decode(ids, skip_special_tokens=True)) == text
 
 
 def test_logits_beyond_the_vocabulary_are_never_chosen(constrain):
