@@ -39,11 +39,16 @@ def pointing_into(
         _raise(InvalidRequest(items_of_validation(error.errors(), model)), body, names)
 
 
-def _raise(problem: Problem, body: Any, names: Mapping[str, str]) -> NoReturn:
+def pointed(problem: Problem, body: Any, names: Mapping[str, str]) -> Problem:
+    """Return a problem that points into the caller's body; the arguments are `pointing_into`'s."""
     errors = [_renamed(item, body, names) for item in problem.errors]
-    raise Problem(
+    return Problem(
         problem.code, problem.detail, errors=errors, headers=problem.headers, extra=problem.extra
-    ) from None
+    )
+
+
+def _raise(problem: Problem, body: Any, names: Mapping[str, str]) -> NoReturn:
+    raise pointed(problem, body, names) from None
 
 
 def _renamed(item: Item, body: Any, names: Mapping[str, str]) -> Item:

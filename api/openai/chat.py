@@ -1,6 +1,7 @@
 """Chat completions: `POST /infer` in OpenAI's shape, whole or as a stream."""
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from anyio import to_thread
@@ -10,6 +11,7 @@ from fastapi.responses import Response
 from api.auth import requires
 from api.dependencies import CallerDep, ServicesDep
 from api.documents import problems
+from api.errors import Problem
 from api.inference import Question, answer_of, ask, prepare
 from api.openai.chat_stream import Chunks, finish_reason, stream_chunks
 from api.openai.models import find_model
@@ -22,7 +24,7 @@ from api.openai.schemas.chat import (
     ChatUsage,
 )
 from api.openai.schemas.response_format import SCHEMA_POINTER
-from api.pointers import pointing_into
+from api.pointers import pointed, pointing_into
 from api.routing import ServiceRouter
 from api.schemas.infer import InferRequest
 from api.services import Services
@@ -73,11 +75,13 @@ async def create_chat_completion(
         "/adapter": "/model",
         "/schema": _schema_pointer(body),
     }
-    with pointing_into(await request.json(), names):
+    sent = await request.json()
+    with pointing_into(sent, names):
         asked = await to_thread.run_sync(_request_of, services, caller.team, body)
         question = await prepare(services, caller.team, asked)
         if body.stream:
-            return await _streamed(services, request, question, body)
+            chunks = _chunks(question, body, point=lambda found: pointed(found, sent, names))
+            return await stream_chunks(services, request, question, chunks)
         reply = await ask(services, request, question)
         answer = answer_of(question, reply)
     return ChatCompletion(
@@ -94,18 +98,18 @@ async def create_chat_completion(
     )
 
 
-async def _streamed(
-    services: Services, request: Request, question: Question, body: ChatCompletionRequest
-) -> Response:
+def _chunks(
+    question: Question, body: ChatCompletionRequest, *, point: Callable[[Problem], Problem]
+) -> Chunks:
     options = body.stream_options
-    chunks = Chunks(
+    return Chunks(
         id=completion_id(question),
         model=body.model,
         created=int(time.time()),
         with_usage=options is not None and bool(options.include_usage),
         named=body.names_function,
+        point=point,
     )
-    return await stream_chunks(services, request, question, chunks)
 
 
 def _schema_pointer(body: ChatCompletionRequest) -> str:

@@ -1,7 +1,7 @@
 """A chat completion as server-sent events."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 from fastapi import Request
 
-from api.errors import problem_of
+from api.errors import Problem, problem_of
 from api.inference import Piece, Question, stream
 from api.openai.errors import error_of
 from api.openai.schemas.chat import ChatUsage
@@ -35,6 +35,8 @@ class Chunks:
     with_usage: bool
     named: bool = False
     """Whether the request named the function to call."""
+    point: Callable[[Problem], Problem] = lambda problem: problem
+    """Lets a problem point into the request as it was sent."""
 
     def first(self) -> bytes:
         """Return the chunk that names the role."""
@@ -108,7 +110,7 @@ async def _events(
             async for piece in following:
                 yield _HEARTBEAT if piece is None else _chunk_of(piece, chunks)
         except Exception as error:  # noqa: BLE001 - the answer has begun: whatever it is, it is told
-            problem = problem_of(error)
+            problem = chunks.point(problem_of(error))
             log.warning("stream_failed", code=problem.code, reason=str(error))
             yield _event({"error": error_of(problem)})
 

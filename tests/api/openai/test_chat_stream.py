@@ -115,6 +115,27 @@ def test_a_failure_in_mid_stream_is_an_error_of_the_client(played: Server) -> No
     assert failed.value.code == "inference_broken"
 
 
+def test_a_failure_in_mid_stream_points_into_the_request_as_it_was_sent(played: Server) -> None:
+    detail = "The answer cannot be held to the schema."
+    fault = {"pointer": "/schema", "code": "grammar_too_complex", "detail": detail}
+    error = {"code": fault["code"], "category": "user", "message": detail, "faults": [fault]}
+
+    def act(mailbox: Mailbox, request_id: str) -> None:
+        say(mailbox, request_id, "one")
+        mailbox.answer(request_id, {"error": error})
+
+    with answering(played, act):
+        stream = played.client("alpha").chat.completions.create(
+            model=MODEL, messages=HELLO, stream=True, response_format={"type": "json_object"}
+        )
+        with pytest.raises(openai.APIError, match=detail) as failed:
+            list(stream)
+    assert (failed.value.code, failed.value.param) == (
+        "grammar_too_complex",
+        "response_format.schema",
+    )
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_in_mid_stream_ends_it(played: Server) -> None:
     with answering(played, lambda mailbox, request_id: say(mailbox, request_id, "one")):
