@@ -32,7 +32,7 @@ class GritClient(JobCalls, DatasetCalls, ModelCalls, AdapterCalls, InferenceCall
     Args:
         base_url: Such as `http://127.0.0.1:8000`; by default the embedded service of `home`.
         api_key: By default the key of the embedded service of `home`, for its own address alone.
-        home: Folder of the embedded service; `.grit` unless told.
+        home: Folder of the embedded service; `.grit` by default.
         transport: Another httpx transport, for tests and for proxies.
         timeout: Longest silence of the service while it answers, in seconds.
         retries: How often to try again what can be tried again.
@@ -49,7 +49,8 @@ class GritClient(JobCalls, DatasetCalls, ModelCalls, AdapterCalls, InferenceCall
         retries: Retries | None = None,
     ) -> None:
         folder = Home.at(home)
-        own_url = folder.read_url() or DEFAULT_URL
+        is_named = base_url is not None and api_key is not None  # the home says nothing more
+        own_url = (None if is_named else folder.read_url()) or DEFAULT_URL
         url = base_url or own_url
         # The key of the embedded service is sent to the embedded service and to nobody else.
         if api_key is None and url.rstrip("/") == own_url.rstrip("/"):

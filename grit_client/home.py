@@ -1,12 +1,14 @@
 """The home folder: where the embedded service keeps everything, and where its key is found.
 
 Only its owner may enter it (0700). `key` and `url` let the command line and the Python client find
-the service without being told.
+the service by themselves.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from grit_client.errors import EmbeddedError, InvalidInput
 
 DEFAULT_HOME = Path(".grit")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -20,7 +22,7 @@ class Home:
 
     @classmethod
     def at(cls, folder: Path | str | None = None) -> "Home":
-        """The home at a folder, `.grit` in the working folder unless told."""
+        """The home at a folder, by default `.grit` in the working folder."""
         return cls(Path(folder or DEFAULT_HOME).expanduser().absolute())
 
     @property
@@ -54,10 +56,20 @@ class Home:
         return self.folder / "broker"
 
     def prepare(self) -> None:
-        """Create the folders, closed to everybody else."""
-        for folder in (self.folder, self.logs, self.broker_folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        """Create the folders, for their owner only.
+
+        Raises:
+            EmbeddedError: A folder cannot be created or is another user's.
+        """
+        try:
+            for folder in (self.folder, self.logs, self.broker_folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                folder.chmod(0o700)
+        except OSError as error:
+            raise EmbeddedError(
+                f"The folder {self.folder} cannot be used: {error.strerror}. Name another with"
+                " --home or GRIT_HOME."
+            ) from None
 
     def read_key(self) -> str | None:
         """The key of the embedded service; None when there is none."""
@@ -81,3 +93,8 @@ def _line(path: Path) -> str | None:
         return path.read_text(encoding="utf-8").strip() or None
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:  # such as the home of another user
+        raise InvalidInput(
+            f"{path} cannot be read: {error.strerror}. Name another folder with --home, or give"
+            " --url and --key."
+        ) from None

@@ -127,15 +127,17 @@ def _settled_record(home: Home) -> Record | None:
         if (record is not None and record.alive) or not _locked(home):
             return record
         time.sleep(POLL_SECONDS)
-    raise EmbeddedError(f"Somebody holds {home.lock_file} but has written no record.")
+    raise EmbeddedError(f"A process holds {home.lock_file} but has written no record.")
 
 
 def _locked(home: Home) -> bool:
     try:
         with home.lock_file.open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except BlockingIOError:
         return True
+    except OSError as error:  # such as the home of another user
+        raise EmbeddedError(f"{home.lock_file} cannot be read: {error.strerror}.") from None
     return False

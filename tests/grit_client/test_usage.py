@@ -175,3 +175,20 @@ def test_a_full_disk_under_the_output_is_one_line(shared_service: Service, argum
         2,
         "error: The output cannot be written: No space left on device.\n",
     )
+
+
+def test_a_home_that_cannot_be_used_is_named(cli: Cli, shared_service: Service) -> None:
+    file = shared_service.folder / "file"
+    file.touch()
+    for command in (("up", "--detach"), ("up",)):
+        done = cli(*command, "--home", file)
+        assert done.code == 3
+        assert f"The folder {file} cannot be used: " in done.err
+        assert "Name another with --home" in done.err
+    unreadable = shared_service.folder / "unreadable"
+    (unreadable / "url").mkdir(parents=True)
+    done = cli("jobs", "--home", unreadable)
+    assert done.code == 2
+    assert f"{unreadable / 'url'} cannot be read: Is a directory." in done.err
+    address = ("--url", shared_service.url, "--key", shared_service.key)
+    assert cli("jobs", "--home", unreadable, *address, "--json").json == []
