@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from sqlalchemy import text
 
 from api.app import create_app
 from api.services import Services
@@ -26,6 +27,7 @@ from store.database import transaction
 from store.keys import Scope
 from store.models import Base
 from store.settings import Settings
+from store.tables import known_revisions
 from tests.api.conftest import MODEL, job_body, rows, tiny_inventory
 from tests.run_guard import run_mark
 
@@ -85,6 +87,11 @@ def running_service(folder: Path, *, allowed_models: Sequence[str] = ("*",)) -> 
     services: Services = app.state.services
     Base.metadata.create_all(services.engine)
     with transaction(services.engine) as session:
+        session.execute(text("CREATE TABLE alembic_version (version_num TEXT NOT NULL)"))
+        session.execute(
+            text("INSERT INTO alembic_version VALUES (:revision)"),
+            {"revision": known_revisions()[-1]},
+        )
         base_models.register(session, id=MODEL, source="/models/tiny")
         inventory = tiny_inventory()
         base_models.save_inventory(
