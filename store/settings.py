@@ -136,7 +136,7 @@ class Settings(BaseSettings):
 
     # --- collection
     collect_seconds: PositiveSeconds = 3600.0
-    """How often one of the workers deletes what nobody needs any more."""
+    """How often one of the workers deletes what is no longer needed."""
     collect_after_seconds: PositiveSeconds = 86_400.0
     """Objects that no row refers to are kept for so long, and all after a restore of the rows."""
     keep_checkpoints_seconds: PositiveSeconds = 604_800.0
@@ -183,7 +183,7 @@ class Settings(BaseSettings):
     infer_max_new_tokens: Annotated[int, Field(gt=0, le=1_000_000)] = 2048
     """Longest answer in tokens: the bound of a request, and where it names none, its default."""
     infer_keep_seconds: PositiveInt = 300
-    """How long an answer that nobody reads stays in the mailbox."""
+    """How long an unread answer stays in the mailbox."""
     infer_resident_models: PositiveInt = 2
     """Base models that an inference worker keeps in memory."""
     infer_resident_adapters: PositiveInt = 16

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 HELP: Final = """\
 /image PATH   show an image with the next question
-/system TEXT  tell the model something first; without TEXT, nothing
-/clear        begin anew
+/system TEXT  set the system message; without TEXT, remove it
+/clear        forget the conversation
 /save FILE    append the conversation to FILE, as a row of a dataset
 /help         this list
 /exit         end, as Ctrl-D does; Ctrl-C ends an answer"""
@@ -75,7 +75,7 @@ class Conversation:
             session: Of the command.
             client: Of the service.
             asked: Who is asked, and how; the same for every question.
-            system: What the model is told first.
+            system: The system message.
         """
         self._session, self._client, self._asked = session, client, asked
         self._system = system
@@ -142,17 +142,19 @@ class Conversation:
             self._session.note(HELP)
         elif name == "/clear":
             self._messages, self._images = [], []
-            self._session.note("The conversation begins anew.")
+            self._session.note("The conversation is forgotten.")
         elif name == "/system":
             self._system = rest or None
-            self._session.note("It is told so first." if rest else "It is told nothing first.")
+            self._session.note(
+                "The system message is set." if rest else "There is no system message."
+            )
         elif name == "/image" and rest:
             self._images.append(data_url(rest))
             self._session.note(f"{rest} goes with the next question.")
         elif name == "/save" and rest:
             self._save(Path(rest).expanduser())
         else:
-            raise InvalidInput(f"{text} is nothing that can be done here; /help lists what can.")
+            raise InvalidInput(f"There is no command {text}; /help lists those that there are.")
 
     def _save(self, path: Path) -> None:
         """Append the conversation to a file.
@@ -172,4 +174,4 @@ class Conversation:
         self._session.note(f"error: {error}")
         faults = error.problem.faults if isinstance(error, RequestRefused) else ()
         if any(fault.code == "request_too_large" for fault in faults):
-            self._session.note("/clear begins anew.")
+            self._session.note("/clear forgets what was said.")

@@ -28,9 +28,7 @@ Adapter = Annotated[
     str | None, typer.Option(help="Ask this adapter: its id or name.", show_default=False)
 ]
 Model = Annotated[str | None, typer.Option(help="Ask this base model.", show_default=False)]
-System = Annotated[
-    str | None, typer.Option(help="What the model is told first.", show_default=False)
-]
+System = Annotated[str | None, typer.Option(help="The system message.", show_default=False)]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(help="Longest answer; by default as long as fits.", min=1, show_default=False),

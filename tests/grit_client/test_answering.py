@@ -130,7 +130,7 @@ def test_a_chat_goes_on_and_becomes_a_row_of_a_dataset(service: Answering, tmp_p
     )
     assert done.code == 0, done.err
     assert "Nothing has been said yet" in done.err
-    assert "/dance is nothing" in done.err
+    assert "There is no command /dance;" in done.err
     assert "prompt tokens reused" in done.err  # the second question goes on from the first
     first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert [turn["role"] for turn in first["messages"]] == [
@@ -160,7 +160,7 @@ def test_what_goes_wrong_in_a_chat_is_told_and_the_chat_goes_on(
     done = chat(service, tmp_path, "/image nowhere.png", "x" * 1100, "/system", "Hello.")
     assert done.code == 0, done.err
     assert "nowhere.png" in done.err
-    assert "/clear begins anew" in done.err  # beyond the model's context
+    assert "/clear forgets what was said" in done.err  # beyond the model's context
     assert done.out.strip()
     assert chat(service, tmp_path, "Hello.", options=("--job", "job_x")).code == 2
 
