@@ -4,7 +4,6 @@ This module only names the commands, so that `grit --help` is instant; what a co
 imports when it runs.
 """
 
-import os
 import sys
 
 import typer
@@ -26,6 +25,7 @@ from grit_client.commands.usage import (
     INTERRUPTED,
     READER_GONE,
     CommandGroup,
+    discard_output,
     report_unwritable,
     report_usage,
 )
@@ -70,16 +70,11 @@ def main() -> None:
     except typer.Abort:
         code = INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         code = READER_GONE
     except OSError as error:
         if error.filename is not None:  # not of a stream: a bug of ours
             raise
-        _discard_output()
+        discard_output()
         code = report_unwritable(error)
     sys.exit(code or 0)
-
-
-def _discard_output() -> None:
-    # Python flushes standard output once more at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

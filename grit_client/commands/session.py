@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grit_client.commands.usage import READER_GONE, discard_output
 from grit_client.home import Home
 from grit_client.terminal_text import printable
 
@@ -127,8 +128,9 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(session, **values)
-        except BrokenPipeError:  # not an error of ours: `main` ends the command
-            raise
+        except BrokenPipeError:  # typer would end the command with 1
+            discard_output()
+            raise typer.Exit(READER_GONE) from None
         except Exception as error:
             code = report(
                 error,

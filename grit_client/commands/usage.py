@@ -1,6 +1,7 @@
 """Mistakes in a command line: one line that names the mistake and the nearest that exists."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -175,6 +176,11 @@ def _nearest_choice(message: str) -> str:
     typed, *choices = re.findall(r"'([^']*)'", message) or [""]
     nearest = get_close_matches(typed.lower(), choices, n=1)
     return f" Did you mean {nearest[0]}?" if nearest else ""
+
+
+def discard_output() -> None:
+    """Write no more to standard output, which Python flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_unwritable(error: OSError) -> int:

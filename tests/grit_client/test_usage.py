@@ -71,8 +71,9 @@ def test_the_choices_are_those_of_the_service() -> None:
     assert set(OnBadRows) == {"reject", "skip"}
 
 
-def test_a_reader_that_leaves_is_no_error(shared_service: Service) -> None:
-    command = f"{{ {GRIT} presets; echo $? >&3; }} | true"
+@pytest.mark.parametrize("arguments", ["presets", "presets --json"])
+def test_a_reader_that_leaves_is_no_error(shared_service: Service, arguments: str) -> None:
+    command = f"{{ {GRIT} {arguments}; echo $? >&3; }} | true"
     done = subprocess.run(
         ["sh", "-c", f"exec 3>code; {command}"],
         cwd=shared_service.folder,
