@@ -15,12 +15,12 @@ _current: ContextVar[str] = ContextVar("grit_path_prefix", default="")
 
 
 def link(path: str) -> str:
-    """Return a path of this service as the caller of the request at hand reaches it."""
+    """Return a path of this service as the caller of this request reaches it."""
     return current_prefix() + path
 
 
 def current_prefix() -> str:
-    """Return the prefix under which the caller of the request at hand reaches the service."""
+    """Return the prefix under which the caller of this request reaches the service."""
     return _current.get()
 
 

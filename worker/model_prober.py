@@ -18,7 +18,7 @@ from store import base_models
 from store.base_models import Stage
 from store.database import run_in_transaction, transaction
 from store.errors import NotFound
-from worker.hub import HubAnswer, load_library, look_up
+from worker.hub import load_library, look_up
 from worker.model_probe import probe_in_process
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PLACES: Final = {Stage.LOOK_UP: 64, Stage.HUB: 1, Stage.FOLDER: 1}
 """How many models are at a stage in one worker. A look-up waits for the network; a probe is a
 process that computes for seconds."""
+_SECOND_LOOK_SECONDS: Final = 10.0
+"""Wait for the hub at a model's turn to be probed, when no request waits for the answer."""
 _JOIN_SECONDS: Final = 5.0
 _log = structlog.get_logger(__name__)
 
@@ -146,7 +148,7 @@ class ModelProber:
             self._wake.set()
 
     def _look_up(self, row: BaseModelRow) -> None:
-        answer = self._ask_hub(row.source)
+        answer = look_up(row.source, timeout_seconds=self._settings.hub_seconds)
         if answer.failure is not None:
             self._fail(row.id, code=answer.failure, message=answer.message)
         else:
@@ -155,7 +157,8 @@ class ModelProber:
     def _probe(self, stage: Stage, row: BaseModelRow) -> None:
         offline = False
         if stage == Stage.HUB:  # it may have been long ago that the hub was asked
-            answer = self._ask_hub(row.source)
+            seconds = max(_SECOND_LOOK_SECONDS, self._settings.hub_seconds)
+            answer = look_up(row.source, timeout_seconds=seconds)
             if answer.failure is not None:
                 self._fail(row.id, code=answer.failure, message=answer.message)
                 return
@@ -178,9 +181,6 @@ class ModelProber:
             ),
         )
         _log.info("model_registered", model=row.id, num_layers=len(inventory["layers"]))
-
-    def _ask_hub(self, source: str) -> HubAnswer:
-        return look_up(source, timeout_seconds=self._settings.hub_seconds)
 
     def _holder(self, model_id: str) -> Callable[[], bool]:
         """Return what renews a claim while a probe runs, and says when the probe has to end."""

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,20 @@ def test_a_hub_model_is_looked_up_and_probed_and_then_read_from_the_cache_withou
     register(sqlite_engine, again="org/tiny")
     assert settled(sqlite_engine, "again").status == ModelStatus.READY
     assert len(hub.requests) - asked <= 2  # a look-up before and one at its turn, and no file
+
+
+def test_a_model_that_was_found_is_not_lost_by_a_slow_answer_at_its_turn(
+    sqlite_engine: Engine, start: Start, hub: HubServer
+) -> None:
+    hub.hang_seconds = 2.0
+    register(sqlite_engine, own="org/tiny")
+    with transaction(sqlite_engine) as session:
+        base_models.get(session, "own").found_at = datetime.now(UTC)
+    start(hub_seconds=0.5)
+    while not hub.requests:
+        time.sleep(0.02)
+    hub.hang_seconds = 0.0  # for the files that follow
+    assert settled(sqlite_engine, "own").status == ModelStatus.READY
 
 
 def test_one_of_many_workers_probes_a_model_and_needs_no_bell(
