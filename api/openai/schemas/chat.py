@@ -10,6 +10,7 @@ from api.openai.schemas.response_format import ResponseFormat
 from api.openai.schemas.unsupported import Unsupported, refuse
 from api.schemas.fields import Answer, ModelName, Text
 from api.schemas.infer import (
+    MAX_MESSAGES,
     MAX_NEW_TOKENS,
     ImageUrl,
     InferAnswer,
@@ -225,7 +226,7 @@ class ChatCompletionRequest(ClientBody):
 
     model: ModelName
     """A base model or an adapter, as `GET /v1/models` lists them."""
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=64)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     """A conversation whose last turn is the user's. System messages come first; several are read
     as one, with a blank line between them."""
     max_completion_tokens: MaxTokens | None = None

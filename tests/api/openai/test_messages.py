@@ -149,6 +149,15 @@ def test_several_system_messages_are_read_as_one(
 
 
 @pytest.mark.slow
+def test_a_long_conversation_is_bounded_by_the_context_and_not_by_its_messages(
+    ask: Callable[..., Any],
+) -> None:
+    turns = [*HELLO, {"role": "assistant", "content": "7"}] * 200
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(messages=[*turns, *HELLO])
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_an_empty_system_message_is_no_fault(ask: Callable[..., Any]) -> None:
     assert ask(messages=[{"role": "system", "content": ""}, *HELLO]).choices
 
