@@ -23,10 +23,10 @@ from api.schemas.tools import (
     ToolCallId,
     Tools,
 )
+from grit_core.records.row_reader import MAX_CHAT_MESSAGES
 
 MAX_TEXT = 200_000
 MAX_IMAGES = 8
-MAX_MESSAGES = 1024
 MAX_NEW_TOKENS = 1_000_000
 """Of any deployment; each has a bound of its own (`GRIT_INFER_MAX_NEW_TOKENS`)."""
 
@@ -153,9 +153,9 @@ class InferRequest(Body):
     """A succeeded job, in place of its adapter."""
     model: ModelName | None = None
     """A base model, when neither adapter nor job is given."""
-    messages: Annotated[list[InferMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = (
-        None
-    )
+    messages: (
+        Annotated[list[InferMessage], Field(min_length=1, max_length=MAX_CHAT_MESSAGES)] | None
+    ) = None
     """A conversation whose last turn is the user's, or the result of a tool. System messages come
     first; several are read as one, with a blank line between them."""
     prompt: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT)] | None = None

@@ -39,6 +39,9 @@ from grit_core.records.message_fields import (
 )
 
 MAX_MESSAGES: Final = 64
+"""Of a row that is trained on: the chat before each of its answers is rendered."""
+MAX_CHAT_MESSAGES: Final = 1024
+"""Of a chat to go on with, which is rendered once."""
 MAX_IMAGES: Final = 32
 MAX_TEXT_CHARACTERS: Final = 1_000_000
 
@@ -103,8 +106,9 @@ class RowReader:
         if not isinstance(messages, list) or not messages or is_sharegpt(messages):
             self._refuse_messages(value, messages)
             return ()
-        if len(messages) > MAX_MESSAGES:
-            detail = f"The row has {len(messages)} messages; at most {MAX_MESSAGES} are read."
+        most = MAX_MESSAGES if self.needs_answer else MAX_CHAT_MESSAGES
+        if len(messages) > most:
+            detail = f"The row has {len(messages)} messages; at most {most} are read."
             self._fault(("messages",), "row_invalid", detail)
             return ()
         self._read_column(value)

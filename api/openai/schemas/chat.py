@@ -10,7 +10,6 @@ from api.openai.schemas.response_format import ResponseFormat
 from api.openai.schemas.unsupported import Unsupported, refuse
 from api.schemas.fields import Answer, ModelName, Text
 from api.schemas.infer import (
-    MAX_MESSAGES,
     MAX_NEW_TOKENS,
     ImageUrl,
     InferAnswer,
@@ -27,6 +26,7 @@ from api.schemas.tools import (
     ToolCallId,
     Tools,
 )
+from grit_core.records.row_reader import MAX_CHAT_MESSAGES
 
 _OLD_CALLS: Final = "functions are `tools` now, and their choice is `tool_choice`"
 _SAMPLER: Final = "sampling has temperature, top_p and seed"
@@ -226,7 +226,7 @@ class ChatCompletionRequest(ClientBody):
 
     model: ModelName
     """A base model or an adapter, as `GET /v1/models` lists them."""
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_CHAT_MESSAGES)]
     """A conversation whose last turn is the user's. System messages come first; several are read
     as one, with a blank line between them."""
     max_completion_tokens: MaxTokens | None = None

@@ -155,7 +155,7 @@ def test_a_long_conversation_is_bounded_by_the_context_and_not_by_its_messages(
     turns = [*HELLO, {"role": "assistant", "content": "7"}] * 200
     with pytest.raises(openai.BadRequestError) as refused:
         ask(messages=[*turns, *HELLO])
-    assert refused.value.code == "context_length_exceeded"
+    assert refused.value.code == "context_length_exceeded", refused.value.message
 
 
 def test_an_empty_system_message_is_no_fault(ask: Callable[..., Any]) -> None:
