@@ -36,13 +36,17 @@ def test_a_piece_after_silence_is_sent_at_once(mailbox: Mailbox) -> None:
     assert received(mailbox) == [{"delta": "b", "at": 1}]
 
 
-def test_pieces_that_follow_at_once_are_sent_together(mailbox: Mailbox) -> None:
+def test_pieces_that_follow_at_once_are_sent_together(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lump_seconds = 1.0  # so long that three pieces follow at once on any machine
+    monkeypatch.setattr("worker.answer_stream.LUMP_SECONDS", lump_seconds)
     stream = AnswerStream(mailbox, "one")
     for piece in ("first ", "second ", "third"):
         stream.add(piece)
     stream.flush_due()
     assert received(mailbox) == [{"delta": "first ", "at": 0}]
-    time.sleep(LUMP_SECONDS)
+    time.sleep(lump_seconds)
     stream.flush_due()
     assert received(mailbox) == [{"delta": "second third", "at": 6}]
     stream.flush_due()
