@@ -63,7 +63,7 @@ class Look:
             found = str(error)
         except (StoreError, OSError) as error:
             _log.warning("not_ready", reason=str(error))
-        except Exception:  # noqa: BLE001 - whoever waits gets an answer; the log has the rest
+        except Exception:  # noqa: BLE001 - every waiting request gets an answer; the log has the rest
             _log.exception("not_ready")
         finally:
             answer.set_result(found)

@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more: objects without a row, old checkpoints, keys, failed models.
+"""Deletes what is not needed any more: objects without a row, old checkpoints, keys, failed models.
 
 An object is kept while a row refers to it, and while it is younger than `collect_after_seconds`:
 its row may be on its way. Each run leaves the same token in the rows and in the object store. Where

@@ -151,7 +151,7 @@ class Doorbell:
     def ring_models(self, queues: Iterable[str]) -> bool:
         """Say to the workers of some queues that base models wait to be looked up and probed.
 
-        Name queues that live workers serve: nobody would read the messages of the others. A broker
+        Name queues that live workers serve: no worker reads the messages of the others. A broker
         that does not take the first message is not asked again.
         """
         return all(self._send(REGISTER_MODELS_TASK, [], name) for name in queues)
