@@ -236,7 +236,7 @@ def _import(files: tuple[bytes, bytes], folder: Path) -> bool:
     order = AdapterOrder(
         files=[(name, str(folder / f"file-{number}")) for number, name in enumerate(names)],
         own=str(folder / "own"),
-        model="tests/tiny",
+        source="tests/tiny",
         inventory=_INVENTORY,
         max_rank=256,
         max_bytes=10**6,
