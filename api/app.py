@@ -25,7 +25,7 @@ from api.openai import models as openai_models
 from api.openai.documents import PREFIX as OPENAI_PREFIX
 from api.openai.documents import describe as describe_openai
 from api.openai.errors import render as render_openai_error
-from api.openai.hints import hint_of as hint_of_openai
+from api.openai.hints import find_hint
 from api.rates import Limiter
 from api.routes import (
     adapters,
@@ -133,7 +133,7 @@ def _create_app(settings: Settings, services: Services) -> FastAPI:
     errors.install(
         app,
         forms=ERROR_FORMS,
-        hints={OPENAI_PREFIX: hint_of_openai},
+        hints={OPENAI_PREFIX: find_hint},
         fault_finders=dict.fromkeys(JOB_PATHS, find_request_faults),
     )
     _document(app)

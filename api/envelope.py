@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.audit import AuditTrail, entry_of
 from api.content_encoding import decoded_body
 from api.errors import Problem, Render, problem_of, respond
-from api.links import below, prefix_of, route_path, under
+from api.links import below, resolve_prefix, route_path, under
 from api.measures import Measures
 from api.pace import PacedBody
 
@@ -146,7 +146,7 @@ class _Exchange:
 
     def _prefix(self) -> str:
         try:
-            return prefix_of(self.scope, configured=self.envelope.root_path)
+            return resolve_prefix(self.scope, configured=self.envelope.root_path)
         except ValueError as error:
             raise Problem("bad_request", str(error)) from None
 

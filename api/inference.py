@@ -312,7 +312,7 @@ def _submit(services: Services, question: Question) -> None:
     )
 
 
-def _place_of(question: Question, pointer: str) -> str:
+def _place_in_request(question: Question, pointer: str) -> str:
     """Return where the caller wrote what a worker points at in the payload's messages."""
     step, _, rest = pointer.removeprefix("/messages").removeprefix("/").partition("/")
     if not pointer.startswith("/messages"):
@@ -344,7 +344,7 @@ def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
             Item(
                 code=str(fault["code"]),
                 detail=str(fault["detail"]),
-                pointer=_place_of(question, str(fault["pointer"])),
+                pointer=_place_in_request(question, str(fault["pointer"])),
             )
             for fault in error.get("faults", ())
         ]

@@ -34,7 +34,7 @@ def below(prefix: str) -> Iterator[None]:
         _current.reset(token)
 
 
-def prefix_of(scope: Scope, *, configured: str) -> str:
+def resolve_prefix(scope: Scope, *, configured: str) -> str:
     """Return the prefix under which a request's caller reaches the service; often empty.
 
     What the server and the deployment say counts more than what a proxy says for one request.

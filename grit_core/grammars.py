@@ -87,11 +87,6 @@ def json_schema_grammar(schema: Mapping[str, Any], *, pointer: str = "/schema") 
     return f"start: JSON_LEAD? json\njson: {json_rule(schema, pointer=pointer)}\n{_LEAD}\n"
 
 
-def json_object_grammar() -> str:
-    """Return the grammar of all JSON objects."""
-    return json_schema_grammar({"type": "object"})
-
-
 def validate_grammar(grammar: str, *, pointer: str = "/grammar") -> None:
     """Check that the engine takes a grammar.
 

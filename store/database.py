@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy
-from sqlalchemy import URL, Connection, Engine, event, text
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.orm import Session
 
 from store.database_errors import translating_errors
@@ -96,16 +96,6 @@ def run_in_transaction(
             if not error.passing or tried >= tries or time.monotonic() > deadline:
                 raise
             time.sleep(random.uniform(0.0, min(2.0, 0.05 * math.exp2(tried))))  # noqa: S311 - jitter
-
-
-def ping(engine: Engine) -> None:
-    """Ask the database for a row, for readiness.
-
-    Raises:
-        StorageUnavailable: If it does not answer.
-    """
-    with transaction(engine, read_only=True) as session:
-        session.execute(text("SELECT 1"))
 
 
 def _options(engine: Engine, *, read_only: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _THERE_IS: Final = (
 )
 
 
-def hint_of(request: Request) -> str | None:
+def find_hint(request: Request) -> str | None:
     """Return what to do instead of a request for an unknown path, if OpenAI's clients sent it."""
     path, base = route_path(request.scope), link("/v1")
     if path == "/v1" or path.startswith("/v1/"):

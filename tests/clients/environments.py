@@ -54,7 +54,7 @@ def prepare(client: Client) -> list[str]:
         FileNotFoundError: If Node is missing.
     """
     if not client.from_npm:
-        return [str(_python_of(client)), str(client.driver)]
+        return [str(_install_python(client)), str(client.driver)]
     if shutil.which("npm") is None:
         raise FileNotFoundError("npm is missing: install Node 20 or later (apt install nodejs npm)")
     folder = BUILD / "npm"
@@ -72,12 +72,12 @@ def version(client: Client) -> str:
         command, folder = ["node", "-e", script], BUILD / "npm"
     else:
         script = f"import importlib.metadata as m; print(m.version({client.package!r}))"
-        command, folder = [str(_python_of(client)), "-c", script], None
+        command, folder = [str(_install_python(client)), "-c", script], None
     done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 
-def _python_of(client: Client) -> Path:
+def _install_python(client: Client) -> Path:
     folder = (BUILD / client.lock).resolve()
     python, lock = folder / "bin/python", HERE / f"locks/{client.lock}.txt"
     if not (folder / ".ready").exists() or (folder / ".ready").read_text() != lock.read_text():

@@ -19,7 +19,7 @@ DEFINED = {
 }
 
 
-def checks_of(client: Client) -> set[str]:
+def load_checks(client: Client) -> set[str]:
     pattern = DEFINED["method" if client.from_npm else "check"]
     return set(pattern.findall(client.driver.read_text()))
 
@@ -50,7 +50,7 @@ def test_the_page_has_each_check_of_each_client_and_none_fails(client: Client) -
     row = next(line for line in table.splitlines() if line.startswith(f"| {client.name} |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     tried = {check for check, cell in zip(CHECKS, cells[2:], strict=True) if cell == "yes"}
-    assert tried == checks_of(client)
+    assert tried == load_checks(client)
     assert "**no**" not in row
 
 

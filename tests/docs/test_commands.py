@@ -103,7 +103,7 @@ def test_every_module_that_python_runs_exists_and_has_the_options(page: str) -> 
                 continue
             faults += [
                 f"{word.place}: python -m {module} has no {token}"
-                for token in _words_of(rest)
+                for token in _option_words(rest)
                 if not _has(text, token)
             ]
     assert not faults, "\n".join(faults)
@@ -120,7 +120,7 @@ def _source(module: str) -> str | None:
     return "\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.py")))
 
 
-def _words_of(arguments: list[str]) -> list[str]:
+def _option_words(arguments: list[str]) -> list[str]:
     """Options, and the commands before them."""
     found: list[str] = []
     for token in arguments:

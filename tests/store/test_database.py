@@ -17,7 +17,6 @@ from store import keys
 from store.database import (
     create_engine_from,
     file_system_of,
-    ping,
     run_in_transaction,
     transaction,
 )
@@ -105,6 +104,11 @@ def test_work_is_repeated_as_a_whole_after_a_passing_fault(engine: Engine) -> No
     tries.clear()
     with pytest.raises(StorageUnavailable):
         run_in_transaction(engine, work, tries=2)
+
+
+def ping(engine: Engine) -> None:
+    with transaction(engine, read_only=True) as session:
+        session.execute(text("SELECT 1"))
 
 
 def test_a_pool_without_a_free_connection_says_so_soon(database_url: str) -> None:

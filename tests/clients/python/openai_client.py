@@ -185,9 +185,9 @@ def _events() -> None:
 
 @check("errors")
 def _errors() -> None:
-    stranger = openai.OpenAI(base_url=TARGET.url, api_key="wrong", max_retries=0)
+    unknown = openai.OpenAI(base_url=TARGET.url, api_key="wrong", max_retries=0)
     for call, kind, code in (
-        (stranger.models.list, openai.AuthenticationError, "invalid_api_key"),
+        (unknown.models.list, openai.AuthenticationError, "invalid_api_key"),
         (
             lambda: chat.create(model="no-such-model", messages=TARGET.question),
             openai.NotFoundError,

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from grit_core.errors import InvalidConfig
-from grit_core.grammars import json_object_grammar, json_schema_grammar
+from grit_core.grammars import json_schema_grammar
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 from tests.families import text_styles
 from tests.families.text_styles import Style
@@ -29,7 +29,7 @@ def check(tokenizer, texts):
     found = grammars(tokenizer)
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        matcher = found.compile(json_object_grammar())
+        matcher = found.compile(json_schema_grammar({"type": "object"}))
         assert matcher.try_consume_tokens(ids) == len(ids), text
         assert matcher.is_accepting()
         assert found.decode(ids).strip() == text
