@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine
@@ -16,6 +17,9 @@ from store.objects import Objects
 from store.settings import Settings
 from tests.run_guard import start_guard
 from tests.services import S3, Postgres, running_postgres, running_s3, running_valkey
+
+if TYPE_CHECKING:
+    from tests.accelerator import Accelerator
 
 _TEMPLATE = "grit_template"
 _numbers = count(1)
@@ -166,3 +170,12 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
             objects_retry_seconds=5,
         )
     )
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator["Accelerator"]:
+    """Give this process a simulated accelerator, the device `sim` (see `tests.accelerator`)."""
+    from tests.accelerator.fixtures import present  # noqa: PLC0415 - loads torch
+
+    with present(monkeypatch) as card:
+        yield card

@@ -1,0 +1,37 @@
+"""The simulated accelerator for one test; `tests/conftest.py` makes a fixture of it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from grit_core import training_run
+from grit_core.config import devices
+from tests.accelerator import NAME, Accelerator, install
+from tests.accelerator import accelerator as card
+
+
+@contextmanager
+def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
+    """Give the process a card: the service's own code may name the device `sim`."""
+    install()
+    card.reset()
+    card.enabled = True
+    monkeypatch.setattr(devices, "KINDS", (*devices.KINDS, NAME))
+    monkeypatch.setitem(devices._DTYPES, NAME, "float32")
+    monkeypatch.setitem(devices._TRAINING_PRECISION, NAME, "float32")
+    own = training_run.torch_device
+
+    def device(name: str) -> torch.device:
+        return torch.device(name) if name.startswith(NAME) else own(name)
+
+    for module in list(sys.modules.values()):  # each has a name of its own for the function
+        if getattr(module, "torch_device", None) is own:
+            monkeypatch.setattr(module, "torch_device", device)
+    try:
+        yield card
+    finally:
+        card.enabled = False
+        card.reset()
