@@ -25,6 +25,16 @@ def test_forward_and_backward_give_what_the_cpu_gives() -> None:
         torch.testing.assert_close(parameter.grad.cpu(), gradient)
 
 
+def test_a_weight_that_two_modules_share_moves_once(accelerator: Accelerator) -> None:
+    model = nn.ModuleList([nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)])
+    model[1].weight = model[0].weight
+    before = accelerator.measure()
+    model.to("sim")
+    assert model[1].weight is model[0].weight
+    assert isinstance(model[0].weight, nn.Parameter)
+    assert accelerator.measure() - before == 4 * 3 * 4
+
+
 def test_a_view_shares_the_memory_of_its_tensor(accelerator: Accelerator) -> None:
     whole = torch.zeros(2, 3, device="sim")
     whole[1, :2].add_(1)

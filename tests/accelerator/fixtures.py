@@ -30,8 +30,12 @@ def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
     for module in list(sys.modules.values()):  # each has a name of its own for the function
         if getattr(module, "torch_device", None) is own:
             monkeypatch.setattr(module, "torch_device", device)
+    swapped = torch.__future__.get_swap_module_params_on_conversion()
+    # Else `Module.to` would make two tensors of a weight that two modules share.
+    torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         yield card
     finally:
+        torch.__future__.set_swap_module_params_on_conversion(swapped)
         card.enabled = False
         card.reset()
