@@ -146,7 +146,7 @@ def check_rows_join_as_the_processor_does(folder: Path, case: FamilyCase) -> Non
 
 def check_answers_equal_generate(folder: Path, case: FamilyCase) -> None:
     """Greedy answers are those of plain transformers, token by token, and depend on the images."""
-    with _Engine() as engine:
+    with Engine() as engine:
         for count in case.image_counts():
             chat = chats.lone_turn(count, number=1)[:1]
             expected = _plain_answer(folder, case, chat)
@@ -164,22 +164,25 @@ def check_mixed_batch(folder: Path, case: FamilyCase) -> None:
     sources = [None, *(random_adapter(folder, case, seed=seed) for seed in (1, 2))]
     asked = [chats.lone_turn(count, number=2)[:1] for count in case.image_counts()]
     pairs = [(chat, source) for chat in asked for source in sources]
-    with _Engine() as engine:
+    with Engine() as engine:
         alone = [engine.answer(folder, chat, adapter=source) for chat, source in pairs]
     first = alone[: len(sources)]
     assert len({tuple(ids) for ids in first}) == len(sources), "the adapters change nothing"
-    with _Engine() as engine, ThreadPoolExecutor(len(pairs)) as pool:
+    with Engine() as engine, ThreadPoolExecutor(len(pairs)) as pool:
         together = list(
             pool.map(lambda pair: engine.answer(folder, pair[0], adapter=pair[1]), pairs)
         )
     assert together == alone
 
 
-class _Engine:
+class Engine:
     """An engine whose answers are token ids."""
 
+    def __init__(self, *, device: str = "cpu") -> None:
+        self._device = device
+
     def __enter__(self) -> "_WatchedEngine":
-        self._made = _WatchedEngine()
+        self._made = _WatchedEngine(device=self._device)
         return self._made
 
     def __exit__(self, *_: object) -> None:
@@ -189,8 +192,8 @@ class _Engine:
 class _WatchedEngine(GenerationEngine):
     """Keeps the tickets of its requests, which hold the tokens of the answers."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, device: str) -> None:
+        super().__init__(device=device)
         self._tickets: dict[int, Ticket] = {}
 
     def _submit(self, ticket: Ticket) -> None:

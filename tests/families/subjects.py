@@ -65,9 +65,13 @@ def encode(folder: Path, messages: list[dict[str, Any]]) -> tuple[EncodedRow, ..
     return encoder_for(folder).encode(record)
 
 
-def plan_for(folder: Path, case: FamilyCase) -> tuple[ModelGRITConfig, AdaptationPlan]:
-    """The plan of the case's preset, else of its family's defaults."""
+def plan_for(
+    folder: Path, case: FamilyCase, *, dropout: float | None = None
+) -> tuple[ModelGRITConfig, AdaptationPlan]:
+    """The plan of the case's preset, else of its family's defaults; `None` keeps their dropout."""
     config = default_config(case)
+    if dropout is not None:
+        config = dataclasses.replace(config, global_dropout=dropout)
     return config, plan_adaptation(config, build_inventory(folder))
 
 
@@ -89,10 +93,24 @@ def run_training(
     folder: Path, case: FamilyCase, rows: Iterable[dict[str, Any]], *, work: Path, batch_size: int
 ) -> Trained:
     """Three steps on some rows, and an evaluation of the same rows after the last."""
-    config, plan = plan_for(folder, case)
+    job = training_job(folder, case, rows, work=work, batch_size=batch_size)
+    return Trained(job=job, events=tuple(train(job)))
+
+
+def training_job(
+    folder: Path,
+    case: FamilyCase,
+    rows: Iterable[dict[str, Any]],
+    *,
+    work: Path,
+    batch_size: int,
+    dropout: float | None = None,
+) -> TrainingJob:
+    """Three steps on some rows, and an evaluation of the same rows after the last."""
+    config, plan = plan_for(folder, case, dropout=dropout)
     work.mkdir(parents=True, exist_ok=True)
     dataset = write_jsonl(work / "rows.jsonl", rows)
-    job = TrainingJob(
+    return TrainingJob(
         model=str(folder),
         model_name=case.name,
         plan=plan,
@@ -113,7 +131,6 @@ def run_training(
         work_dir=work,
         num_threads=1,
     )
-    return Trained(job=job, events=tuple(train(job)))
 
 
 @cache
