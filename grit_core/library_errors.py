@@ -1,4 +1,4 @@
-"""Errors that a library raises about a row or a model, apart from those of memory and devices.
+"""What an exception says of memory, of a device, or of what a library was given.
 
 Transformers and PEFT check their input while they run and raise built-in exceptions: "image
 features and image tokens do not match" is a `ValueError` like any other. Whose exception it is
@@ -8,20 +8,43 @@ The text of an exception decides only whether memory or a device failed, because
 sign of some of these.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Final
 
 from grit_core.errors import GritError
 
-_OUT_OF_MEMORY_MARKS: Final = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
+_HOST_MEMORY: Final = re.compile(
+    r"can.?t allocate memory|cannot allocate memory|not enough memory|out of memory"
 )
-_DEVICE_MARKS: Final = ("cuda error", "cublas", "cudnn", "mps backend", "device-side assert")
+# NOT_INITIALIZED is what a library says whose own handle found no memory. A communicator of NCCL
+# repeats the text of CUDA.
+_DEVICE_MEMORY: Final = re.compile(
+    r"\b(cuda|hip|mps|xpu)\b.*\bout of memory"
+    r"|(cublas|cublaslt|cudnn|cusolver|cusparse|cufft|curand|cutensor|miopen|rocblas|hipblas)"
+    r"[a-z_]*_(alloc(ation)?_failed|not_initialized|insufficient_resources|memory_error)"
+    r"|cuda failure 2\b|hiperroroutofmemory"
+    r"|invalid buffer size: [\d.]+ ?[kmgt]i?b"  # MPS, of one allocation beyond what Metal takes
+    r"|kiogpucommandbuffercallbackerroroutofmemory",
+    re.DOTALL,
+)
+# Not "device-side assert": the last line of every error of CUDA speaks of "device-side assertions".
+_ASSERTION: Final = re.compile(r"device-side assert triggered|cudaerrorassert\b|cuda failure 710\b")
+# After these the process goes on with its next call: they are of one launch, or of the build.
+_NOT_STICKY: Final = re.compile(
+    r"invalid (configuration )?argument|invalid resource handle|invalid device function"
+    r"|no kernel image is available|too many resources requested for launch"
+    r"|operation not supported|_(invalid_value|not_supported|arch_mismatch|bad_param)\b"
+)
+_DEVICE: Final = re.compile(
+    r"\b(cuda|hip|cusolver|cusparse|cufft|curand|miopen)[\w ]*(error|failure)"
+    r"|cublas|cudnn|rocblas|hipblas|mps backend|device-side assert triggered"
+    r"|fallen off the bus|\bxid\b"
+)
+_OUT_OF_RANGE: Final = re.compile(r"out of (range|bounds)")
 
 _LIBRARIES: Final = frozenset({
     *("transformers", "peft", "tokenizers", "jinja2", "PIL"),
@@ -33,22 +56,56 @@ _PLUMBING: Final = frozenset({"", "torch", "numpy"}) | sys.stdlib_module_names
 MAX_REASON_CHARACTERS: Final = 500
 
 
+class DeviceFault(StrEnum):
+    """What became of a device, and so whose fault it is."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    """An allocation was refused. The device works, and so does the process."""
+    ASSERTION = "assertion"
+    """A kernel refused what it was given, such as an index out of range: the fault of the job or
+    the request, and repeatable. On CUDA the process cannot use the device any more."""
+    LOST = "lost"
+    """The device, its driver or a kernel failed, and the process cannot use it any more."""
+
+
+_STICKY: Final = frozenset({DeviceFault.ASSERTION, DeviceFault.LOST})
+
+
+def find_device_fault(error: BaseException) -> DeviceFault | None:
+    """Return what an exception says of a device, by itself or by one that it was made from.
+
+    An error that was raised while a lost device was handled is of that device too: the process
+    cannot use it, whatever was tried next.
+    """
+    causes = list(_causes(error))
+    for each in causes:
+        fault = _find_own_fault(each)
+        if fault is not None:
+            return fault
+    for each in _causes(error, handled=True):
+        fault = _find_own_fault(each)
+        if fault in _STICKY:
+            return fault
+    return None
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Tell whether a device or the machine had no memory left."""
-    torch = sys.modules.get("torch")  # some callers must be able to ask without loading it
-    if isinstance(error, MemoryError) or (
-        torch is not None and isinstance(error, torch.OutOfMemoryError)
-    ):
-        return True
-    return isinstance(error, RuntimeError | OSError) and _holds(error, _OUT_OF_MEMORY_MARKS)
+    return ran_out_of_device_memory(error) or any(
+        isinstance(each, MemoryError)
+        or (isinstance(each, RuntimeError | OSError) and _HOST_MEMORY.search(str(each).lower()))
+        for each in _causes(error)
+    )
+
+
+def ran_out_of_device_memory(error: BaseException) -> bool:
+    """Tell whether a device had no memory left."""
+    return find_device_fault(error) is DeviceFault.OUT_OF_MEMORY
 
 
 def is_device_failure(error: BaseException) -> bool:
-    """Tell whether a device failed, for whatever reason."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.AcceleratorError):
-        return True
-    return isinstance(error, RuntimeError) and _holds(error, _DEVICE_MARKS)
+    """Tell whether the process cannot use its device any more: every further call fails."""
+    return find_device_fault(error) in _STICKY
 
 
 def is_library_error(error: Exception) -> bool:
@@ -58,7 +115,7 @@ def is_library_error(error: Exception) -> bool:
     """
     if isinstance(error, GritError | OSError):
         return False
-    if ran_out_of_memory(error) or is_device_failure(error):
+    if ran_out_of_memory(error) or _is_of_device(error):
         return False
     return _innermost_package(error) in _LIBRARIES
 
@@ -92,6 +149,48 @@ def _innermost_package(error: BaseException) -> str | None:
     return next((p for p in reversed(packages) if p not in _PLUMBING), None)
 
 
-def _holds(error: BaseException, marks: tuple[str, ...]) -> bool:
+def _find_own_fault(error: BaseException) -> DeviceFault | None:
+    """Return what one exception says of a device, whatever it was made from."""
+    torch = sys.modules.get("torch")  # some callers must be able to ask without loading it
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return DeviceFault.OUT_OF_MEMORY
+    if not _is_of_device(error):
+        return None
     text = str(error).lower()
-    return any(mark in text for mark in marks)
+    if _ASSERTION.search(text):
+        return DeviceFault.ASSERTION
+    if _DEVICE_MEMORY.search(text):
+        return DeviceFault.OUT_OF_MEMORY
+    if _is_accelerator_error(error) and _OUT_OF_RANGE.search(text):
+        return DeviceFault.ASSERTION  # kernels of MPS say which index it was
+    return None if _NOT_STICKY.search(text) else DeviceFault.LOST
+
+
+def _is_of_device(error: BaseException) -> bool:
+    if _is_accelerator_error(error):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and bool(
+        _DEVICE.search(text) or _DEVICE_MEMORY.search(text)
+    )
+
+
+def _is_accelerator_error(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.AcceleratorError)
+
+
+def _causes(error: BaseException, *, handled: bool = False) -> Iterator[BaseException]:
+    """Yield an exception and those that it was made from, the outermost first.
+
+    Args:
+        error: The exception.
+        handled: With those, too, that were being handled when the next one was raised.
+    """
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        before = each.__context__ if handled else None
+        each = before if each.__cause__ is None else each.__cause__

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from grit_core.data.rows import StepRows
-from grit_core.library_errors import ran_out_of_memory
+from grit_core.library_errors import ran_out_of_device_memory, ran_out_of_memory
 from grit_core.plan import AdaptationPlan
 
 
@@ -33,8 +33,7 @@ def explained(rows: StepRows, plan: AdaptationPlan, *, step: int) -> Iterator[No
     except RuntimeError as error:  # the allocators of the CPU and of MPS have no type of their own
         if not ran_out_of_memory(error):
             raise
-        on_device = "mps" in str(error).lower() or "cuda" in str(error).lower()
-        kind = torch.OutOfMemoryError if on_device else MemoryError
+        kind = torch.OutOfMemoryError if ran_out_of_device_memory(error) else MemoryError
         raise kind(_words(rows, plan, step, error)) from error
 
 

@@ -58,6 +58,7 @@ def numbers_of(events: list[TrainingEvent]) -> list[tuple[int, float, float]]:
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to get 2 GiB.\nMore."), RuntimeError),
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), torch.OutOfMemoryError),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), torch.OutOfMemoryError),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), MemoryError),
         (MemoryError(), MemoryError),
     ],
