@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import queue
@@ -157,6 +158,7 @@ def _train_or_restart(
     from grit_core.training import train  # noqa: PLC0415 - loads torch, as reading this must not
 
     stepped = False
+    unusable = ""
     try:
         for event in train(job, should_stop=should_stop, resume_from=resume_from):
             stepped = stepped or isinstance(event, StepCompleted)
@@ -166,8 +168,13 @@ def _train_or_restart(
             raise
         with contextlib.suppress(OSError):  # as above
             traceback.print_exc()
-        yield Warned(code="checkpoint_unusable", message=f"Starting from step 0: {error}")
-        yield from train(job, should_stop=should_stop, resume_from=None)
+        unusable = str(error)
+    if not unusable:
+        return
+    # Only here: the exception's traceback held the first run, and with it a base model.
+    gc.collect()
+    yield Warned(code="checkpoint_unusable", message=f"Starting from step 0: {unusable}")
+    yield from train(job, should_stop=should_stop, resume_from=None)
 
 
 def warm_up() -> None:
