@@ -14,6 +14,9 @@ from store.settings import Settings
 DETERMINISTIC_CODE: Final = "unexpected"
 """Of failures without a known cause: one that comes back word for word will come back again."""
 
+RETRIED_ONCE: Final = frozenset({"out_of_memory_device", "out_of_memory_host"})
+"""A lack of memory: it may have been that of another process, but hardly twice."""
+
 REPEATED_HINT: Final = (
     "It failed in the same way twice in a row, so it is not tried again. The attempt's log holds"
     " the details; please report them."
@@ -63,6 +66,8 @@ def settle(
     status = JobStatus(job.status)
     if _repeats(session, job, failure):
         failure = replace(failure, retryable=False, hint=REPEATED_HINT)
+    elif failure.code in RETRIED_ONCE and _failed_before(session, job, failure.code):
+        failure = replace(failure, retryable=False)
     again = failure.retryable and job.charged_attempts < job.max_attempts
     if status is JobStatus.CANCELLING:
         to, reason = JobStatus.CANCELLED, job.status_reason
@@ -98,6 +103,18 @@ def _repeats(session: Session, job: Job, failure: Failure) -> bool:
         return False
     same = (before.failure["code"], before.failure["message"]) == (failure.code, failure.message)
     return same and before.last_step == (job.progress or {}).get("step")
+
+
+def _failed_before(session: Session, job: Job, code: str) -> bool:
+    """Tell whether an earlier attempt of the job failed with this code."""
+    earlier = session.scalars(
+        select(Attempt.failure).where(
+            Attempt.job_id == job.id,
+            Attempt.number < job.attempt,
+            Attempt.failure.is_not(None),
+        )
+    )
+    return any(failure is not None and failure["code"] == code for failure in earlier)
 
 
 def end_attempt(

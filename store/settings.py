@@ -25,6 +25,8 @@ PositiveSeconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=Fal
 # PostgreSQL counts milliseconds, and takes 0 of them for no limit.
 StatementSeconds = Annotated[float, Field(ge=0.01, le=86_400, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
+# Of a device's memory: 0 would leave none, and beyond 1 there is none.
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
 # Shown by no `repr`: it may hold a password.
 SecretUrl = Annotated[str, Field(repr=False)]
@@ -119,6 +121,10 @@ class Settings(BaseSettings):
     """Without a new step (or, in a compression, new rows) for so long, an attempt is retried."""
     training_threads: PositiveInt | None = None
     """CPU threads of the training process; none: torch's own choice, as on the command line."""
+    train_device_memory_share: Share | None = None
+    """Share of a card's memory, above 0 and at most 1, that a training process may take; none: all
+    of it. For a card that an inference worker uses too: both shares together at most 1. On the CPU
+    it means nothing."""
     dataset_cache_bytes: PositiveInt = 20 * 1024**3
     """Datasets that a worker keeps between attempts, the least recently used deleted first."""
     stop_grace_seconds: PositiveSeconds = 60.0
@@ -204,6 +210,11 @@ class Settings(BaseSettings):
     """Bound on the image features kept for each base model; 0 keeps none."""
     infer_prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024**2
     """Bound on the keys and values of prompts kept for each base model; 0 keeps none."""
+    infer_key_bytes: PositiveInt = 4 * 1024**3
+    """Bound on the keys and values of the requests that share the steps of a base model."""
+    infer_device_memory_share: Share | None = None
+    """Share of a card's memory, above 0 and at most 1, that an inference worker may take; none: all
+    of it. For a card that a training worker uses too."""
     infer_lost_seconds: Annotated[int, Field(ge=2)] = 10
     """A worker silent for so long has lost the requests that it was answering."""
     remote_image_hosts: list[str] = []

@@ -2,7 +2,8 @@
 
 It imports torch and the training loop, writes `{"ready": true}`, and waits. One JSON line on its
 standard input, `{"job": <TrainingJob>, "resume_from": <folder or null>}`, makes it train, and
-`{"compression": <CompressionJob>}` makes it cut a finished adapter. Each training event is one JSON
+`{"compression": <CompressionJob>}` makes it cut a finished adapter; `"device_memory_share"` beside
+either bounds what it takes of the device's memory. Each training event is one JSON
 line on the file descriptor it was given; `{"beat": true}` says that rows are still being checked,
 or that a compression is still at its rows. Standard output and error are the attempt's log. It
 holds no keys and opens neither the database nor the object store. It does not outlive the worker:
@@ -36,6 +37,7 @@ from grit_core.errors import CheckpointCorrupt
 from grit_core.events import StepCompleted, TrainingStopped, Warned, event_to_json
 from grit_core.training_job import TrainingJob, job_from_json
 from worker.attempt_log import AttemptLog
+from worker.device_memory import limit_device_memory
 from worker.failures import EXIT_FAILED, EXIT_STOPPED, failure_of
 
 if TYPE_CHECKING:
@@ -133,14 +135,18 @@ def run(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> int:
 
 
 def _events_of(order: dict[str, Any], *, out: TextIO, stop: StopRequest) -> Iterator[TrainingEvent]:
+    share = order.get("device_memory_share")
     if "compression" in order:
         from grit_core.compression import compress  # noqa: PLC0415 - loads torch, as below
 
         job = compression_job_from_json(order["compression"])
+        limit_device_memory(job.device, share)
         return compress(job, should_stop=Beating(out, stop))
     folder = order.get("resume_from")
+    training = job_from_json(order["job"])
+    limit_device_memory(training.device, share)
     return _train_or_restart(
-        job_from_json(order["job"]),
+        training,
         # Compaction at the end takes long and tells nothing, and so may single rows of the check.
         should_stop=Beating(out, stop),
         resume_from=Path(folder) if folder else None,

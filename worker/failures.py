@@ -25,7 +25,12 @@ from grit_core.errors import (
     TrainingDiverged,
 )
 from grit_core.events import TrainingFailed
-from grit_core.library_errors import is_device_failure, ran_out_of_memory
+from grit_core.library_errors import (
+    DeviceFault,
+    find_device_fault,
+    ran_out_of_device_memory,
+    ran_out_of_memory,
+)
 from store.errors import StorageFull
 
 EXIT_STOPPED = 75
@@ -47,6 +52,7 @@ class FailureCode(StrEnum):
     PLAN_CHANGED = "plan_changed"
     CONFIG_INVALID = "config_invalid"
     DEVICE_UNAVAILABLE = "device_unavailable"
+    DEVICE_ASSERTION = "device_assertion"
     DEVICE_LOST = "device_lost"
     STORAGE_FULL = "storage_full"
     STORAGE_FAILED = "storage_failed"
@@ -61,23 +67,30 @@ class FailureCode(StrEnum):
 def failure_of(error: BaseException) -> TrainingFailed:
     """Return what a user reads when training ended in `error`."""
     return (
-        _library_failure(error)
-        or _memory_failure(error)
+        # First: an error of memory or of a device stays one, whatever was made of it.
+        _memory_failure(error)
+        or _device_failure(error)
+        or _library_failure(error)
         or _system_failure(error)
         or _unexpected(error)
     )
 
 
-def failure_of_exit(
-    returncode: int, *, steps: int, killed_for_memory: bool, attempt: int
-) -> TrainingFailed:
+def name_memory_share(failure: TrainingFailed, share: float | None) -> TrainingFailed:
+    """Return a failure whose hint names the bound on the device's memory, if there is one."""
+    if failure.code != FailureCode.OUT_OF_MEMORY_DEVICE or share is None:
+        return failure
+    bound = f"Training may use {share:g} of the device's memory: GRIT_TRAIN_DEVICE_MEMORY_SHARE."
+    return replace(failure, hint=f"{failure.hint} {bound}")
+
+
+def failure_of_exit(returncode: int, *, steps: int, killed_for_memory: bool) -> TrainingFailed:
     """Return the failure of a child that ended without reporting one.
 
     Args:
         returncode: As `subprocess.Popen.returncode`: negative is the signal that ended it.
         steps: Optimizer steps that it reported before.
         killed_for_memory: Whether the kernel's count of out-of-memory kills rose while it ran.
-        attempt: The number of this attempt; a second host out-of-memory is not tried again.
     """
     where = f"after step {steps}" if steps else "before its first step"
     if returncode == -signal.SIGKILL and killed_for_memory:
@@ -86,7 +99,7 @@ def failure_of_exit(
             f"The machine ran out of memory and ended the training process {where}.",
             hint="Lower training.batch_size or training.max_length, or give the worker memory.",
             category="user",
-            retryable=attempt < 2,
+            retryable=True,
         )
     if returncode < 0:
         name = _signal_name(-returncode)
@@ -237,22 +250,46 @@ _LIBRARY: tuple[tuple[type[Exception], FailureCode, str, str, bool], ...] = (
 
 
 def _memory_failure(error: BaseException) -> TrainingFailed | None:
+    """Return the failure of a lack of memory.
+
+    It is the job's, and yet worth another attempt: another process may have held the memory. The
+    row allows one (`store.retries`).
+    """
     if not ran_out_of_memory(error):
         return None
-    text = str(error)
-    on_device = type(error).__name__ == "OutOfMemoryError" or any(
-        name in text.lower() for name in ("cuda", "mps")
-    )
+    on_device = ran_out_of_device_memory(error)
     place = "device" if on_device else "machine"
     code = FailureCode.OUT_OF_MEMORY_DEVICE if on_device else FailureCode.OUT_OF_MEMORY_HOST
     return _failed(
         code,
-        f"The {place} ran out of memory: {_first_line(text)}",
+        f"The {place} ran out of memory: {_first_line(str(error))}",
         hint="Lower training.batch_size (and raise training.gradient_accumulation_steps),"
         " training.max_length, the ranks, or the size of the images.",
         category="user",
-        retryable=False,
+        retryable=True,
     )
+
+
+def _device_failure(error: BaseException) -> TrainingFailed | None:
+    fault = find_device_fault(error)
+    said = _first_line(str(error))
+    if fault is DeviceFault.ASSERTION:
+        return _failed(
+            FailureCode.DEVICE_ASSERTION,
+            f"The device refused what it was given, most often an index out of range: {said}",
+            hint="Train a few steps with `device` set to cpu: there the same error names the"
+            " operation. Check that the model's tokenizer and embeddings belong together.",
+            category="user",
+            retryable=False,
+        )
+    if fault is DeviceFault.LOST:
+        return _failed(
+            FailureCode.DEVICE_LOST,
+            f"The device failed: {said}",
+            hint="The next attempt runs in a fresh process; if it fails again, check the device.",
+            retryable=True,
+        )
+    return None
 
 
 def _system_failure(error: BaseException) -> TrainingFailed | None:
@@ -261,13 +298,6 @@ def _system_failure(error: BaseException) -> TrainingFailed | None:
             FailureCode.STORAGE_FULL,
             f"No room is left to write {error.filename or 'a file'}: {error.strerror}.",
             hint="Free space in the worker's home folder (GRIT_HOME) or in the object store.",
-            retryable=True,
-        )
-    if is_device_failure(error):
-        return _failed(
-            FailureCode.DEVICE_LOST,
-            f"The device failed: {_first_line(str(error))}",
-            hint="The next attempt runs in a fresh process; if it fails again, check the device.",
             retryable=True,
         )
     return None

@@ -68,13 +68,18 @@ def fetch_inputs(bench: Workbench, claim: Claim, *, work_dir: Path) -> Inputs:
     rows = _read_rows(bench, claim)
     if claim.job.kind == JobKind.COMPRESSION:
         job = _compression_job(bench, claim.job, rows, work_dir=work_dir)
-        return Inputs(order={"compression": compression_job_to_json(job)})
+        return Inputs(order=_bounded({"compression": compression_job_to_json(job)}, bench))
     resume_from, warnings = _fetch_checkpoint(bench, claim, rows.checkpoints, work_dir / "resume")
     order = {
         "job": job_to_json(_training_job(bench, claim.job, rows, work_dir=work_dir)),
         "resume_from": str(resume_from) if resume_from else None,
     }
-    return Inputs(order=order, warnings=tuple(warnings))
+    return Inputs(order=_bounded(order, bench), warnings=tuple(warnings))
+
+
+def _bounded(order: dict[str, Any], bench: Workbench) -> dict[str, Any]:
+    """Return an order with the bounds of this worker, of whose settings its process has none."""
+    return {**order, "device_memory_share": bench.settings.train_device_memory_share}
 
 
 def _training_job(bench: Workbench, row: Job, rows: _Rows, *, work_dir: Path) -> TrainingJob:

@@ -226,7 +226,8 @@ class Runner:
             case TrainingFinished():
                 self._finished = event
             case TrainingFailed():
-                self._failure = event
+                share = self._settings.train_device_memory_share
+                self._failure = failures.name_memory_share(event, share)
             case _:
                 pass
 
@@ -289,7 +290,6 @@ class Runner:
                 exited.returncode,
                 steps=self._steps,
                 killed_for_memory=killed_for_memory,
-                attempt=self._claim.attempt,
             )
 
     # --- the end

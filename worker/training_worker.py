@@ -145,7 +145,7 @@ class TrainingWorker:
         finally:
             child.dismiss()
             bench.scratch.remove(child.folder)
-            self.health.note(runner.failure_code)
+            self.health.note(runner.failure_code, job_id=claim.job.id)
             if not self.draining:
                 self._try_to_warm_up()
 

@@ -63,6 +63,12 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, Finder())
+if "worker.device_check" in sys.orig_argv and FAULT.exists():
+    found = json.loads(FAULT.read_text()).get("examination")
+    if found is not None:
+        sys.stdout.write(found)
+        sys.stdout.flush()
+        os._exit(1)
 """
 
 
@@ -85,7 +91,8 @@ class Failpoints:
         """Switch a fault on, from the next step of any training process on.
 
         Args:
-            kind: `raise` (with `message`), `out_of_memory`, `hog` (until a limit on memory kills;
+            kind: `raise` (with `message`, and with `examination`, what a device says that then
+                fails its examination too), `out_of_memory`, `hog` (until a limit on memory kills;
                 `tasks` is the control group's file), `address_space` or `full_disk` (no file may
                 grow beyond `bytes`).
             options: These, and `from` and `to`: the steps between which it is on.

@@ -86,7 +86,7 @@ def row_of_worker(deployment: Deployment) -> Worker:
     return row
 
 
-def test_a_step_too_large_for_the_device_fails_once_and_says_how_large_it_was(
+def test_a_step_too_large_for_the_device_is_tried_once_more_and_says_how_large_it_was(
     deployment: Deployment, failpoints: Failpoints, reference: bytes, tmp_path: Path
 ) -> None:
     failpoints.set("out_of_memory", **{"from": 3})
@@ -97,7 +97,7 @@ def test_a_step_too_large_for_the_device_fails_once_and_says_how_large_it_was(
     assert "step 3 has micro-batches of 2 rows of " in job.error["message"]
     assert "layers of rank 2" in job.error["message"]
     assert "batch_size" in job.error["hint"]
-    assert deployment.outcomes(job_id) == [("failed", "out_of_memory_device")]
+    assert deployment.outcomes(job_id) == [("failed", "out_of_memory_device")] * 2
 
     failpoints.clear()
     job = deployment.wait_ended(submit(deployment))
@@ -125,6 +125,19 @@ def group() -> Iterator[Path | None]:
         time.sleep(0.1)
 
 
+def test_a_device_side_assert_is_the_jobs_fault_and_not_tried_again(
+    deployment: Deployment, failpoints: Failpoints
+) -> None:
+    failpoints.set("raise", message="CUDA error: device-side assert triggered", **{"from": 3})
+    job_id = submit(deployment)
+    job = deployment.wait_ended(job_id)
+    assert job.error is not None
+    assert (job.error["code"], job.error["category"]) == ("device_assertion", "user")
+    assert deployment.outcomes(job_id) == [("failed", "device_assertion")]
+    failpoints.clear()
+    assert deployment.wait_ended(submit(deployment)).status == JobStatus.SUCCEEDED
+
+
 def test_a_process_that_the_machine_has_no_memory_for_is_tried_once_more_at_most(
     deployment: Deployment, failpoints: Failpoints, group: Path | None
 ) -> None:
@@ -138,8 +151,7 @@ def test_a_process_that_the_machine_has_no_memory_for_is_tried_once_more_at_most
     assert job.error is not None
     assert job.error["code"] == "out_of_memory_host"
     assert "memory" in job.error["hint"]
-    killed = 1 if group is None else 2
-    assert deployment.outcomes(job_id) == [("failed", "out_of_memory_host")] * killed
+    assert deployment.outcomes(job_id) == [("failed", "out_of_memory_host")] * 2
     failpoints.clear()
     assert deployment.wait_ended(submit(deployment)).status == JobStatus.SUCCEEDED
     assert deployment.worker() is worker
@@ -224,18 +236,34 @@ def test_rows_that_were_altered_after_their_validation_are_not_trained_on(
         deployment.dataset_id = dataset_id
 
 
-def test_a_device_that_is_lost_twice_gets_no_further_job_until_its_worker_is_new(
+def test_a_job_that_loses_its_device_at_every_attempt_takes_it_from_no_other_job(
     deployment: Deployment, failpoints: Failpoints, reference: bytes, tmp_path: Path
 ) -> None:
     failpoints.set("raise", message="CUDA error: unspecified launch failure", **{"from": 25})
+    worker = deployment.worker()
+    job_id = submit(deployment, max_attempts=3)
+    assert deployment.wait_ended(job_id).status == JobStatus.FAILED
+    assert deployment.outcomes(job_id) == [("failed", "device_lost")] * 3
+    failpoints.clear()
+    job = deployment.wait_ended(submit(deployment))
+    assert adapter_of(deployment, job, tmp_path) == reference
+    assert deployment.worker() is worker
+    assert not row_of_worker(deployment).stopping
+
+
+def test_a_device_that_fails_its_examination_gets_no_further_job_until_its_worker_is_new(
+    deployment: Deployment, failpoints: Failpoints, reference: bytes, tmp_path: Path
+) -> None:
+    message = "CUDA error: unspecified launch failure"
+    failpoints.set("raise", message=message, examination="it does not answer", **{"from": 25})
     job_id = submit(deployment, max_attempts=5)
     worker = deployment.worker()
     deployment.wait(job_id, lambda _job: "device_quarantined" in worker.text())
     deployment.wait(job_id, lambda _job: row_of_worker(deployment).stopping)
     row = row_of_worker(deployment)
     assert row.details is not None
-    assert "2 attempts in a row lost it (device_lost)" in row.details["quarantine"]
-    assert deployment.outcomes(job_id) == [("failed", "device_lost")] * 2
+    assert "it failed its examination: it does not answer" in row.details["quarantine"]
+    assert deployment.outcomes(job_id) == [("failed", "device_lost")]
     assert worker.running
     deployment.doorbell.ring("cpu")
     time.sleep(1.5)

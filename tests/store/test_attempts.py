@@ -365,6 +365,23 @@ def test_an_unknown_failure_that_comes_back_word_for_word_is_not_tried_again(
     assert len(ended.error["attempts"]) == 2
 
 
+@pytest.mark.parametrize("code", ["out_of_memory_device", "out_of_memory_host"])
+def test_a_lack_of_memory_is_tried_once_more_whatever_came_between(
+    engine: Engine, code: str
+) -> None:
+    full = Failure(code=code, message="step 3: out of memory", category="user", retryable=True)
+    job = running_job(engine, max_attempts=9)
+    for failure in (_unexpected("KeyError: 'x'"), full, _unexpected("KeyError: 'x'")):
+        assert _fail(engine, _job(engine, job.id), failure).status == JobStatus.QUEUED
+        end_wait(engine, job.id)
+        claim(engine)
+    ended = _fail(engine, _job(engine, job.id), full)
+    assert ended.status == JobStatus.FAILED
+    assert ended.error is not None
+    assert (ended.error["code"], ended.error["category"]) == (code, "user")
+    assert ended.error["retryable"] is False
+
+
 @pytest.mark.parametrize(
     "second",
     [

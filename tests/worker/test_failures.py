@@ -47,15 +47,23 @@ def test_all_bad_rows_of_a_dataset_go_with_the_failure() -> None:
             False,
         ),
         (DeviceUnavailable("no cuda"), "device_unavailable", True),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "out_of_memory_device", False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "out_of_memory_device", True),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+            "out_of_memory_device",
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory_device", True),
+        (torch.AcceleratorError("CUDA error: out of memory"), "out_of_memory_device", True),
         (
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
             ),
             "out_of_memory_host",
-            False,
+            True,
         ),
-        (MemoryError(), "out_of_memory_host", False),
+        (MemoryError(), "out_of_memory_host", True),
+        (RuntimeError("CUDA error: device-side assert triggered"), "device_assertion", False),
         (RuntimeError("CUDA error: an illegal memory access"), "device_lost", True),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "storage_full", True),
         (ZeroDivisionError("division by zero"), "unexpected", True),
@@ -81,9 +89,7 @@ def test_a_full_store_and_a_full_disk_are_both_named_as_such() -> None:
 
 
 def test_a_killed_process_names_its_signal_and_its_last_step() -> None:
-    failure = failures.failure_of_exit(
-        -signal.SIGSEGV, steps=12, killed_for_memory=False, attempt=1
-    )
+    failure = failures.failure_of_exit(-signal.SIGSEGV, steps=12, killed_for_memory=False)
 
     assert failure.code == "killed"
     assert failure.retryable
@@ -91,18 +97,34 @@ def test_a_killed_process_names_its_signal_and_its_last_step() -> None:
     assert "step 12" in failure.message
 
 
-def test_a_second_kill_for_memory_is_final() -> None:
-    outcomes = [
-        failures.failure_of_exit(-signal.SIGKILL, steps=0, killed_for_memory=True, attempt=attempt)
-        for attempt in (1, 2)
-    ]
+def test_a_kill_for_memory_is_tried_again_as_a_refused_allocation_is() -> None:
+    failure = failures.failure_of_exit(-signal.SIGKILL, steps=0, killed_for_memory=True)
 
-    assert [outcome.code for outcome in outcomes] == ["out_of_memory_host"] * 2
-    assert [outcome.retryable for outcome in outcomes] == [True, False]
+    assert (failure.code, failure.category) == ("out_of_memory_host", "user")
+    assert failure.retryable  # of how many attempts, the row says
+
+
+def test_a_model_that_could_not_be_loaded_for_lack_of_memory_is_no_missing_model() -> None:
+    made = ModelUnavailable("the model of /models/x cannot be loaded: OutOfMemoryError")
+    made.__cause__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    failure = failures.failure_of(made)
+
+    assert (failure.code, failure.retryable) == ("out_of_memory_device", True)
+    assert "/models/x" in failure.message
+
+
+def test_the_hint_of_a_lack_of_memory_names_the_share_of_the_device() -> None:
+    full = failures.failure_of(torch.OutOfMemoryError("CUDA out of memory."))
+
+    assert "GRIT_TRAIN_DEVICE_MEMORY_SHARE" not in full.hint
+    bounded = failures.name_memory_share(full, 0.6)
+    assert "0.6 of the device's memory: GRIT_TRAIN_DEVICE_MEMORY_SHARE" in bounded.hint
+    host = failures.failure_of(MemoryError())
+    assert failures.name_memory_share(host, 0.6) == host
 
 
 def test_an_exit_without_a_word_is_tried_again() -> None:
-    failure = failures.failure_of_exit(3, steps=0, killed_for_memory=False, attempt=1)
+    failure = failures.failure_of_exit(3, steps=0, killed_for_memory=False)
 
     assert failure.code == "unexpected"
     assert failure.retryable

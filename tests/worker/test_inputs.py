@@ -123,13 +123,23 @@ def test_a_training_gets_the_rows_to_train_on_to_evaluate_on_and_not_to_forget(
         retention_dataset_id=uploaded("old"),
     )
     inputs = fetch_inputs(bench, held, work_dir=tmp_path / "work")
-    assert inputs.order.keys() == {"job", "resume_from"}
+    assert inputs.order.keys() == {"job", "resume_from", "device_memory_share"}
+    assert inputs.order["device_memory_share"] is None
     job = job_from_json(inputs.order["job"])
     assert job.eval_dataset is not None
     assert job.retention_dataset is not None
     read = [path.read_text() for path in (job.dataset, job.eval_dataset, job.retention_dataset)]
     assert read == ["new", "held out", "old"]
     assert (job.plan, inputs.order["resume_from"]) == (PLAN, None)
+
+
+def test_every_order_carries_the_share_of_the_device_that_the_process_cannot_read_itself(
+    bench: Workbench, uploaded: Callable[[str], str], tmp_path: Path
+) -> None:
+    settings = bench.settings.model_copy(update={"train_device_memory_share": 0.6})
+    shared = dataclasses.replace(bench, settings=settings)
+    inputs = fetch_inputs(shared, claimed(bench, uploaded("rows")), work_dir=tmp_path / "work")
+    assert inputs.order["device_memory_share"] == 0.6
 
 
 def test_without_a_retention_dataset_none_is_handed_over(
@@ -171,7 +181,7 @@ def test_a_compression_gets_the_adapter_and_the_settings_it_was_trained_with(
     columns = compression(source, eval_dataset_id=uploaded("held out"))
     held = claimed(bench, uploaded("rows"), **columns)
     inputs = fetch_inputs(bench, held, work_dir=tmp_path / "work")
-    assert inputs.order.keys() == {"compression"}
+    assert inputs.order.keys() == {"compression", "device_memory_share"}
     job = compression_job_from_json(inputs.order["compression"])
     assert {path.name: path.read_bytes() for path in job.adapter.iterdir()} == FILES
     assert job.adapter.is_relative_to(job.work_dir)
