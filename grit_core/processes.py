@@ -6,6 +6,11 @@ checked. The process of rank 0 leads: it alone tells events and writes files.
 
 Whatever two processes decide (to stop, to skip a step), they decide from the same sums, for one
 that waited for a message the others never send would wait until the timeout.
+
+Messages on the CPU go by gloo, whose calls fail at once when another process has ended. Messages
+on a card go by NCCL, whose calls only enqueue a kernel: a kernel that waits for a process that has
+ended does not end. So each message on a card is preceded by one on the CPU, and the host waits for
+the card's message itself, so that a timeout is an error of that call.
 """
 
 import os
@@ -13,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -22,6 +27,12 @@ from grit_core.config.devices import kind_of
 from grit_core.errors import DeviceUnavailable, GritError
 
 _Item = TypeVar("_Item")
+
+_BLOCKING_WAIT: Final = "TORCH_NCCL_BLOCKING_WAIT"
+"""Makes `wait()` of a message on a card wait in the host, and raise what went wrong with it.
+
+By default `wait()` returns at once, and after the timeout a thread of torch's aborts the process.
+"""
 
 
 class ProcessLost(GritError):
@@ -60,7 +71,7 @@ class Processes:
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all processes, which has the same bits everywhere."""
         if self.count > 1:
-            self._exchange(lambda: distributed.all_reduce(tensor))
+            self._exchange(lambda: distributed.all_reduce(tensor, async_op=True), tensor.device)
 
     def add_up_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
         """Sum gradients and a loss over all processes, in one message.
@@ -100,7 +111,7 @@ class Processes:
         if self.count == 1:
             return [tensor]
         found = [torch.empty_like(tensor) for _ in range(self.count)]
-        self._exchange(lambda: distributed.all_gather(found, tensor))
+        self._exchange(lambda: distributed.all_gather(found, tensor, async_op=True), tensor.device)
         return found
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
@@ -134,14 +145,20 @@ class Processes:
                 " of one kind."
             )
 
-    def _exchange(self, message: Callable[[], object]) -> None:
-        """Exchange one message.
+    def _exchange(self, message: Callable[[], Any], device: torch.device) -> None:
+        """Exchange one message and wait for it.
+
+        Args:
+            message: Starts it and returns torch's handle of it.
+            device: Where its tensors are.
 
         Raises:
             ProcessLost: Some process did not take part.
         """
         try:
-            message()
+            if device.type != "cpu":
+                distributed.all_reduce(torch.zeros(1))  # all are there; see the top of this file
+            message().wait()
         except RuntimeError as error:
             raise ProcessLost(
                 f"Process {self.rank} of {self.count} lost another one, which has ended or did not"
@@ -174,10 +191,13 @@ def joined(device: str, *, timeout_seconds: float) -> Iterator[str]:
             f"{count} processes cannot train on {device}; give cuda, of which each gets a card of"
             " its own, or cpu."
         )
+    options: dict[str, Any] = {"backend": "gloo"}
     if kind == "cuda":
         device = _own_card(int(os.environ.get("LOCAL_RANK", "0")))  # noqa: TID251 - as above
-    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        os.environ.setdefault(_BLOCKING_WAIT, "1")  # noqa: TID251 - as above
+        # With a device, NCCL connects here: a card that cannot is known before a model is loaded.
+        options = {"backend": "cpu:gloo,cuda:nccl", "device_id": torch.device(device)}
+    distributed.init_process_group(timeout=timedelta(seconds=timeout_seconds), **options)
     try:
         yield device
     finally:
