@@ -15,7 +15,8 @@ its own (PrivateUse1), so that the code under test runs unchanged. What it enfor
 - The device can **fail for good** (`fail`): every later operation raises, as after a device-side
   assert, until `reset`.
 - A tensor whose **non-blocking copy** to the device is under way may not change before the next
-  wait.
+  wait. `grit_core.transfer` copies like that, as on CUDA; patch `transfer.is_asynchronous` to see
+  the blocking copies of MPS.
 
 What it cannot show: limits of kernels (alignment, types, determinism), NCCL, streams, real memory,
 speed. It takes the single-tensor paths of torch's optimizers.

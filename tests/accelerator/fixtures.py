@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from grit_core import training_run
+from grit_core import training_run, transfer
 from grit_core.config import devices
 from tests.accelerator import NAME, Accelerator, install
 from tests.accelerator import accelerator as card
@@ -22,6 +22,9 @@ def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
     monkeypatch.setattr(devices, "KINDS", (*devices.KINDS, NAME))
     monkeypatch.setitem(devices._DTYPES, NAME, "float32")
     monkeypatch.setitem(devices._TRAINING_PRECISION, NAME, "float32")
+    own_rule = transfer.is_asynchronous
+    monkeypatch.setattr(transfer, "is_asynchronous", lambda d: d.type == NAME or own_rule(d))
+    monkeypatch.setattr(transfer, "pinned_copy", torch.Tensor.clone)  # pinned like CUDA's
     own = training_run.torch_device
 
     def device(name: str) -> torch.device:
