@@ -78,7 +78,7 @@ def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         parts = [tensors[place] for place in places]
         flat = to_device(torch.cat([part.detach().reshape(-1) for part in parts]), device)
         for place, part, piece in zip(
-            places, parts, flat.split([part.numel() for part in parts]), strict=True
+            places, parts, torch.split(flat, [part.numel() for part in parts]), strict=True
         ):
             moved[place] = piece.view(part.shape)
     return moved
