@@ -79,6 +79,11 @@ def test_random_numbers_are_those_of_the_device() -> None:
     assert torch.rand(4, device="sim").tolist() == [*first, *second]
 
 
+def test_numbers_of_the_device_make_a_tensor() -> None:
+    numbers = [torch.tensor(2, device="sim"), torch.arange(4, device="sim").max()]
+    assert torch.tensor(numbers, device="sim").tolist() == [2, 3]
+
+
 def test_every_wait_is_recorded_with_its_place(accelerator: Accelerator) -> None:
     there = torch.arange(4.0, device="sim")
     with accelerator.waits() as waits:

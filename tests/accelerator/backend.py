@@ -109,6 +109,7 @@ def install() -> None:
     operations.impl("empty.memory_format", _empty, "PrivateUse1")
     operations.impl("empty_strided", _empty_strided, "PrivateUse1")
     operations.impl("_copy_from", _copy_from, "PrivateUse1")
+    operations.impl("_local_scalar_dense", _item, "PrivateUse1")
     for name in _MADE_ON_HOST:
         operations.impl(name, _made_on_host(name), "PrivateUse1")
     others.fallback(_fallback, "PrivateUse1")
@@ -139,6 +140,10 @@ def _made_on_host(name: str) -> Callable[..., Tensor]:
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     return copy(target, source, non_blocking)
+
+
+def _item(tensor: Tensor) -> Any:
+    return dispatch(torch.ops.aten._local_scalar_dense.default, (tensor,), {})
 
 
 def _fallback(operation: Any, *args: Any, **kwargs: Any) -> Any:

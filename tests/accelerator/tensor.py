@@ -76,6 +76,10 @@ class DeviceTensor(Tensor):
         """Copy to the host, as torch does for a real device."""
         return self.cpu().tolist()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """Return the storage behind, which has an address that views share."""
+        return self.host.untyped_storage()
+
     def __format__(self, spec: str) -> str:
         """Format a number as torch does."""
         return format(self.item(), spec) if self.dim() == 0 else super().__format__(spec)
