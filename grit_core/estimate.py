@@ -49,16 +49,21 @@ class Estimate:
     """What the estimate rests on, in words."""
 
 
-def resolve_training(training: TrainingConfig, *, num_rows: int, device: str) -> TrainingConfig:
+def resolve_training(
+    training: TrainingConfig, *, num_rows: int, device: str, native_bfloat16: bool = True
+) -> TrainingConfig:
     """Replace every `auto` by what it stands for.
 
     `batch_size`: 8 on CUDA, 4 elsewhere, and not more than there are rows. `precision`: bfloat16 on
-    CUDA, float32 elsewhere. The two intervals: a tenth of the run, from 10 to 500 steps.
+    CUDA (float16 on cards that only emulate it), float32 elsewhere. The two intervals: a tenth of
+    the run, from 10 to 500 steps.
 
     Args:
         training: As the user gave it.
         num_rows: Rows to train on, the evaluation split taken out.
         device: The chosen device.
+        native_bfloat16: Whether it has bfloat16 units. Where that is not known, the machine of the
+            device decides about `precision` in the end.
 
     Raises:
         InvalidConfig: A field is out of its bounds, or there is no row; every fault is in it.
@@ -76,9 +81,10 @@ def resolve_training(training: TrainingConfig, *, num_rows: int, device: str) ->
     interval = _auto_interval(total_steps(resolved, num_rows=num_rows))
     automatic = resolved.precision == "auto"
     checkpoint, evaluation = resolved.checkpoint_every_steps, resolved.eval_every_steps
+    precision = training_precision(device, native_bfloat16=native_bfloat16)
     return dataclasses.replace(
         resolved,
-        precision=training_precision(device) if automatic else resolved.precision,
+        precision=precision if automatic else resolved.precision,
         checkpoint_every_steps=interval if checkpoint == "auto" else checkpoint,
         eval_every_steps=interval if evaluation == "auto" else evaluation,
     )
