@@ -42,10 +42,10 @@ from grit_core.events import (
 from grit_core.models.inventory import inventory_of
 from grit_core.models.lora_folder import load_lora_folder
 from grit_core.models.pretrained import describe_origin, load_base_model, load_processor
+from grit_core.models.torch_device import torch_device
 from grit_core.random_state import reproducible
 from grit_core.row_file import RowFile
 from grit_core.sampler import Sampler, split_rows
-from grit_core.training_run import torch_device
 
 HELD_OUT_SHARE: Final = 0.1
 """Of the dataset, for the evaluation, where training has held nothing out of it."""

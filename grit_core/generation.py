@@ -30,6 +30,7 @@ from grit_core.errors import (
     ModelUnavailable,
 )
 from grit_core.library_errors import library_errors_as, reason
+from grit_core.models.torch_device import torch_device
 from grit_core.records import Role
 from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
@@ -78,8 +79,8 @@ class GenerationEngine:
         """Load nothing yet.
 
         Args:
-            device: Where the models live.
-            dtype: `float32`, `bfloat16` or `float16`.
+            device: Where the models live; one that is not there raises `DeviceUnavailable`.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto` for what the device takes.
             max_bases: Base models kept in memory.
             max_adapters: Adapters in place beside each, and so at most in one batch.
             max_batch: Requests of a base model that share its steps.
@@ -89,7 +90,7 @@ class GenerationEngine:
             image_cache_bytes: Bound on the image features kept for each base model; 0 for none.
             prefix_cache_bytes: Bound on the keys and values kept for each; 0 for none.
         """
-        self._device = torch.device(device)
+        self._device = torch_device(device)
         self._dtype = dtype
         self._max_bases, self._max_adapters, self._max_batch = max_bases, max_adapters, max_batch
         self._max_rank, self._max_adapter_bytes = max_rank, max_adapter_bytes

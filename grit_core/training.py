@@ -21,6 +21,7 @@ from grit_core.events import (
     Warned,
 )
 from grit_core.memory_demand import explained
+from grit_core.models.torch_device import torch_device
 from grit_core.processes import Processes
 from grit_core.random_state import reproducible
 from grit_core.row_report import checked
@@ -28,7 +29,7 @@ from grit_core.schedule import learning_rate
 from grit_core.training_export import export
 from grit_core.training_job import TrainingJob
 from grit_core.training_rows import open_rows
-from grit_core.training_run import TrainingRun, torch_device
+from grit_core.training_run import TrainingRun
 
 
 def train(

@@ -18,7 +18,7 @@ from grit_core.data.encoder import IGNORED
 from grit_core.data.rows import StepRows
 from grit_core.data.stream import StepStream
 from grit_core.durable_files import canonical_json
-from grit_core.errors import CheckpointCorrupt, DeviceUnavailable, InvalidDataset
+from grit_core.errors import CheckpointCorrupt, InvalidDataset
 from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent, Warned
 from grit_core.loss import label_loss_sum, to_device
 from grit_core.models.gradient_checkpointing import enable_gradient_checkpointing
@@ -28,6 +28,7 @@ from grit_core.models.pretrained import (
     known_warnings_ignored,
     load_base_model,
 )
+from grit_core.models.torch_device import torch_device
 from grit_core.models.vlm_adapter import build_capture, build_optimizer, inject_lora
 from grit_core.optimizer import GRITOptimizer, budgets_by_modality, summarise_by_modality
 from grit_core.processes import Processes
@@ -424,21 +425,3 @@ class TrainingRun:
         for parameter in self.parameters.values():
             digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
         return digest.digest()
-
-
-def torch_device(name: str) -> torch.device:
-    """Return a device that is there.
-
-    Raises:
-        DeviceUnavailable: It is not.
-    """
-    device = torch.device(name)
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(device.type, False):
-        usable = ", ".join(kind for kind, there in present.items() if there)
-        raise DeviceUnavailable(f"This machine has no {name}; it has {usable}.")
-    return device

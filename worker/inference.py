@@ -17,6 +17,7 @@ from celery import signals
 
 from grit_core.errors import (
     AdapterInvalid,
+    DeviceUnavailable,
     Interrupted,
     InvalidConfig,
     InvalidDataset,
@@ -84,7 +85,7 @@ class InferenceWorker:
                 settings = self._settings
                 self._engine = GenerationEngine(
                     device=self._device,
-                    dtype="float32" if self._device == "cpu" else "bfloat16",
+                    dtype="auto",  # as the card has it: this process is where the card is
                     max_bases=settings.infer_resident_models,
                     max_adapters=settings.infer_resident_adapters,
                     max_batch=settings.infer_max_batch,
@@ -296,6 +297,7 @@ def _error_of(error: Exception) -> dict[str, Any]:
         return {"code": "chat_invalid", "category": "user", "message": str(error)}
     known: dict[type[Exception], str] = {
         AdapterInvalid: "adapter_invalid",
+        DeviceUnavailable: "device_unavailable",
         ModelUnavailable: "model_unavailable",
         ObjectMissing: "object_missing",  # the adapter was deleted after it was asked for
         StorageUnavailable: "storage_unavailable",

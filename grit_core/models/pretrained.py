@@ -1,5 +1,6 @@
 """Load a base model and its processor: from a local folder or by hub id, safetensors only."""
 
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +20,16 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from grit_core.config.devices import inference_precision
 from grit_core.data.chat_template import plain_template
 from grit_core.data.paligemma import find_template
 from grit_core.data.processor import CONFIG_IMAGE_IDS
 from grit_core.errors import ModelUnavailable
+from grit_core.library_errors import is_device_failure, ran_out_of_memory, reason
 from grit_core.models.missing_packages import explain_missing_packages
 from grit_core.models.processor_parts import assemble, find_processor_class, has_unused_parts
 from grit_core.models.quantization import refuse_quantized
+from grit_core.models.torch_device import open_device
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -43,19 +47,28 @@ def load_base_model(
     Args:
         source: A local folder (absolute, or relative and existing) or a hub id such as
             `HuggingFaceTB/SmolVLM-256M-Instruct`. Folders are read without any network.
-        device: Where the weights go.
-        dtype: `float32`, `bfloat16` or `float16`.
+        device: Where the weights go, one tensor after the other: this machine's memory never
+            holds all of them for another device.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for what inference takes there.
+
+    A device that is not there or cannot be used raises `DeviceUnavailable`; one without room for
+    the weights `torch.OutOfMemoryError`, and those that were on it are gone by then. Errors of a
+    device that has failed pass as torch raised them.
 
     Raises:
         ModelUnavailable: Nothing usable is there; the message says what is missing.
         MemoryError: This machine's memory is full, which is no fault of the model.
     """
     options = _options(source)
+    place = open_device(device)
     try:
         config = AutoConfig.from_pretrained(source, **options)
         refuse_quantized(config, source)
-        auto = _auto_model_for(config)
-        model, report = auto.from_pretrained(
+        if dtype == "auto":
+            dtype = inference_precision(str(place), model_types=_model_types(config))
+        if place.type != "cpu":
+            options["device_map"] = {"": place}
+        model, report = _auto_model_for(config).from_pretrained(
             source,
             config=config,
             dtype=DTYPES[dtype],
@@ -65,16 +78,66 @@ def load_base_model(
         )
     except (ModelUnavailable, MemoryError):
         raise
-    except Exception as error:  # a user's files can fail anywhere inside transformers
-        raise ModelUnavailable(_reason("model", source, error)) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelUnavailable(
+    except Exception as error:  # noqa: BLE001 - a user's files can fail anywhere in transformers
+        failure = _failure(source, place, error)
+    else:
+        missing = sorted(report["missing_keys"])
+        if not missing:
+            loaded: nn.Module = model.eval().requires_grad_(requires_grad=False)
+            return loaded
+        failure = ModelUnavailable(
             f"The weights of {source} lack {len(missing)} tensors of its architecture, such as"
             f" {', '.join(missing[:3])}; they would be random."
         )
-    loaded: nn.Module = model.to(device).eval().requires_grad_(requires_grad=False)
-    return loaded
+    # Not inside of `except`: the first error's frames hold the weights that are loaded already.
+    raise failure
+
+
+def read_model_types(source: str | Path) -> frozenset[str]:
+    """Return the `model_type` of a base model and of its text model, as in its config.json.
+
+    Raises:
+        ModelUnavailable: It cannot be read.
+    """
+    options = _options(source)
+    try:
+        return _model_types(AutoConfig.from_pretrained(source, **options))
+    except Exception as error:  # as above
+        raise ModelUnavailable(_reason("model", source, error)) from error
+
+
+def _model_types(config: Any) -> frozenset[str]:
+    parts = (config, getattr(config, "text_config", None) or config)
+    return frozenset(str(part.model_type) for part in parts)
+
+
+def _failure(source: str | Path, device: torch.device, error: Exception) -> Exception:
+    """Return what a caller reads of an error while weights were loaded."""
+    told = _conversion_error(error) or error
+    if ran_out_of_memory(told):
+        # A device's memory is "out of memory"; the CPU's allocator "can't allocate memory".
+        on_device = device.type != "cpu" and "out of memory" in str(told).lower()
+        kind = torch.OutOfMemoryError if on_device else MemoryError
+        return kind(f"loading {source} onto {device}: {reason(told)}")
+    if is_device_failure(told):
+        return told
+    return ModelUnavailable(_reason("model", source, told))
+
+
+def _conversion_error(error: Exception) -> Exception | None:
+    """Return what went wrong while tensors were joined or split, of which transformers only logs.
+
+    Experts are stored one by one and joined on the device: memory that runs out there ends as "for
+    details look at the above report", and the reason is in a variable of that frame.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        report = frame.f_locals.get("loading_info")
+        found = getattr(report, "conversion_errors", None)
+        if found:
+            name, text = next(iter(found.items()))
+            # A traceback, the error's message, and which tensors it is about.
+            return RuntimeError(" ".join([f"{name}:", *text.strip().splitlines()[-2:]]))
+    return None
 
 
 def load_processor(source: str | Path) -> Any:

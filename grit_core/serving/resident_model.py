@@ -152,7 +152,7 @@ class ResidentModel:
         Args:
             source: A local folder or hub id; one that cannot be loaded raises `ModelUnavailable`.
             device: Where it lives.
-            dtype: Of the weights.
+            dtype: Of the weights, as `load_base_model` takes it.
             **bounds: As above.
         """
         model = load_base_model(source, device=device, dtype=dtype)

@@ -10,11 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from grit_core.artifacts import write_adapter
+from grit_core.errors import DeviceUnavailable
 from grit_core.models.pretrained import load_base_model
 from store.inference import Mailbox
 from store.objects import Objects
 from tests.tiny_models import png_data_url, tiny_vlm_folder
-from worker.inference import EXTRA_PLACES, InferenceWorker
+from worker.inference import EXTRA_PLACES, InferenceWorker, _error_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -358,3 +359,12 @@ def test_no_more_requests_run_than_there_are_places_and_all_are_answered(start, 
     assert 1 < most <= 2 + EXTRA_PLACES
     for name in names:
         assert "output" in messages_of(mailbox, name)[-1]
+
+
+def test_a_missing_device_is_named_to_the_caller():
+    error = DeviceUnavailable("This machine has no cuda:7: 2 cuda devices can be seen.")
+    assert _error_of(error) == {
+        "code": "device_unavailable",
+        "category": "system",
+        "message": str(error),
+    }
