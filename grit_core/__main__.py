@@ -33,7 +33,7 @@ from grit_core.config.devices import (
     DeviceChoice,
     available_devices,
     choose_device,
-    training_precision,
+    has_native_bfloat16,
 )
 from grit_core.dataset_notes import local_notes
 from grit_core.errors import (
@@ -63,7 +63,7 @@ from grit_core.events import (
 )
 from grit_core.image_use import find_images, image_faults, image_warnings
 from grit_core.inventory import ModelInventory
-from grit_core.job_spec import ResolvedJob, resolve_job
+from grit_core.job_spec import AUTO, ResolvedJob, requested_precision, resolve_job
 from grit_core.json_text import InvalidJson, decode
 from grit_core.models.inventory import build_inventory
 from grit_core.row_file import RowFile
@@ -216,7 +216,7 @@ def _compress(options: argparse.Namespace) -> int:
 
 
 def _compression_job(options: argparse.Namespace) -> CompressionJob:
-    choice = choose_device(options.device, available_devices())
+    choice = _choose_device(options.device)
     return CompressionJob(
         model=options.model,
         model_name=options.model_name,
@@ -229,7 +229,7 @@ def _compression_job(options: argparse.Namespace) -> CompressionJob:
         batch_size=options.batch_size,
         max_length=options.max_length,
         device=choice.device,
-        precision=options.precision or training_precision(choice.device),
+        precision=options.precision or AUTO,
         seed=options.seed,
         num_threads=options.threads,
     )
@@ -272,7 +272,7 @@ def _plan(options: argparse.Namespace) -> int:
         "config": resolved.config_json(),
         "training": resolved.training_json(),
         "device": choice.device,
-        "device_reason": choice.reason,
+        "device_reason": choice.device_reason,
         "num_rows": resolved.num_rows,
         "estimate": resolved.estimate_json(),
     }
@@ -320,7 +320,7 @@ def _training_job(options: argparse.Namespace) -> TrainingJob:
         eval_fraction=resolved.eval_fraction,
         retention_dataset=options.retention_dataset,
         device=choice.device,
-        precision=resolved.training.precision,
+        precision=requested_precision(spec),
         work_dir=options.output,
         num_threads=options.threads,
     )
@@ -335,9 +335,15 @@ def _resolve(
         InvalidConfig: The rows have images that the model cannot read; or what `resolve_job` finds.
         AssertionError: Never: model and dataset are known.
     """
-    choice = choose_device(spec.get("device", DEFAULT_STRATEGY), available_devices())
+    choice = _choose_device(spec.get("device", DEFAULT_STRATEGY))
     num_rows = ASSUMED_ROWS if rows is None else len(rows)
-    resolved = resolve_job(spec, inventory, num_rows=num_rows, device=choice.device)
+    resolved = resolve_job(
+        spec,
+        inventory,
+        num_rows=num_rows,
+        device=choice.device,
+        native_bfloat16=has_native_bfloat16(choice.device),
+    )
     if resolved is None:
         raise AssertionError("Model and dataset are known, so there is a plan or an error.")
     num_images = None if rows is None else find_images(rows)
@@ -348,6 +354,10 @@ def _resolve(
     warnings += [] if rows is None else local_notes(rows)
     plan = dataclasses.replace(resolved.plan, warnings=tuple(warnings))
     return choice, dataclasses.replace(resolved, plan=plan)
+
+
+def _choose_device(wanted: str) -> DeviceChoice:
+    return choose_device(wanted, available_devices(), native_bfloat16=has_native_bfloat16)
 
 
 def _read_spec(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ from grit_core.events import (
     TrainingStarted,
     TrainingStopped,
 )
+from grit_core.job_precision import resolve_precision
 from grit_core.models.inventory import inventory_of
 from grit_core.models.lora_folder import load_lora_folder
 from grit_core.models.pretrained import describe_origin, load_base_model, load_processor
@@ -71,7 +72,10 @@ def compress(
         should_stop: Asked every few rows.
     """
     _refuse_faults(job)
-    with reproducible(torch.device(job.device), num_threads=job.num_threads) as num_threads:
+    device = torch_device(job.device)
+    precision = resolve_precision(job.precision, model=job.model, device=job.device)
+    job = replace(job, precision=precision)
+    with reproducible(device, num_threads=job.num_threads) as num_threads:
         try:
             yield from _compress(job, should_stop, num_threads=num_threads)
         except Interrupted as asked:

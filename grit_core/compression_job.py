@@ -75,6 +75,8 @@ class CompressionJob:
 
     device: str = "cpu"
     precision: str = "float32"
+    """As in `TrainingJob`."""
+
     seed: int = 0
     """Chooses the rows."""
 

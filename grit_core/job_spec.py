@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from grit_core.config.bounds import Number, unknown_fields, wrong_type
-from grit_core.config.devices import kind_of
+from grit_core.config.devices import FLOAT16_OVERFLOWS, kind_of
 from grit_core.config.model_configs import (
     MODALITY_CHECKS,
     MODEL_CHECKS,
@@ -27,6 +27,9 @@ from grit_core.sampler import num_eval_rows
 DEFAULT_EVAL_FRACTION: Final = 0.05
 """Share of the dataset held out for evaluation, where the request names none."""
 
+AUTO: Final = "auto"
+"""A setting that is decided by the device and the dataset."""
+
 OVERRIDABLE: Final = (Modality.VISION, Modality.TEXT, Modality.CROSS_MODAL)
 """The modalities whose layers a request may name one by one."""
 
@@ -37,6 +40,12 @@ FIELDS: Final = (
     *("training", "device", "name", "metadata", "priority", "plan_hash", "auto_start"),
 )
 """What a request may hold."""
+
+CARD_DECIDES: Final = (
+    "On a card that only emulates bfloat16 the job trains in float16 instead, of as many bytes; its"
+    " training_started event says so."
+)
+"""What an estimate adds where `auto` precision is decided by a card of another machine."""
 
 _ELSEWHERE: Final = {
     **dict.fromkeys((*MODEL_CHECKS, *map(str, Modality)), "`config`"),
@@ -83,6 +92,7 @@ def resolve_job(
     *,
     num_rows: int | None,
     device: str,
+    native_bfloat16: bool | None = None,
 ) -> ResolvedJob | None:
     """Merge preset, configuration, named layers and training settings, and plan.
 
@@ -92,6 +102,8 @@ def resolve_job(
         num_rows: Rows of the dataset, those held out for evaluation included; `None` while the
             dataset is not known.
         device: As `choose_device` chose it.
+        native_bfloat16: Whether the device has bfloat16 units; `None` where it is another
+            machine's: a precision of `auto` is then decided there.
 
     Returns:
         `None` when the model or the dataset is not known and everything else is in order.
@@ -119,15 +131,26 @@ def resolve_job(
     if config is None or plan is None or inventory is None or num_rows is None or training is None:
         return None
     left = num_rows - num_eval_rows(num_rows, eval_fraction=fraction)
-    resolved = resolve_training(training, num_rows=left, device=device)
+    takes_float16 = native_bfloat16 is False and inventory.model_type not in FLOAT16_OVERFLOWS
+    resolved = resolve_training(
+        training, num_rows=left, device=device, native_bfloat16=not takes_float16
+    )
+    cost = estimate(plan, inventory, resolved, num_rows=left)
+    if native_bfloat16 is None and training.precision == AUTO and kind_of(device) == "cuda":
+        cost = dataclasses.replace(cost, basis=f"{cost.basis} {CARD_DECIDES}")
     return ResolvedJob(
         config=config,
         training=resolved,
         plan=plan,
-        estimate=estimate(plan, inventory, resolved, num_rows=left),
+        estimate=cost,
         eval_fraction=fraction,
         num_rows=left,
     )
+
+
+def requested_precision(spec: Mapping[str, Any]) -> str:
+    """Return the precision that a (valid) request asks for; `auto` where it names none."""
+    return str((spec.get("training") or {}).get("precision") or AUTO)
 
 
 def eval_fraction_of(spec: Mapping[str, Any]) -> float:

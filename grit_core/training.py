@@ -20,6 +20,7 @@ from grit_core.events import (
     TrainingStopped,
     Warned,
 )
+from grit_core.job_precision import emulation_warning, resolve_job_precision
 from grit_core.memory_demand import explained
 from grit_core.models.torch_device import torch_device
 from grit_core.processes import Processes
@@ -61,7 +62,9 @@ def train(
         resume_from: A checkpoint folder (`.../step-N`). On the CPU the resumed run ends with the
             same bytes as one that was never interrupted.
     """
+    torch_device(job.device)  # refused at once where it is not there
     checkpoint = None if resume_from is None else load_checkpoint(resume_from)
+    job = resolve_job_precision(job, checkpoint)
     num_threads = _threads_of(job, checkpoint)
     leads = Processes.current().leads
     with reproducible(torch.device(job.device), num_threads=num_threads) as num_threads:
@@ -81,7 +84,6 @@ def _checked_and_trained(
 
     Rows are checked before the model is loaded: a bad row is known without waiting for gigabytes.
     """
-    torch_device(job.device)  # refused at once where it is not there
     rows = open_rows(job)
     digest = rows.digest()
     known = None if checkpoint is None else checkpoint.values.get("rows_checked")
@@ -106,6 +108,9 @@ def _train(
     """Everything that a model is needed for."""
     _refuse_difference(run, what="what they begin with")
     yield _started(run)
+    emulated = emulation_warning(run.job.precision, run.job.device)
+    if emulated is not None:
+        yield emulated
     yield from _changed_machine(run, checkpoint)
     yield from _adam_by_another_name(run.job)
     yield from retention_before(run)

@@ -30,7 +30,7 @@ class TrainingJob:
     """The resolved configuration that the plan was made from."""
 
     training: TrainingConfig
-    """Resolved: no `auto` is left."""
+    """Resolved: no `auto` is left. Its `precision` becomes that of the job where that is `auto`."""
 
     dataset: Path
     """Chat rows, one JSON object a line, images as data URLs or as paths beside the file."""
@@ -58,7 +58,8 @@ class TrainingJob:
     """`cpu`, `cuda`, `cuda:1` or `mps`."""
 
     precision: str = "float32"
-    """`float32`, `bfloat16` or `float16`: the type of the frozen weights and of autocast."""
+    """`float32`, `bfloat16` or `float16`: the type of the frozen weights and of autocast. `auto` is
+    decided on the device: see `grit_core.job_precision`."""
 
     model_name: str | None = None
     """What the user calls the base model; written into `grit.json`. `None` means `model`."""

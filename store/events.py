@@ -70,7 +70,7 @@ def record_progress(
     `step_completed` and `evaluated` become metrics of their step, and with `rows_checked` one
     `progress` event for the whole batch; `curvature_observed` becomes layer statistics; the others
     become events of their own. `training_started` removes what lies past its `start_step`, so that
-    nothing is doubled.
+    nothing is doubled, and sets the job's `training.precision` to that of its device.
 
     Raises:
         LeaseLost: If the attempt is no longer the current one; nothing is recorded.
@@ -90,6 +90,7 @@ def record_progress(
         if kind == "training_started":
             truncate_after(session, job_id, step=event["start_step"])
             progress = _restarted(progress, event)
+            _settle_precision(session, job_id, event)
         if kind in {"step_completed", "evaluated", "curvature_observed"}:
             steps.setdefault(event["step"], {}).update(_measures(event))
             progress = _moved(progress, event)
@@ -205,6 +206,19 @@ def _progress_of(job_id: str) -> Any:
 
 def _measures(event: Mapping[str, Any]) -> dict[str, Any]:
     return {name: event[name] for name in _MEASURES if event.get(name) is not None}
+
+
+def _settle_precision(session: Session, job_id: str, event: Mapping[str, Any]) -> None:
+    """Show the number format that a job computes in: `auto` is decided by the card that it got."""
+    training = session.scalars(select(Job.training).where(Job.id == job_id)).one()
+    precision = event.get("precision")
+    if precision is not None and precision != training.get("precision"):
+        session.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values(training={**training, "precision": precision}),
+            execution_options={"synchronize_session": False},
+        )
 
 
 def _restarted(progress: dict[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:

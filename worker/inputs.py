@@ -14,7 +14,7 @@ from grit_core.config.model_configs import config_from_dict
 from grit_core.config.training import TrainingConfig
 from grit_core.errors import CheckpointCorrupt, InvalidDataset
 from grit_core.events import Warned
-from grit_core.job_spec import eval_fraction_of
+from grit_core.job_spec import AUTO, eval_fraction_of, requested_precision
 from grit_core.plan import AdaptationPlan
 from grit_core.training_job import TrainingJob, job_to_json
 from store import attempts, base_models
@@ -98,7 +98,8 @@ def _training_job(bench: Workbench, row: Job, rows: _Rows, *, work_dir: Path) ->
         eval_dataset_name=_name_of(rows.eval_dataset),
         retention_dataset_name=_name_of(rows.retention_dataset),
         device=row.device,
-        precision=str(training.precision),
+        # What `auto` stands for is the card's: the process that computes on it decides.
+        precision=requested_precision(row.request),
         work_dir=work_dir,
         num_threads=bench.settings.training_threads,
     )
@@ -130,7 +131,7 @@ def _compression_job(bench: Workbench, row: Job, rows: _Rows, *, work_dir: Path)
         batch_size=int(training.batch_size),
         max_length=training.max_length,
         device=row.device,
-        precision=str(training.precision),
+        precision=str(training.precision) if row.plan else AUTO,
         seed=training.seed,
         num_threads=bench.settings.training_threads,
     )

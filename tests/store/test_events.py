@@ -95,6 +95,17 @@ def test_steps_become_metrics_and_one_event_and_the_progress(engine: Engine) -> 
     assert read.version > job.version
 
 
+def test_the_format_that_a_job_trains_in_is_shown_once_its_card_has_decided(
+    engine: Engine,
+) -> None:
+    job = running_job(engine, training={"precision": "bfloat16", "batch_size": 8})
+    record(engine, job.id, 1, [{**started(0), "precision": "float16"}])
+    with transaction(engine, read_only=True) as session:
+        read = jobs.get_job(session, job.id, team=TEAM)
+    assert read.training == {"precision": "float16", "batch_size": 8}
+    assert read.version > job.version
+
+
 def test_a_late_evaluation_keeps_the_loss_of_its_step(engine: Engine) -> None:
     job = running_job(engine)
     record(engine, job.id, 1, [step(1)])

@@ -175,6 +175,24 @@ def test_a_training_is_told_what_the_user_calls_the_file(
     assert (job.eval_dataset_name, job.retention_dataset_name) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("asked", "handed"),
+    [({}, "auto"), ({"precision": "auto"}, "auto"), (None, "auto")]
+    + [({"precision": each}, each) for each in ("float32", "bfloat16", "float16")],
+)
+def test_a_format_that_the_request_leaves_open_is_left_to_the_card(
+    bench: Workbench,
+    uploaded: Callable[[str], str],
+    tmp_path: Path,
+    asked: dict[str, str] | None,
+    handed: str,
+) -> None:
+    dataset = uploaded("rows")
+    held = claimed(bench, dataset, request={"dataset": dataset, "training": asked})
+    inputs = fetch_inputs(bench, held, work_dir=tmp_path / "work")
+    assert job_from_json(inputs.order["job"]).precision == handed
+
+
 def test_a_compression_gets_the_adapter_and_the_settings_it_was_trained_with(
     bench: Workbench, uploaded: Callable[[str], str], source: str, tmp_path: Path
 ) -> None:
@@ -203,7 +221,7 @@ def test_a_compression_of_an_adapter_that_was_not_made_here_has_no_plan(
         jobs.create_job(session, team=TEAM, spec=spec)
     inputs = fetch_inputs(bench, claim(bench.engine), work_dir=tmp_path / "work")
     job = compression_job_from_json(inputs.order["compression"])
-    assert (job.plan, job.config) == (None, None)
+    assert (job.plan, job.config, job.precision) == (None, None, "auto")
 
 
 def test_an_adapter_whose_files_are_gone_or_damaged_is_told(
