@@ -13,6 +13,7 @@ from grit_core.config.devices import (
     choose_device,
     kind_of,
     normalize_device,
+    unknown_device,
 )
 from grit_core.errors import DeviceUnavailable, Fault, InvalidConfig
 from store.device_binding import DeviceOption, device_columns
@@ -50,7 +51,7 @@ class FoundDevice:
         options = [
             DeviceOption(
                 device=device,
-                reason=choose_device(self.wanted, (device,)).reason,
+                reason=choose_device(self.wanted, (device,)).device_reason,
                 training=training(device),
             )
             for device in self.candidates
@@ -77,6 +78,10 @@ def find_device(
     """
     live = training_devices(seen)
     wanted = normalize_device(wanted)
+    refused = _name_fault(wanted)
+    if refused is not None:
+        faults.append(item_of(refused))
+        return None
     is_strategy = wanted in tuple(DeviceStrategy)
     order = PRIORITY[DeviceStrategy(wanted)] if is_strategy else ()
     candidates = tuple(each for each in order if not (needs_accelerator and each == "cpu"))
@@ -84,9 +89,6 @@ def find_device(
     available = live or ((assumed, wanted) if wanted in KINDS else (assumed,))
     try:
         choice = choose_device(wanted, _preferred(candidates, available))
-    except InvalidConfig as error:
-        faults.extend(item_of(fault) for fault in error.faults)
-        return None
     except DeviceUnavailable as error:
         known = f"{error} Strategies: {', '.join(DeviceStrategy)}."
         fault = Fault(pointer="/device", code="device_unavailable", detail=known, input=wanted)
@@ -98,6 +100,25 @@ def find_device(
         reason=_reason(wanted, choice, candidates, is_live=bool(live)),
         candidates=candidates or (choice.device,),
     )
+
+
+def _name_fault(wanted: str) -> Fault | None:
+    """Return what is wrong with a text that names neither a strategy nor a kind of device.
+
+    A job waits for a kind of device. Which card it gets is its worker's: each serves one.
+    """
+    if wanted in (*DeviceStrategy, *KINDS):
+        return None
+    try:
+        kind = kind_of(wanted)
+    except InvalidConfig:
+        return unknown_device(wanted, takes_cards=False)
+    detail = (
+        f"device is {wanted!r}, a card by its number; a job of the service waits for any worker of"
+        f" a kind: give {kind}. Each worker serves one card, which its operator chooses with"
+        " CUDA_VISIBLE_DEVICES."
+    )
+    return Fault(pointer="/device", code="unknown_value", detail=detail, input=wanted)
 
 
 def _preferred(candidates: tuple[str, ...], available: tuple[str, ...]) -> tuple[str, ...]:
@@ -120,5 +141,5 @@ def _reason(
             f" the job is claimed; {now}{end}"
         )
     if is_live:
-        return choice.reason
-    return f"{choice.reason} (no training worker is live yet: {choice.device} is assumed)"
+        return choice.device_reason
+    return f"{choice.device_reason} (no training worker is live yet: {choice.device} is assumed)"

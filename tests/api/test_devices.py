@@ -1,5 +1,6 @@
 """The device of a job that named a strategy is the device of the worker that claims it."""
 
+import pytest
 import redis
 from sqlalchemy import delete
 from starlette.testclient import TestClient
@@ -116,3 +117,39 @@ def test_only_the_worker_that_may_claim_hears_the_bell(
         with redis.Redis.from_url(valkey) as broker:
             rung = {key: broker.llen(f"{queue_prefix}{key}") for key in TRAINING_QUEUES}
     assert rung == {"cuda": 1, "cpu": 1, "mps": 1}
+
+
+@pytest.mark.parametrize("live_queues", [(), ("cuda",), ("cpu",)])
+def test_a_card_by_its_number_is_refused_with_the_kind_to_name(
+    team: Team, services: Services, live_queues: tuple[str, ...]
+) -> None:
+    live(services, *live_queues)
+    body = {"model": "tests/tiny-smolvlm", "dataset": team.dataset(), "device": "GPU:1"}
+    for path in ("/jobs", "/jobs/plan"):
+        answer = team.post(path, json={**body, "preset": "smolvlm_fast"})
+        assert answer.status_code == 422
+        [fault] = answer.json()["errors"]
+        assert (fault["pointer"], fault["input"]) == ("/device", "cuda:1")
+        assert "give cuda." in fault["detail"]
+        assert "CUDA_VISIBLE_DEVICES" in fault["detail"]
+
+
+def test_a_text_that_is_no_device_is_not_told_of_cards(team: Team, services: Services) -> None:
+    live(services, "cuda")
+    body = {"model": "tests/tiny-smolvlm", "dataset": team.dataset(), "device": "cuda:x"}
+    [fault] = team.post("/jobs", json={**body, "preset": "smolvlm_fast"}).json()["errors"]
+    assert "cuda" in fault["detail"]
+    assert "cuda:N" not in fault["detail"]
+
+
+def test_a_plan_for_cuda_says_that_the_card_decides_about_bfloat16(
+    team: Team, services: Services
+) -> None:
+    live(services, "cuda")
+    body = {"model": "tests/tiny-smolvlm", "dataset": team.dataset(), "preset": "smolvlm_fast"}
+    plan = team.post("/jobs/plan", json=body).json()
+    assert plan["training"]["precision"] == "bfloat16"
+    assert "a card that only emulates bfloat16" in plan["estimate"]["basis"]
+    asked = team.post("/jobs/plan", json={**body, "training": {"precision": "bfloat16"}}).json()
+    assert "emulates" not in asked["estimate"]["basis"]
+    assert "float16" not in plan["device_reason"]
