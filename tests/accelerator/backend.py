@@ -13,6 +13,8 @@ from tests.accelerator.device import accelerator
 from tests.accelerator.tensor import DeviceTensor, copy, dispatch
 
 NAME: Final = "sim"
+_MEMORY_BYTES: Final = 2**40
+"""Of a card without a `capacity_bytes`."""
 
 _MADE_ON_HOST: Final = (
     *("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "range.step"),
@@ -86,12 +88,16 @@ class _Module:
         accelerator.caches_emptied += 1
 
     @staticmethod
+    def set_per_process_memory_fraction(fraction: float) -> None:
+        accelerator.capacity_bytes = int(fraction * (accelerator.capacity_bytes or _MEMORY_BYTES))
+
+    @staticmethod
     def memory_allocated(_device: Any = None) -> int:
         return accelerator.allocated_bytes
 
     @staticmethod
     def mem_get_info(_device: Any = None) -> tuple[int, int]:
-        total = accelerator.capacity_bytes or 2**40
+        total = accelerator.capacity_bytes or _MEMORY_BYTES
         return max(0, total - accelerator.allocated_bytes), total
 
 
