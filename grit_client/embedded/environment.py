@@ -7,6 +7,8 @@ set wins, but for the home, the key file and the broker, which are the superviso
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
 from urllib.parse import urlsplit
 
 from grit_client.home import Home
@@ -22,6 +24,13 @@ EMBEDDED_DEFAULTS: Mapping[str, str] = {
     "GRIT_STOP_GRACE_SECONDS": "20",
     "PYTHONUNBUFFERED": "1",
 }
+
+TRAIN_SHARE: Final = "GRIT_TRAIN_DEVICE_MEMORY_SHARE"
+INFER_SHARE: Final = "GRIT_INFER_DEVICE_MEMORY_SHARE"
+DEFAULT_SHARES: Final[Mapping[str, float]] = {TRAIN_SHARE: 0.6, INFER_SHARE: 0.35}
+"""Of a card's memory: each card has both workers. The rest is for the contexts of their processes,
+which no share counts."""
+_SMALLEST_SHARE: Final = 0.05
 
 
 def queue_prefix(home: Home) -> str:
@@ -42,7 +51,24 @@ def child_environment(home: Home, *, broker_url: str) -> dict[str, str]:
         **EMBEDDED_DEFAULTS,
         "GRIT_QUEUE_PREFIX": queue_prefix(home),
         **own,
+        **memory_shares(own),
         "GRIT_HOME": str(home.folder),
         "GRIT_KEY_FILE": str(home.key_file),
         "GRIT_BROKER_URL": broker_url,
     }
+
+
+def memory_shares(own: Mapping[str, str]) -> dict[str, str]:
+    """Return the share of a card's memory of each kind of worker, as the variables of a process.
+
+    Args:
+        own: The caller's environment. What it sets stays; where it sets one of the two, the other
+            gets what that leaves.
+    """
+    both = sum(DEFAULT_SHARES.values())
+    shares = {name: own.get(name) or f"{share:g}" for name, share in DEFAULT_SHARES.items()}
+    for name, other in ((TRAIN_SHARE, INFER_SHARE), (INFER_SHARE, TRAIN_SHARE)):
+        if own.get(other) and not own.get(name):
+            with suppress(ValueError):  # nonsense, which the workers refuse by its name
+                shares[name] = f"{max(_SMALLEST_SHARE, both - float(own[other])):.2f}"
+    return shares

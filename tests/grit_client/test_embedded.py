@@ -22,6 +22,7 @@ from grit_client.embedded.record import Record
 from grit_client.embedded.supervisor import Options, Supervisor, only_one
 from grit_client.errors import EmbeddedError
 from grit_client.home import Home
+from store.configuration.sources import InvalidSettings
 from store.database import create_engine_from, transaction
 from store.migrate import upgrade
 from store.models import Attempt, Worker
@@ -226,6 +227,42 @@ def test_the_own_broker_takes_no_password_that_the_caller_set_for_another(
     monkeypatch.setenv("GRIT_BROKER_PASSWORD", "of this one")
     named = child_environment(home, broker_url="redis://127.0.0.1:1/0")
     assert named["GRIT_BROKER_PASSWORD"] == "of this one"
+
+
+@pytest.mark.parametrize(
+    ("own", "shares"),
+    [
+        ({}, (0.6, 0.35)),
+        ({"TRAIN": "0.8"}, (0.8, 0.15)),
+        ({"INFER": "0.7"}, (0.25, 0.7)),
+        ({"TRAIN": "1"}, (1.0, 0.05)),
+        ({"TRAIN": "1", "INFER": "1"}, (1.0, 1.0)),
+    ],
+)
+def test_both_workers_of_a_card_share_its_memory_and_the_caller_may_say_how(
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    own: dict[str, str],
+    shares: tuple[float, float],
+) -> None:
+    for kind, share in own.items():
+        monkeypatch.setenv(f"GRIT_{kind}_DEVICE_MEMORY_SHARE", share)
+    for name, value in child_environment(home, broker_url="redis://127.0.0.1:1/0").items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.train_device_memory_share, settings.infer_device_memory_share) == shares
+
+
+def test_a_share_of_another_kind_is_refused_by_its_name_and_bounds(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wrong in ("0", "1.5", "half"):
+        monkeypatch.setenv("GRIT_INFER_DEVICE_MEMORY_SHARE", wrong)
+        for name, value in child_environment(home, broker_url="redis://127.0.0.1:1/0").items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InvalidSettings, match="GRIT_INFER_DEVICE_MEMORY_SHARE") as refused:
+            load_settings()
+        assert wrong in str(refused.value)
 
 
 def test_a_second_supervisor_of_a_home_is_refused_in_words(home: Home) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from grit_client.embedded.environment import DEFAULT_SHARES
 from grit_client.embedded.supervisor import inference_threads
 from store.settings import Settings
 from tests.e2e.deployment import ROOT
@@ -21,3 +22,10 @@ def test_the_containers_have_as_many_threads() -> None:
     assert len(commands) == 2
     for command in commands:
         assert f'"--concurrency", "{inference_threads({})}"' in command
+
+
+def test_the_workers_of_a_container_host_share_a_card_as_those_of_grit_up() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    for name, share in DEFAULT_SHARES.items():
+        assert f"{name}: ${{{name.removeprefix('GRIT_')}-{share:g}}}" in text
+    assert sum(DEFAULT_SHARES.values()) < 1
