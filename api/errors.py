@@ -112,6 +112,8 @@ KINDS: Final[dict[str, Kind]] = _kinds(
     Kind("no_inference_worker", 503, "No inference worker is live", 10),
     Kind("inference_timeout", 503, "No worker answered in time", 10),
     Kind("inference_worker_lost", 503, "The inference worker was lost", 2),
+    Kind("out_of_memory_device", 503, "The device is out of memory", 10),
+    Kind("out_of_memory_host", 503, "The machine is out of memory", 10),
     Kind("storage_full", 507, "No space is left"),
 )
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from anyio import CancelScope, to_thread
 from fastapi import Request
@@ -85,7 +85,7 @@ def _prepare(services: Services, team: str, body: InferRequest, grammar: str) ->
             item = Item(code="adapter_mismatch", detail=detail, pointer="/model", input=body.model)
             raise InvalidRequest([item])
         model = _model(session, team, adapter.model if adapter is not None else body.model or "")
-        device = _device(session)
+        device = _device(session, live_seconds=services.settings.worker_seen_seconds)
     request_id = new_id("inf")
     payload = {
         "id": request_id,
@@ -149,13 +149,19 @@ def _model(session: Session, team: str, model_id: str) -> Any:
     return row
 
 
-def _device(session: Session) -> str:
+def _device(session: Session, *, live_seconds: float) -> str:
+    """Return the best device that a worker answers on, or did lately: workers restart.
+
+    Raises:
+        Problem: No worker did.
+    """
+    live = workers.live_queues(session, seen_within_seconds=live_seconds)
     seen = workers.live_workers(session, seen_within_seconds=DEVICE_SEEN_SECONDS)
-    served = {queue for worker in seen for queue in worker.queues}
-    live = tuple(queue.removeprefix("infer.") for queue in INFERENCE_QUEUES if queue in served)
-    if not live:
-        raise Problem("no_inference_worker", "No inference worker is live; start one, or wait.")
-    return choose_device(DeviceStrategy.AUTO_INFERENCE, live).device
+    for queues in (live, {queue for worker in seen for queue in worker.queues}):
+        served = tuple(name.removeprefix("infer.") for name in INFERENCE_QUEUES if name in queues)
+        if served:
+            return choose_device(DeviceStrategy.AUTO_INFERENCE, served).device
+    raise Problem("no_inference_worker", "No inference worker is live; start one, or wait.")
 
 
 # --- the mailbox
@@ -324,6 +330,25 @@ def _place_in_request(question: Question, pointer: str) -> str:
     return "/".join(filter(None, (question.places[int(step)], rest)))
 
 
+class _WorkerProblem(NamedTuple):
+    code: str
+    detail: str = ""
+    """Empty: in the worker's words."""
+
+
+_PROBLEMS: Final = {
+    problem.code: problem
+    for problem in (
+        _WorkerProblem("object_missing", "The adapter was deleted while it was asked."),
+        _WorkerProblem("storage_unavailable", "The adapter could not be fetched; try again later."),
+        _WorkerProblem("inference_worker_lost"),
+        _WorkerProblem("out_of_memory_device"),
+        _WorkerProblem("out_of_memory_host"),
+    )
+}
+"""Errors of a worker that are problems of their own."""
+
+
 def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
     """Return a worker's reply as an answer.
 
@@ -331,12 +356,9 @@ def answer_of(question: Question, reply: dict[str, Any]) -> InferAnswer:
         Problem: If the worker could not answer.
     """
     error = reply.get("error")
-    if error is not None and error.get("code") == "object_missing":
-        raise Problem("object_missing", "The adapter was deleted while it was asked.")
-    if error is not None and error.get("code") == "storage_unavailable":
-        raise Problem("storage_unavailable", "The adapter could not be fetched; try again later.")
-    if error is not None and error.get("code") == "inference_worker_lost":
-        raise Problem("inference_worker_lost", str(error["message"]))
+    own = _PROBLEMS.get(str(error.get("code"))) if error is not None else None
+    if error is not None and own is not None:
+        raise Problem(own.code, own.detail or str(error["message"]))
     if error is not None:
         code = "inference_failed" if error.get("category") == "user" else "inference_broken"
         detail = str(error.get("message", "The worker gave no reason."))

@@ -67,6 +67,8 @@ class WorkerProcess:
             queues=queues,
             device=queue.rpartition(".")[2],
             quarantine=lambda: self.training.health.quarantine if self.training else None,
+            # Such a worker examines its device first, and no request should wait for it meanwhile.
+            hidden=queue in INFERENCE_QUEUES and queue != "infer.cpu",
         )
         self._doorbell = Doorbell(settings)
         self.prober = ModelProber(settings, self._engine, worker_id=worker_id)
@@ -106,6 +108,20 @@ class WorkerProcess:
             periodic.start()
         self.prober.start()
 
+    def show(self) -> None:
+        """Enter the list of live workers, if this has waited for an examined device."""
+        try:
+            self._presence.show()
+        except Exception as error:  # noqa: BLE001 - the next beat writes it
+            _log.warning("presence_not_written", error=str(error))
+
+    def leave(self) -> None:
+        """Leave the list of live workers, for good."""
+        try:
+            self._presence.leave()
+        except Exception as error:  # noqa: BLE001 - the row ages out by itself
+            _log.warning("presence_not_removed", error=str(error))
+
     def drain(self) -> None:
         """Take no new work. Called from a signal handler: it only sets flags."""
         self._presence.stopping = True
@@ -120,10 +136,7 @@ class WorkerProcess:
             periodic.stop()
         if self.training is not None:
             self.training.close()
-        try:
-            self._presence.leave()
-        except Exception as error:  # noqa: BLE001 - the row ages out by itself
-            _log.warning("presence_not_removed", error=str(error))
+        self.leave()
         self._doorbell.close()
         self._engine.dispose()
 
@@ -139,6 +152,18 @@ def current_training_worker() -> TrainingWorker | None:
 def current_model_prober() -> ModelProber | None:
     """Return what probes base models in this process, if it is a worker."""
     return _process.prober if _process is not None else None
+
+
+def show_worker() -> None:
+    """Enter the list of live workers, where this process is a worker."""
+    if _process is not None:
+        _process.show()
+
+
+def remove_worker() -> None:
+    """Leave the list of live workers, where this process is one."""
+    if _process is not None:
+        _process.leave()
 
 
 class ProcessStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships no types

@@ -24,6 +24,13 @@ from grit_core.errors import (
     InvalidTurn,
     ModelUnavailable,
 )
+from grit_core.library_errors import (
+    DeviceFault,
+    find_device_fault,
+    is_device_failure,
+    ran_out_of_memory,
+    reason,
+)
 from grit_core.records import InvalidRecord, parse_prompt
 from grit_core.tools.definitions import parse_tool_use
 from store.errors import ObjectMissing, QueueUnavailable, StorageUnavailable, StoreError
@@ -33,7 +40,10 @@ from store.queue import INFER_TASK, INFERENCE_QUEUES
 from store.settings import Settings
 from worker.adapter_cache import AdapterCache
 from worker.answer_stream import NEWS_SECONDS, AnswerStream, WholeAnswer
-from worker.app import app
+from worker.app import app, remove_worker, show_worker
+from worker.device_check import NoMemory, find_fault
+from worker.device_loss import LOST_ERROR, DeviceLoss
+from worker.device_memory import limit_device_memory
 from worker.periodic import Periodic
 from worker.running import RunningRequest, RunningRequests
 
@@ -67,6 +77,11 @@ class InferenceWorker:
             settings.home, Objects(settings), max_adapters=settings.infer_cached_adapters
         )
         self._running = RunningRequests(self._mailbox, lost_seconds=settings.infer_lost_seconds)
+        self._loss = DeviceLoss(self._running, self._mailbox, device=device, leave=remove_worker)
+        self._examined = threading.Event()
+        """Whether the device computes: nothing is taken before that."""
+        if device == "cpu":
+            self._examined.set()
         self._engine: GenerationEngine | None = None
         self._free = threading.Semaphore(settings.infer_max_batch + EXTRA_PLACES)
         self._rung = threading.Event()
@@ -83,6 +98,7 @@ class InferenceWorker:
                 from grit_core.generation import GenerationEngine  # noqa: PLC0415 - loads torch
 
                 settings = self._settings
+                limit_device_memory(self._device, settings.infer_device_memory_share)
                 self._engine = GenerationEngine(
                     device=self._device,
                     dtype="auto",  # as the card has it: this process is where the card is
@@ -97,8 +113,8 @@ class InferenceWorker:
             return self._engine
 
     def start(self) -> None:
-        """Load torch, and look for requests whose bell was lost; each in a thread."""
-        threading.Thread(target=lambda: self.engine, name="warm-up", daemon=True).start()
+        """Load torch, examine the device, and look for requests whose bell was lost."""
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         self._running.start()
         self._look.start()
 
@@ -118,6 +134,22 @@ class InferenceWorker:
             self._engine.close()
         self._adapters.close()
         self._mailbox.close_sync()
+
+    def _warm_up(self) -> None:
+        """Load torch, and begin to take requests once the device computes."""
+        _ = self.engine
+        if self._examined.is_set():
+            return
+        try:
+            fault = find_fault(self._device)
+        except NoMemory as error:  # of which the engine frees or awaits some
+            _log.warning("device_full", device=self._device, reason=str(error))
+            fault = None
+        if fault is not None:
+            self._loss.declare(f"it failed its examination: {fault}")
+            return
+        show_worker()
+        self._examined.set()
 
     # --- taking requests
 
@@ -165,7 +197,7 @@ class InferenceWorker:
             payload = self._take()
 
     def _take(self) -> dict[str, Any] | None:
-        if self._stop_at is not None:
+        if self._stop_at is not None or self._loss.declared or not self._examined.is_set():
             return None
         try:
             return self._mailbox.take_next(self._device)
@@ -182,14 +214,36 @@ class InferenceWorker:
             try:
                 reply = self._reply(payload, running)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
+                is_only = len(self._running) == 1
+                if is_device_failure(error):
+                    _log.exception("device_failure", exc_info=error)
+                    self._loss.declare(reason(error))
                 if running.cancelled:
                     _log.info("request_cancelled", request_id=request_id)
                     reply = None
                 else:
-                    reply = {"error": _error_of(error)}
+                    reply = {"error": self._describe(error, is_only=is_only)}
                     code = reply["error"]["code"]
                     _log.warning("request_failed", request_id=request_id, code=code)
             self._end(request_id, reply)
+
+    def _describe(self, error: Exception, *, is_only: bool) -> dict[str, Any]:
+        """Return what the caller reads of an error.
+
+        Args:
+            error: What was raised.
+            is_only: No other request was being answered.
+        """
+        if not self._loss.declared:
+            return _error_of(error, memory_share=self._settings.infer_device_memory_share)
+        # With others beside it, it is not known whose fault an assertion was.
+        if is_only and find_device_fault(error) is DeviceFault.ASSERTION:
+            message = (
+                f"The device refused what the request gave it ({reason(error)}). Most often the"
+                " tokenizer has tokens that the model has no embeddings for."
+            )
+            return {"code": "device_assertion", "category": "user", "message": message}
+        return LOST_ERROR
 
     def _end(self, request_id: str, reply: dict[str, Any] | None) -> None:
         """Send the last message, for as long as the caller believes in us."""
@@ -230,7 +284,7 @@ class InferenceWorker:
         def should_stop() -> bool:
             pieces.flush_due()
             out_of_time = self._stop_at is not None and time.monotonic() > self._stop_at
-            return running.cancelled or out_of_time
+            return running.cancelled or out_of_time or self._loss.declared
 
         with self._adapter(payload["adapter"]) as adapter:
             fetched_seconds = time.perf_counter() - started
@@ -283,8 +337,15 @@ def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
     }
 
 
-def _error_of(error: Exception) -> dict[str, Any]:
-    """What the caller reads; the stack trace goes to the log and nowhere else."""
+def _error_of(error: Exception, *, memory_share: float | None = None) -> dict[str, Any]:
+    """What the caller reads; the stack trace goes to the log and nowhere else.
+
+    Args:
+        error: What was raised.
+        memory_share: Of the device's memory, which this worker may take; none for all of it.
+    """
+    if ran_out_of_memory(error):
+        return _error_of_memory(error, memory_share)
     faults = _faults_of(error)
     if faults:
         code = faults[0]["code"] if isinstance(error, InvalidConfig) else "chat_invalid"
@@ -309,6 +370,24 @@ def _error_of(error: Exception) -> dict[str, Any]:
     _log.exception("inference_unexpected", exc_info=error)
     message = "The inference worker failed unexpectedly; its log says why."
     return {"code": "unexpected", "category": "system", "message": message}
+
+
+def _error_of_memory(error: Exception, share: float | None) -> dict[str, Any]:
+    on_device = find_device_fault(error) is DeviceFault.OUT_OF_MEMORY
+    _log.error("out_of_memory", on_device=on_device, reason=reason(error), memory_share=share)
+    place = "device" if on_device else "machine"
+    message = (
+        f"The {place} of the inference worker has no memory left for the request. Send it again"
+        " later, or make it smaller: fewer or smaller images, a shorter chat, a lower"
+        " max_new_tokens."
+    )
+    if on_device and share is not None:
+        message += (
+            f" The worker may take {share:g} of the device's memory"
+            " (GRIT_INFER_DEVICE_MEMORY_SHARE)."
+        )
+    code = "out_of_memory_device" if on_device else "out_of_memory_host"
+    return {"code": code, "category": "system", "message": message}
 
 
 def _faults_of(error: Exception) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 from store import workers
@@ -29,6 +30,7 @@ class Presence:
         queues: list[str],
         device: str,
         quarantine: Callable[[], str | None] = lambda: None,
+        hidden: bool = False,
     ) -> None:
         """Prepare the row.
 
@@ -38,6 +40,7 @@ class Presence:
             queues: What it serves.
             device: What it computes on.
             quarantine: Says why its device takes no jobs, if it takes none.
+            hidden: There is no row before `show`.
         """
         self.worker_id = worker_id
         self.stopping = False
@@ -45,16 +48,31 @@ class Presence:
         self._engine = engine
         self._queues = queues
         self._device = device
+        self._hidden = hidden
+        self._gone = False
+        self._lock = threading.Lock()
+        """Held while the row is written: no beat may bring back a row that was removed."""
 
     def beat(self) -> None:
         """Say that this worker is alive; the first time, and after it was forgotten, who it is."""
-        run_in_transaction(self._engine, self._beat_or_register)
+        with self._lock:
+            if not (self._hidden or self._gone):
+                run_in_transaction(self._engine, self._beat_or_register)
+
+    def show(self) -> None:
+        """Let the row be written, and write it."""
+        self._hidden = False
+        self.beat()
 
     def leave(self) -> None:
-        """Say that this worker is gone."""
-        run_in_transaction(
-            self._engine, lambda session: workers.remove_worker(session, self.worker_id), tries=1
-        )
+        """Say that this worker is gone, for good."""
+        self._gone = True
+        with self._lock:
+            run_in_transaction(
+                self._engine,
+                lambda session: workers.remove_worker(session, self.worker_id),
+                tries=1,
+            )
 
     def _beat_or_register(self, session: Session) -> None:
         reason = self._quarantine()

@@ -56,6 +56,11 @@ class RunningRequests:
     def __len__(self) -> int:
         return len(self._running)
 
+    def ids(self) -> list[str]:
+        """Return the ids of the requests in progress."""
+        with self._lock:
+            return list(self._running)
+
     @contextmanager
     def one(self, request_id: str) -> Iterator[RunningRequest]:
         """Look after a request for as long as it is being answered."""

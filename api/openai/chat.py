@@ -58,6 +58,8 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
             "inference_broken",
             "inference_timeout",
             "inference_worker_lost",
+            "out_of_memory_device",
+            "out_of_memory_host",
             "no_inference_worker",
             "queue_full",
             "too_many_waiting",

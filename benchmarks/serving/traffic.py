@@ -14,6 +14,8 @@ RETRYABLE: Final = frozenset({
     "queue_full",
     "too_many_waiting",
     "inference_worker_lost",
+    "out_of_memory_device",
+    "out_of_memory_host",
     "inference_timeout",
     "no_inference_worker",
     "queue_unavailable",

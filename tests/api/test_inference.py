@@ -13,14 +13,17 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import update
 
 import api.inference
 import api.routes.infer
 from api.waiting import Places, kept_alive
 from store import workers
 from store.database import transaction
+from store.database_time import database_time_in
 from store.inference import Mailbox
 from store.keys import Scope, create_key
+from store.models import Worker
 from store.settings import Settings
 from tests.api.conftest import MODEL, opened
 
@@ -44,6 +47,7 @@ class Service:
 
     def __init__(self, app: FastAPI, url: str, settings: Settings) -> None:
         self.settings = settings
+        self.engine = app.state.services.engine
         with transaction(app.state.services.engine) as session:
             _, token = create_key(session, team="alpha", name="test", scopes={Scope.INFER})
         self.http = httpx.Client(
@@ -311,6 +315,66 @@ def test_a_worker_that_stops_hands_the_request_back(service: Service) -> None:
         answer = service.ask()
     assert (answer.status_code, answer.json()["code"]) == (503, "inference_worker_lost")
     assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize("code", ["out_of_memory_device", "out_of_memory_host"])
+def test_a_lack_of_memory_is_a_refusal_for_now_in_every_form(service: Service, code: str) -> None:
+    def act(mailbox: Mailbox, request_id: str) -> None:
+        error = {"code": code, "category": "system", "message": "No memory; fewer images."}
+        mailbox.answer(request_id, {"error": error})
+
+    with service.answering(act):
+        whole = service.ask()
+    with service.answering(act):
+        streamed = service.ask(stream=True)
+    for answer in (whole, streamed):
+        assert (answer.status_code, answer.json()["code"]) == (503, code)
+        assert answer.json()["detail"] == "No memory; fewer images."
+        assert int(answer.headers["Retry-After"]) > 0
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+    with service.answering(act):
+        openai = service.http.post("/v1/chat/completions", json=chat)
+    assert (openai.status_code, openai.json()["error"]["code"]) == (503, code)
+    assert int(openai.headers["Retry-After"]) > 0
+
+    def act_late(mailbox: Mailbox, request_id: str) -> None:
+        say(mailbox, request_id, "one", 0)
+        act(mailbox, request_id)
+
+    with service.answering(act_late):
+        kind, data = service.events()[-1]
+    assert (kind, data["code"], data["status"]) == ("error", code, 503)
+
+
+def answered(service: Service) -> bool:
+    """Whether the CPU's worker is given a request."""
+    with service.answering(lambda mailbox, request_id: mailbox.answer(request_id, ENDED)):
+        return service.ask().status_code == 200
+
+
+def test_a_card_whose_worker_is_stopping_or_silent_is_passed_over_for_a_live_cpu(
+    service: Service,
+) -> None:
+    with transaction(service.engine) as session:
+        card = workers.register_worker(
+            session, hostname="here", process_id=3, queues=["infer.cuda"], device="cuda"
+        ).id
+        workers.beat(session, card, stopping=True)
+    assert answered(service)
+    with transaction(service.engine) as session:
+        workers.beat(session, card)
+        session.execute(
+            update(Worker).where(Worker.id == card).values(seen_at=database_time_in(-60))
+        )
+    assert answered(service)
+
+
+def test_a_request_waits_for_a_worker_that_restarts_where_no_other_answers(
+    service: Service,
+) -> None:
+    with transaction(service.engine) as session:
+        session.execute(update(Worker).values(seen_at=database_time_in(-60)))
+    assert answered(service)
 
 
 @pytest.mark.slow

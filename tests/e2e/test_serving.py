@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 
 from grit_core.artifacts import write_adapter
 from grit_core.models.pretrained import load_base_model
-from store import adapters, base_models
+from store import adapters, base_models, workers
 from store.database import transaction
 from store.ids import new_id
 from store.keys import Scope, create_key
@@ -27,6 +27,7 @@ from store.models import AdapterOrigin, ModelStatus
 from tests.e2e.deployment import Broker, Deployment, WorkerProcess, deployed
 from tests.ports import reserve_port
 from tests.tiny_models import tiny_vlm_folder
+from worker.device_loss import EXIT_DEVICE_LOST
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -52,13 +53,13 @@ class Service:
         self.broker = redis.Redis.from_url(self.settings.broker_url)
         self.worker = self.start_worker()
 
-    def start_worker(self) -> WorkerProcess:
+    def start_worker(self, **environment: str) -> WorkerProcess:
         command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "infer.cpu"]
         name = f"infer-{len(self.deployment.workers)}"
         command += ["--pool=threads", "-c", str(PLACES + 1), "-n", f"{name}@%h"]
         command += ["--without-gossip", "--without-mingle"]
         log = self.settings.home / f"{name}.log"
-        self.worker = WorkerProcess(command, self.deployment.environment, log)
+        self.worker = WorkerProcess(command, {**self.deployment.environment, **environment}, log)
         self.deployment.workers.append(self.worker)
         return self.worker
 
@@ -67,7 +68,7 @@ class Service:
             base_models.register(session, id=name, source=str(folder))
 
     def wait_ready(self, name: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             assert self.worker.running, self.worker.text()[-3000:]
             with transaction(self.deployment.engine, read_only=True) as session:
@@ -334,3 +335,138 @@ def test_a_worker_that_is_asked_to_stop_finishes_and_leaves_the_rest_to_the_next
         assert not following.done()
         service.start_worker()
         assert following.result().status_code == 200
+
+
+FAULTY_DEVICE = """
+import importlib.abc
+import importlib.util
+import sys
+from pathlib import Path
+
+FAULT = Path({fault!r})
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "torch.nn.modules.linear":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            forward = module.Linear.forward
+
+            def faulty(self, input):
+                if FAULT.exists():
+                    torch = sys.modules["torch"]
+                    kind, _, text = FAULT.read_text().partition(" ")
+                    raise getattr(torch, kind)(text)
+                return forward(self, input)
+
+            module.Linear.forward = faulty
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.fixture
+def fault(service: Service, tmp_path: Path) -> Iterator[Path]:
+    """A file: what it says, every matrix product of the worker raises.
+
+    The worker before gives way to one that reads it; without the file it is a sound one.
+    """
+    code = FAULTY_DEVICE.format(fault=str(tmp_path / "fault"))
+    (tmp_path / "sitecustomize.py").write_text(code)
+    service.worker.stop()
+    service.start_worker(PYTHONPATH=str(tmp_path))
+    wait_served(service)
+    yield tmp_path / "fault"
+    (tmp_path / "fault").unlink(missing_ok=True)
+
+
+def announce(fault: Path, text: str) -> None:
+    partial = fault.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(fault)
+
+
+def served_queues(service: Service) -> set[str]:
+    with transaction(service.deployment.engine, read_only=True) as session:
+        return {queue for one in workers.live_workers(session) for queue in one.queues}
+
+
+def wait_served(service: Service) -> None:
+    deadline = time.monotonic() + 60
+    while "infer.cpu" not in served_queues(service):
+        assert time.monotonic() < deadline, service.worker.text()[-3000:]
+        time.sleep(0.05)
+
+
+def test_a_request_without_room_on_the_device_is_refused_and_the_next_one_is_answered(
+    service: Service, call: Callable[..., Caller], fault: Path
+) -> None:
+    alpha = call()
+    assert alpha.ask(max_new_tokens=4).status_code == 200
+    announce(fault, "OutOfMemoryError CUDA out of memory. Tried to allocate 2.00 GiB.")
+    chat = {"model": QUICK, "messages": [{"role": "user", "content": "Hello?"}]}
+    for answer, problem in (
+        (found := alpha.ask(max_new_tokens=4), found.json()),
+        (found := alpha.ask(max_new_tokens=4, stream=True), found.json()),
+        (found := alpha.http.post("/v1/chat/completions", json=chat), found.json()["error"]),
+    ):
+        assert (answer.status_code, problem["code"]) == (503, "out_of_memory_device"), problem
+        assert answer.headers["Retry-After"]
+    fault.unlink()
+    assert alpha.ask(max_new_tokens=4).status_code == 200
+    assert service.worker.running
+
+
+def test_a_worker_whose_device_is_lost_fails_what_it_has_ends_and_leaves_the_rest_to_the_next(
+    service: Service, call: Callable[..., Caller], fault: Path
+) -> None:
+    alpha = call()
+    assert alpha.ask(max_new_tokens=4).status_code == 200
+    heard = threading.Event()
+    with ThreadPoolExecutor(PLACES + 3) as pool:
+        stream = pool.submit(
+            alpha.events, model=SLOW, max_new_tokens=900, on_event=lambda *_: heard.set()
+        )
+        assert heard.wait(60)
+        taken = [pool.submit(alpha.ask, model=SLOW, max_new_tokens=900) for _ in range(PLACES - 1)]
+        service.wait_running(PLACES)
+        waiting = [pool.submit(alpha.ask, max_new_tokens=4) for _ in range(2)]
+        announce(fault, "AcceleratorError CUDA error: an illegal memory access was encountered")
+        events, answers = stream.result(), [each.result() for each in taken]
+        assert service.worker.wait() == EXIT_DEVICE_LOST
+        assert "infer.cpu" not in served_queues(service)
+        fault.unlink()
+        service.start_worker()
+        later = [each.result() for each in waiting]
+    problems = [events[-1][1], *(answer.json() for answer in answers)]
+    assert {problem["code"] for problem in problems} == {"inference_worker_lost"}, problems
+    # Not by silence, after which it would be said to have died.
+    assert all("device of the worker" in problem["detail"] for problem in problems), problems
+    assert {answer.status_code for answer in answers} == {503}
+    assert [answer.status_code for answer in later] == [200, 200]
+    assert alpha.ask(max_new_tokens=4).status_code == 200
+
+
+def test_a_request_that_alone_has_the_device_assert_is_refused_and_the_worker_ends(
+    service: Service, call: Callable[..., Caller], fault: Path
+) -> None:
+    alpha = call()
+    assert alpha.ask(max_new_tokens=4).status_code == 200
+    announce(fault, "AcceleratorError CUDA error: device-side assert triggered")
+    answer = alpha.ask(max_new_tokens=4)
+    assert (answer.status_code, answer.json()["code"]) == (422, "inference_failed")
+    assert answer.json()["errors"][0]["code"] == "device_assertion"
+    assert service.worker.wait() == EXIT_DEVICE_LOST
+    service.start_worker()
+    wait_served(service)
+    assert alpha.ask(max_new_tokens=4).status_code == 200
