@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -49,6 +48,7 @@ class DeviceLoss:
         mailbox: Mailbox,
         *,
         device: str,
+        settle: Callable[[float], object],
         leave: Callable[[], None],
     ) -> None:
         """Prepare.
@@ -57,11 +57,13 @@ class DeviceLoss:
             running: The requests that are being answered.
             mailbox: Where their callers wait.
             device: The device, for the log.
+            settle: Waits until no thread holds a request, or for so many seconds.
             leave: Removes this worker from the list of live workers.
         """
         self._running = running
         self._mailbox = mailbox
         self._device = device
+        self._settle = settle
         self._leave = leave
         self._lock = threading.Lock()
         self.declared = False
@@ -96,9 +98,7 @@ class DeviceLoss:
 
     def _fail_all(self) -> None:
         """Wait until all requests have their last message, and send it for those that hang."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while len(self._running) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self._settle(SETTLE_SECONDS)
         reply: dict[str, Any] = {"error": LOST_ERROR}
         for request_id in self._running.ids():
             try:

@@ -77,13 +77,20 @@ class InferenceWorker:
             settings.home, Objects(settings), max_adapters=settings.infer_cached_adapters
         )
         self._running = RunningRequests(self._mailbox, lost_seconds=settings.infer_lost_seconds)
-        self._loss = DeviceLoss(self._running, self._mailbox, device=device, leave=remove_worker)
+        self._loss = DeviceLoss(
+            self._running,
+            self._mailbox,
+            device=device,
+            settle=self._take_all_places,
+            leave=remove_worker,
+        )
         self._examined = threading.Event()
         """Whether the device computes: nothing is taken before that."""
         if device == "cpu":
             self._examined.set()
         self._engine: GenerationEngine | None = None
-        self._free = threading.Semaphore(settings.infer_max_batch + EXTRA_PLACES)
+        self._num_places = settings.infer_max_batch + EXTRA_PLACES
+        self._free = threading.Semaphore(self._num_places)
         self._rung = threading.Event()
         self._stop_at: float | None = None
         self._threads: set[threading.Thread] = set()
@@ -137,19 +144,22 @@ class InferenceWorker:
 
     def _warm_up(self) -> None:
         """Load torch, and begin to take requests once the device computes."""
-        _ = self.engine
-        if self._examined.is_set():
-            return
         try:
-            fault = find_fault(self._device)
-        except NoMemory as error:  # of which the engine frees or awaits some
+            _ = self.engine
+            fault = None if self._examined.is_set() else find_fault(self._device)
+        except NoMemory as error:  # the device works, and its memory may be free by then
             _log.warning("device_full", device=self._device, reason=str(error))
             fault = None
+        except Exception as error:
+            if self._device == "cpu":  # each request says so by itself
+                raise
+            _log.exception("device_unusable", device=self._device)
+            fault = reason(error)
         if fault is not None:
             self._loss.declare(f"it failed its examination: {fault}")
-            return
-        show_worker()
-        self._examined.set()
+        elif not self._examined.is_set():
+            show_worker()
+            self._examined.set()
 
     # --- taking requests
 
@@ -195,6 +205,13 @@ class InferenceWorker:
         while payload is not None:
             self._answer(payload)
             payload = self._take()
+
+    def _take_all_places(self, seconds: float) -> None:
+        """Wait until no thread takes or answers a request, or for so many seconds."""
+        deadline = time.monotonic() + seconds
+        for _ in range(self._num_places):
+            if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                return
 
     def _take(self) -> dict[str, Any] | None:
         if self._stop_at is not None or self._loss.declared or not self._examined.is_set():

@@ -81,7 +81,7 @@ def test_a_device_that_fails_during_an_answer_ends_the_worker_and_the_next_one_a
     worker = start()
     long = payload_of(model, stream=True, max_new_tokens=900)
     mailbox.submit("running", device=NAME, team="a", payload=long)
-    first = mailbox.wait("running", timeout_seconds=60)
+    first = mailbox.wait("running", timeout_seconds=180)
     assert first is not None
     assert "delta" in first
     tell(worker, ECC)
@@ -89,10 +89,10 @@ def test_a_device_that_fails_during_an_answer_ends_the_worker_and_the_next_one_a
     assert last["error"]["code"] == "inference_worker_lost"
     assert "device of the worker" in last["error"]["message"]
     mailbox.submit("waiting", device=NAME, team="a", payload=payload_of(model))
-    assert worker.wait(30) == EXIT_DEVICE_LOST
+    assert worker.wait(60) == EXIT_DEVICE_LOST
     assert mailbox.num_waiting(NAME) == 1
     start()
-    message = mailbox.wait("waiting", timeout_seconds=60)
+    message = mailbox.wait("waiting", timeout_seconds=180)
     assert message is not None
     assert "output" in message, message
 
@@ -101,7 +101,7 @@ def test_a_worker_whose_device_fails_its_examination_takes_no_request(
     start: Start, mailbox: Mailbox, model: Path
 ) -> None:
     mailbox.submit("waiting", device=NAME, team="a", payload=payload_of(model))
-    assert start(ECC).wait(60) == EXIT_DEVICE_LOST
+    assert start(ECC).wait(180) == EXIT_DEVICE_LOST
     assert mailbox.num_waiting(NAME) == 1
     assert not mailbox.is_lost("waiting")
 

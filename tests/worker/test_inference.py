@@ -254,9 +254,9 @@ def bell(worker):
 
 def messages_of(mailbox, request_id):
     """All messages of an answer, up to the last one."""
-    found = [mailbox.wait(request_id, timeout_seconds=20)]
+    found = [mailbox.wait(request_id, timeout_seconds=60)]
     while "delta" in found[-1]:
-        found.append(mailbox.wait(request_id, timeout_seconds=20))
+        found.append(mailbox.wait(request_id, timeout_seconds=60))
     return found
 
 
