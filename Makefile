@@ -6,6 +6,7 @@ SUPPLY := .venv-supply
 TORCH ?= torch==2.13.0
 MINUTES ?= 30
 SEED ?= 1
+DEVICE ?= cuda
 
 # Left out of the locks: torch is an install step of its own; docopt has no wheel, and only the
 # command line of num2words imports it.
@@ -13,7 +14,7 @@ UNLOCKED := torch docopt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --override .cache-overrides.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve stop setup check format test settings families chaos audit sbom lock fuzz templates clients bench-training bench-quality bench-service bench-load bench-serving soak real clean
+.PHONY: help demo serve stop setup check format test settings families check-device chaos audit sbom lock fuzz templates clients bench-training bench-quality bench-service bench-load bench-serving soak real clean
 
 help: ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,6 +53,9 @@ test: setup ## Run every test, against real PostgreSQL, Valkey, S3 and workers
 families: setup ## Try every family of models end to end, and write docs/families.md
 	FAMILIES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families
 	$(BIN)/python -m tests.families
+
+check-device: setup ## Find out whether DEVICE (cuda) does what the service needs (five minutes)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.check_device --device $(DEVICE)
 
 settings: setup ## Write docs/settings.md from the settings
 	$(BIN)/python -m store settings > docs/settings.md
