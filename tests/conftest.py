@@ -42,6 +42,18 @@ def pytest_configure() -> None:
     start_guard()
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Register the simulated accelerator before any test goes backward.
+
+    torch starts its autograd threads with the first backward pass of the process, one for each
+    device that is registered by then.
+    """
+    if any("accelerator" in getattr(item, "fixturenames", ()) for item in session.items):
+        from tests.accelerator import install  # noqa: PLC0415 - loads torch
+
+        install()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL whose template database holds our tables."""
