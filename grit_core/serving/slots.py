@@ -19,15 +19,16 @@ T tokens of a row, M most rows of one slot, P = slots in use times M.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from grit_core.errors import AdapterInvalid
-from grit_core.serving.adapter_weights import AdapterWeights
+from grit_core.serving.adapter_weights import AdapterWeights, LayerWeights
 
 SPARSE_SHARE = 0.5
 """Below this share of slots in use among those read, the used ones are gathered."""
@@ -68,8 +69,10 @@ class _Layer:
     """The tables of one layer."""
 
     def __init__(self, linear: nn.Linear, num_slots: int) -> None:
-        self.linear = linear
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.ranks = [0] * num_slots
+        """Of what is in each slot. It is set before the matrices are written, so that a slot whose
+        adapter came in part is known by it."""
         weight = linear.weight
         self.A_SIR = weight.new_zeros(num_slots, linear.in_features, 0)
         self.B_SRO = weight.new_zeros(num_slots, 0, linear.out_features)
@@ -79,11 +82,26 @@ class _Layer:
         return self.A_SIR.nbytes + self.B_SRO.nbytes
 
     def grow(self, rank: int) -> None:
-        """Make the tables wide enough for a rank."""
+        """Make both tables wide enough for a rank, or neither where memory runs out."""
         more = rank - self.A_SIR.shape[2]
         if more > 0:
-            self.A_SIR = nn.functional.pad(self.A_SIR, (0, more))
-            self.B_SRO = nn.functional.pad(self.B_SRO, (0, 0, 0, more))
+            A_SIR = nn.functional.pad(self.A_SIR, (0, more))
+            B_SRO = nn.functional.pad(self.B_SRO, (0, 0, 0, more))
+            self.A_SIR, self.B_SRO = A_SIR, B_SRO
+
+    def write(self, slot: int, weights: LayerWeights) -> None:
+        """Copy an adapter's matrices into a slot of zeros."""
+        rank = weights.rank
+        self.ranks[slot] = rank
+        self.A_SIR[slot, :, :rank].copy_(weights.A_IR)
+        self.B_SRO[slot, :rank].copy_(weights.B_RO)
+
+    def clear(self, slot: int) -> None:
+        """Write zeros where something was written."""
+        if self.ranks[slot]:
+            self.A_SIR[slot] = 0
+            self.B_SRO[slot] = 0
+            self.ranks[slot] = 0
 
 
 class AdapterSlots:
@@ -102,6 +120,9 @@ class AdapterSlots:
         self._max_bytes = max_bytes
         self._layers: dict[str, _Layer] = {}
         self._slots: OrderedDict[str, int] = OrderedDict()
+        self._dirty: set[int] = set()
+        """Slots that hold something of an adapter that left, or that came in part. Each is cleared
+        in every layer before another adapter enters it."""
         self._uses = [0] * num_slots
         self._route = self._rows_route = _NOTHING
         self._routed: list[int | None] = []
@@ -122,14 +143,17 @@ class AdapterSlots:
 
         Returns:
             The slot, or none while all of them are held. An adapter that fits neither the model nor
-            the memory that is allowed raises `AdapterInvalid`.
+            the memory that is allowed raises `AdapterInvalid`. Whatever is raised, the adapter is
+            not in place, and the others are as they were.
         """
         slot = self._slots.get(adapter.id)
         if slot is None:
+            layers = self._layers_for(adapter)
+            self._refuse_too_large(adapter, layers)
             slot = self._room()
             if slot is None:
                 return None
-            self._enter(adapter, slot)
+            self._enter(adapter, slot, layers)
             self._slots[adapter.id] = slot
         self._slots.move_to_end(adapter.id)
         self._uses[slot] += 1
@@ -192,64 +216,71 @@ class AdapterSlots:
                 return slot
         for adapter_id, slot in self._slots.items():
             if not self._uses[slot]:
-                self._leave(adapter_id)
+                del self._slots[adapter_id]
+                self._dirty.add(slot)
                 return slot
         return None
 
     @torch.inference_mode()
-    def _enter(self, adapter: AdapterWeights, slot: int) -> None:
-        layers = {name: self._layer(name, adapter) for name in adapter.layers}
-        self._refuse_too_large(adapter, layers)
-        self._forget_route()
-        for name, weights in adapter.layers.items():
-            layer, rank = layers[name], weights.rank
-            layer.grow(_width(rank))
-            layer.A_SIR[slot, :, :rank].copy_(weights.A_IR)
-            layer.B_SRO[slot, :rank].copy_(weights.B_RO)
-            layer.ranks[slot] = rank
+    def _enter(self, adapter: AdapterWeights, slot: int, layers: Mapping[str, _Layer]) -> None:
+        """Copy an adapter into a free slot. Memory may run out at any line.
 
-    @torch.inference_mode()
-    def _leave(self, adapter_id: str) -> None:
+        Wider tables, zeros in a free slot and hooks of layers that nothing adapts change no answer.
+        What is written from then on is cleared before the slot is used again.
+        """
         self._forget_route()
-        slot = self._slots.pop(adapter_id)
-        for layer in self._layers.values():
-            if layer.ranks[slot]:
-                layer.A_SIR[slot] = 0
-                layer.B_SRO[slot] = 0
-                layer.ranks[slot] = 0
+        if slot in self._dirty:
+            for layer in self._layers.values():
+                layer.clear(slot)
+            self._dirty.remove(slot)
+        self._watch(layers)
+        for name, layer in layers.items():
+            layer.grow(_width(adapter.layers[name].rank))
+        self._dirty.add(slot)
+        for name, layer in layers.items():
+            layer.write(slot, adapter.layers[name])
+        self._dirty.remove(slot)
+
+    def _watch(self, layers: Mapping[str, _Layer]) -> None:
+        """Hook the layers that no adapter has reached before."""
+        for name, layer in layers.items():
+            if name not in self._layers:
+                linear = self._linear(name)
+                if linear is not None:
+                    linear.register_forward_hook(self._hook_of(layer))
+        self._layers = {**self._layers, **layers}  # other threads count the bytes of the old one
 
     def _forget_route(self) -> None:
         """What was gathered is no longer what the tables say."""
         self._rows_route, self._routed = _NOTHING, []
 
-    def _layer(self, name: str, adapter: AdapterWeights) -> _Layer:
-        """Return a layer's tables, made when the first adapter of it comes.
+    def _layers_for(self, adapter: AdapterWeights) -> dict[str, _Layer]:
+        """Return the tables of an adapter's layers; those that are new are not in use yet.
 
         Raises:
             AdapterInvalid: The model has no such layer, or one of another size.
         """
-        layer = self._layers.get(name)
-        weights = adapter.layers[name]
-        if layer is None:
-            linear = self._linear(name)
-            layer = _Layer(linear, self._num_slots) if linear is not None else None
-        if layer is None:
-            raise AdapterInvalid(
-                f"The adapter {adapter.id} does not fit this base model, which has no linear layer"
-                f" {name}."
-            )
-        found = (weights.A_IR.shape[0], weights.B_RO.shape[1])
-        expected = (layer.linear.in_features, layer.linear.out_features)
-        if found != expected:
-            raise AdapterInvalid(
-                f"The adapter {adapter.id} does not fit this base model: {name} takes"
-                f" {expected[0]} inputs to {expected[1]} outputs, the adapter's matrices"
-                f" {found[0]} to {found[1]}."
-            )
-        if name not in self._layers:
-            self._layers[name] = layer
-            layer.linear.register_forward_hook(self._hook_of(layer))
-        return layer
+        found = {}
+        for name, weights in adapter.layers.items():
+            layer = self._layers.get(name)
+            if layer is None:
+                linear = self._linear(name)
+                if linear is None:
+                    raise AdapterInvalid(
+                        f"The adapter {adapter.id} does not fit this base model, which has no"
+                        f" linear layer {name}."
+                    )
+                layer = _Layer(linear, self._num_slots)
+            sizes = (weights.A_IR.shape[0], weights.B_RO.shape[1])
+            expected = (layer.in_features, layer.out_features)
+            if sizes != expected:
+                raise AdapterInvalid(
+                    f"The adapter {adapter.id} does not fit this base model: {name} takes"
+                    f" {expected[0]} inputs to {expected[1]} outputs, the adapter's matrices"
+                    f" {sizes[0]} to {sizes[1]}."
+                )
+            found[name] = layer
+        return found
 
     def _linear(self, name: str) -> nn.Linear | None:
         try:
@@ -258,14 +289,14 @@ class AdapterSlots:
             return None
         return module if isinstance(module, nn.Linear) else None
 
-    def _refuse_too_large(self, adapter: AdapterWeights, layers: dict[str, _Layer]) -> None:
+    def _refuse_too_large(self, adapter: AdapterWeights, layers: Mapping[str, _Layer]) -> None:
         """Look at what the tables would take before they grow.
 
         Raises:
             AdapterInvalid: More than is allowed.
         """
         added = sum(
-            (tables.linear.in_features + tables.linear.out_features)
+            (tables.in_features + tables.out_features)
             * max(0, _width(adapter.layers[name].rank) - tables.A_SIR.shape[2])
             * tables.A_SIR.element_size()
             * self._num_slots
@@ -280,8 +311,13 @@ class AdapterSlots:
             )
 
     def _hook_of(self, layer: _Layer) -> Any:
+        # The model holds its hooks: with `self`, which holds the model, they would be a cycle, and
+        # the memory of a model that is dropped would wait for the garbage collector.
+        slots = ref(self)
+
         def add_adapters(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            route = self._route
+            there = slots()
+            route = _NOTHING if there is None else there._route  # noqa: SLF001 - our own
             if route is _NOTHING:
                 return output
             if route.rows is not None:
