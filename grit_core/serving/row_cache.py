@@ -3,6 +3,7 @@
 Shape suffixes: B rows, H key-value heads, T tokens, D head size.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -78,16 +79,21 @@ class RowCache:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers)
 
     def join(self, prefilled: Any) -> None:
-        """Add a row: the cache of a prompt that went through the model alone."""
+        """Add a row: the cache of a prompt that went through the model alone.
+
+        Where memory runs out, the rows that are there go on as if it had not come.
+        """
         pairs = [(layer.keys[0], layer.values[0]) for layer in prefilled.layers]
         length, row = pairs[0][0].shape[1], self.num_rows
-        if not self._layers:
-            self._layers = [RowLayer(_nothing(keys), _nothing(values)) for keys, values in pairs]
-            self.cache = Cache(layers=self._layers)
-        self._reserve(row + 1, length)
-        for layer, (keys_HTD, values_HTD) in zip(self._layers, pairs, strict=True):
+        layers = self._layers or [
+            RowLayer(_nothing(keys), _nothing(values)) for keys, values in pairs
+        ]
+        self._reserve(layers, row + 1, length)
+        for layer, (keys_HTD, values_HTD) in zip(layers, pairs, strict=True):
             layer.keys[row, :, :length] = keys_HTD
             layer.values[row, :, :length] = values_HTD
+        if not self._layers:
+            self._layers, self.cache = layers, Cache(layers=layers)
         self._lengths.append(length)
 
     def leave(self, row: int) -> None:
@@ -111,13 +117,36 @@ class RowCache:
         """
         ends_B = torch.tensor(self._lengths, device=device)
         longest = max(self._lengths) + 1
-        self._reserve(self.num_rows, longest)
+        self._reserve(self._layers, self.num_rows, longest)
         rows_B = torch.arange(len(self._lengths), device=device)
         for layer in self._layers:
             layer.rows_B, layer.ends_B, layer.num_tokens = rows_B, ends_B, longest
         mask_BT = torch.arange(longest, device=device) <= ends_B[:, None]
         self._lengths = [length + 1 for length in self._lengths]
         return mask_BT[:, None, None, :], ends_B
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Let the rows end where they did before a step that failed.
+
+        What the step wrote beyond is written over by the next one.
+
+        Args:
+            lengths: Tokens of each row.
+        """
+        self._lengths = list(lengths)
+
+    def trim(self) -> None:
+        """Give back the room that no row needs for its next token."""
+        if not self._lengths:
+            return
+        num_rows, num_tokens = self.num_rows, max(self._lengths) + 1
+        for layer in self._layers:
+            if row_room(num_rows, self._max_rows) < layer.keys.shape[0] or (
+                token_room(num_tokens) < layer.keys.shape[2]
+            ):
+                keys = layer.keys[:num_rows, :, :num_tokens].clone()
+                values = layer.values[:num_rows, :, :num_tokens].clone()
+                layer.keys, layer.values = keys, values
 
     def copy_row(self, row: int) -> list[tuple[Tensor, Tensor]]:
         """Copies of a row's keys and values by layer, each [H, T, D]."""
@@ -127,15 +156,17 @@ class RowCache:
             for layer in self._layers
         ]
 
-    def _reserve(self, num_rows: int, length: int) -> None:
-        rows, _, tokens, _ = self._layers[0].keys.shape
-        more_rows = row_room(num_rows, self._max_rows) - rows if num_rows > rows else 0
-        more_tokens = token_room(length) - tokens if length > tokens else 0
-        if more_rows or more_tokens:
-            more = (0, 0, 0, more_tokens, 0, 0, 0, more_rows)
-            for layer in self._layers:
-                layer.keys = torch.nn.functional.pad(layer.keys, more)
-                layer.values = torch.nn.functional.pad(layer.values, more)
+    def _reserve(self, layers: Sequence[RowLayer], num_rows: int, length: int) -> None:
+        """Make room, layer by layer: one whose memory ran out is behind, and catches up later."""
+        for layer in layers:
+            rows, _, tokens, _ = layer.keys.shape
+            more_rows = row_room(num_rows, self._max_rows) - rows if num_rows > rows else 0
+            more_tokens = token_room(length) - tokens if length > tokens else 0
+            if more_rows or more_tokens:
+                more = (0, 0, 0, more_tokens, 0, 0, 0, more_rows)
+                keys = torch.nn.functional.pad(layer.keys, more)
+                values = torch.nn.functional.pad(layer.values, more)
+                layer.keys, layer.values = keys, values
 
 
 def row_room(num_rows: int, max_rows: int) -> int:
