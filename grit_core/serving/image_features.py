@@ -5,10 +5,12 @@ where that adapts the vision tower or the connector: adapters of the text layers
 """
 
 import functools
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class ImageFeatures:
         self.hits = self.misses = self.num_bytes = 0
         owner = self._owner(model)
         if owner is not None:
-            owner.__dict__[METHOD] = self._remembering(getattr(owner, METHOD))
+            owner.__dict__[METHOD] = self._remembering(owner)
 
     @contextmanager
     def of(self, key: Hashable | None) -> Iterator[None]:
@@ -53,23 +55,29 @@ class ImageFeatures:
                 return module
         return None
 
-    def _remembering(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        # `generate` reads from the signature which of a prompt's inputs it may pass.
-        @functools.wraps(compute)
+    def _remembering(self, owner: nn.Module) -> Callable[..., Any]:
+        # The module holds this function: with the module in it, or a method that is bound to it,
+        # the two would be a cycle, and the memory of a model that is dropped would wait for the
+        # garbage collector.
+        method, module = getattr(type(owner), METHOD), ref(owner)
+
         def image_features(*args: Any, **options: Any) -> Any:
             key = self._key
             if key is None:
-                return compute(*args, **options)
+                return method(module(), *args, **options)
             found = self._kept.get(key)
             if found is not None:
                 self.hits += 1
                 self._kept.move_to_end(key)
                 return found[0]
             self.misses += 1
-            features = _without_hidden_states(compute(*args, **options))
+            features = _without_hidden_states(method(module(), *args, **options))
             self._keep(key, features)
             return features
 
+        functools.update_wrapper(image_features, method)
+        # `generate` reads from the signature which of a prompt's inputs it may pass.
+        image_features.__signature__ = inspect.signature(getattr(owner, METHOD))  # type: ignore[attr-defined]
         return image_features
 
     def _keep(self, key: Hashable, features: Any) -> None:
