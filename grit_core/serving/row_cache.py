@@ -85,15 +85,17 @@ class RowCache:
         """
         pairs = [(layer.keys[0], layer.values[0]) for layer in prefilled.layers]
         length, row = pairs[0][0].shape[1], self.num_rows
-        layers = self._layers or [
-            RowLayer(_nothing(keys), _nothing(values)) for keys, values in pairs
-        ]
-        self._reserve(layers, row + 1, length)
-        for layer, (keys_HTD, values_HTD) in zip(layers, pairs, strict=True):
-            layer.keys[row, :, :length] = keys_HTD
-            layer.values[row, :, :length] = values_HTD
         if not self._layers:
-            self._layers, self.cache = layers, Cache(layers=layers)
+            self._layers = [RowLayer(_nothing(keys), _nothing(values)) for keys, values in pairs]
+            self.cache = Cache(layers=self._layers)
+        try:
+            self._reserve(row + 1, length)
+            for layer, (keys_HTD, values_HTD) in zip(self._layers, pairs, strict=True):
+                layer.keys[row, :, :length] = keys_HTD
+                layer.values[row, :, :length] = values_HTD
+        except BaseException:
+            self._hold_nothing_when_idle()
+            raise
         self._lengths.append(length)
 
     def leave(self, row: int) -> None:
@@ -106,8 +108,7 @@ class RowCache:
                 layer.values[row, :, :length] = layer.values[last, :, :length]
             self._lengths[row] = self._lengths[last]
         self._lengths.pop()
-        if not self._lengths:
-            self._layers, self.cache = [], None  # an idle model holds no keys
+        self._hold_nothing_when_idle()
 
     def begin_step(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Make room for one more token of every row.
@@ -117,7 +118,7 @@ class RowCache:
         """
         ends_B = torch.tensor(self._lengths, device=device)
         longest = max(self._lengths) + 1
-        self._reserve(self._layers, self.num_rows, longest)
+        self._reserve(self.num_rows, longest)
         rows_B = torch.arange(len(self._lengths), device=device)
         for layer in self._layers:
             layer.rows_B, layer.ends_B, layer.num_tokens = rows_B, ends_B, longest
@@ -156,9 +157,13 @@ class RowCache:
             for layer in self._layers
         ]
 
-    def _reserve(self, layers: Sequence[RowLayer], num_rows: int, length: int) -> None:
+    def _hold_nothing_when_idle(self) -> None:
+        if not self._lengths:
+            self._layers, self.cache = [], None
+
+    def _reserve(self, num_rows: int, length: int) -> None:
         """Make room, layer by layer: one whose memory ran out is behind, and catches up later."""
-        for layer in layers:
+        for layer in self._layers:
             rows, _, tokens, _ = layer.keys.shape
             more_rows = row_room(num_rows, self._max_rows) - rows if num_rows > rows else 0
             more_tokens = token_room(length) - tokens if length > tokens else 0
