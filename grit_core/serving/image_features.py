@@ -46,6 +46,11 @@ class ImageFeatures:
         finally:
             self._key = None
 
+    def clear(self) -> None:
+        """Keep nothing of what was computed so far."""
+        self._kept.clear()
+        self.num_bytes = 0
+
     @staticmethod
     def _owner(model: nn.Module) -> nn.Module | None:
         # The head's method of the same name calls the inner model's, and `forward` asks that one.

@@ -100,8 +100,14 @@ class Prefixes:
             return None, 0
         self._kept.remove(best)
         self._kept.append(best)
+        cache = plain_cache(best.pairs, longest)
         self.hits += 1
-        return plain_cache(best.pairs, longest), longest
+        return cache, longest
+
+    def clear(self) -> None:
+        """Keep nothing of what was answered so far."""
+        self._kept.clear()
+        self.num_bytes = 0
 
     @staticmethod
     def _common(prefix: _Prefix, ids_T: Tensor, scope: Hashable, images: tuple[str, ...]) -> int:

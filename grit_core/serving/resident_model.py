@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from grit_core.data.encoder import ChatEncoder
 from grit_core.errors import InvalidDataset
+from grit_core.library_errors import is_device_failure, ran_out_of_memory, reason
 from grit_core.loss import keeps_chosen_logits
 from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.models.shared_length import shared_length
@@ -28,7 +29,7 @@ from grit_core.serving.constraint import Constraint
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 from grit_core.serving.image_features import ImageFeatures
 from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
-from grit_core.serving.row_cache import RowCache, is_plain
+from grit_core.serving.row_cache import RowCache, count_token_bytes, is_plain
 from grit_core.serving.slots import AdapterSlots
 from grit_core.tools.call_format import CallFormat
 
@@ -46,6 +47,9 @@ OWN_RULES: Final = (
 
 ONE_BASED_TYPES: Final = frozenset({"paligemma"})
 """Model types that count positions from 1."""
+
+MISFITS: Final = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+"""What a model raises whose `forward` is not made for rows of different lengths."""
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +140,10 @@ class ResidentModel:
         self._additive_mask = getattr(text, "_attn_implementation", "") == "eager"
         penalty = getattr(self.model.generation_config, "repetition_penalty", None) or 1.0
         self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
-        self.shares_steps = self._can_share_steps()
+        self.key_bytes_per_token = 0
+        """Keys and values of one token; 0 where rows cannot share steps."""
+        self.alone_because = self._refuse_sharing()
+        """Why its rows cannot share steps; empty where they can."""
         self._shared_length = shared_length(text)
         self._grammars: GrammarTokenizer | None = None
         self._reading_vocabulary = threading.Lock()
@@ -158,8 +165,30 @@ class ResidentModel:
         model = load_base_model(source, device=device, dtype=dtype)
         resident = cls(model, ChatEncoder(load_processor(source)), **bounds)
         if not resident.shares_steps:
-            _log.info("%s answers one request at a time", source)
+            why = resident.alone_because
+            _log.warning("%s answers one request at a time: %s", source, why)
         return resident
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether its rows can share steps."""
+        return not self.alone_because
+
+    def drop_caches(self) -> None:
+        """Let go of what is kept to be faster: image features, prefixes, gathered tables."""
+        self.images.clear()
+        self.prefixes.clear()
+        self.slots.forget_route()
+
+    def unload(self) -> None:
+        """Let go of the weights, the adapters and all that is cached; it answers no more.
+
+        What still holds this object, such as the traceback of a request that failed, holds no
+        memory of the device with it.
+        """
+        self.drop_caches()
+        self.slots.unload()
+        self.model = None
 
     def stops_with(self, adapter: AdapterWeights | None) -> frozenset[int]:
         """Return the tokens that end an answer with an adapter."""
@@ -306,35 +335,70 @@ class ResidentModel:
         return torch.zeros_like(mask_B11T, dtype=self.dtype).masked_fill(~mask_B11T, lowest)
 
     @torch.inference_mode()
-    def _can_share_steps(self) -> bool:
-        """Continue two prompts together and compare with each alone."""
-        if any(getattr(self.model.generation_config, rule, None) for rule in OWN_RULES):
-            return False
+    def _refuse_sharing(self) -> str:
+        """Continue two prompts together and compare with each alone.
+
+        Returns:
+            Why rows cannot share steps; empty where they can. A device that fails or has no memory
+            left says nothing about the model: that error passes.
+        """
+        rules = [rule for rule in OWN_RULES if getattr(self.model.generation_config, rule, None)]
+        if rules:
+            return f"its generation_config.json sets {', '.join(rules)}"
+        try:
+            difference, bound = self._compare_shared_steps()
+        except _NotPlain as error:
+            return str(error)
+        except Exception as error:
+            of_device = ran_out_of_memory(error) or is_device_failure(error)
+            if of_device or not isinstance(error, MISFITS):
+                raise
+            return f"a shared step fails with {reason(error)}"
+        if difference <= bound:
+            return ""
+        return (
+            f"the logits of a shared step differ by {difference:.3g} from those of each prompt"
+            f" alone, and at most {bound:.3g} is rounding"
+        )
+
+    def _compare_shared_steps(self) -> tuple[float, float]:
+        """Return the largest difference between the logits of both ways, and what is allowed.
+
+        Raises:
+            _NotPlain: The keys and values of rows cannot be put side by side.
+        """
         tokenizer = self.encoder.renderer.tokenizer
         prompts = [
             tokenizer(text, return_tensors="pt")["input_ids"].to(self.device) for text in PROBES
         ]
         rows, tokens, alone = RowCache(max_rows=len(prompts)), [], []
-        try:
-            for ids_1T in prompts:
-                output = self.model(input_ids=ids_1T[:, :-1], use_cache=True)
-                if not is_plain(output.past_key_values):
-                    return False
-                rows.join(output.past_key_values)
-                tokens.append(int(ids_1T[0, -1]))
-                alone.append(self.model(input_ids=ids_1T, use_cache=False).logits[0, -1].float())
-            shared_BV = self.step(
-                tokens,
-                rows,
-                slots=[None] * len(tokens),
-                offsets=[self._first_position] * len(tokens),
-            )
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            _log.info("rows cannot share steps: %s", error)
-            return False
+        for ids_1T in prompts:
+            output = self.model(input_ids=ids_1T[:, :-1], use_cache=True)
+            cache = output.past_key_values
+            if not is_plain(cache):
+                raise _NotPlain(f"its cache is not one of full attention only ({_kinds(cache)})")
+            rows.join(cache)
+            self.key_bytes_per_token = count_token_bytes(cache)
+            tokens.append(int(ids_1T[0, -1]))
+            alone.append(self.model(input_ids=ids_1T, use_cache=False).logits[0, -1].float())
+        shared_BV = self.step(
+            tokens,
+            rows,
+            slots=[None] * len(tokens),
+            offsets=[self._first_position] * len(tokens),
+        )
         alone_BV = torch.stack(alone)
         difference = float((shared_BV - alone_BV).abs().max())
-        return difference <= TOLERANCES[self.dtype] * max(1.0, float(alone_BV.abs().max()))
+        return difference, TOLERANCES[self.dtype] * max(1.0, float(alone_BV.abs().max()))
+
+
+class _NotPlain(Exception):
+    """Rows cannot be put side by side."""
+
+
+def _kinds(cache: Any) -> str:
+    layers = getattr(cache, "layers", None) or [cache]
+    return ", ".join(sorted({type(layer).__name__ for layer in layers}))
 
 
 def _eos_token_ids(model: Any) -> frozenset[int]:

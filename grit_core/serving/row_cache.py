@@ -184,6 +184,11 @@ def token_room(length: int) -> int:
     return -(-(length + length // 4) // CHUNK) * CHUNK
 
 
+def count_token_bytes(cache: Any) -> int:
+    """Bytes of the keys and values of one token, of a prompt's plain cache."""
+    return sum(layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes for layer in cache.layers)
+
+
 def is_plain(cache: Any) -> bool:
     """Whether a prompt's cache is one whose rows can be put side by side: full attention only."""
     return (

@@ -163,6 +163,12 @@ class AdapterSlots:
         """Let go of a slot; its adapter stays until the place is needed."""
         self._uses[slot] -= 1
 
+    def unload(self) -> None:
+        """Let go of the tables and of the model; no adapter can be brought in any more."""
+        self.forget_route()
+        self._layers, self._model = {}, nn.Module()
+        self._slots.clear()
+
     def route_all(self, slot: int | None) -> None:
         """From now on everything goes through one slot's adapter, or through none."""
         self._route = _Route(slot=slot)
@@ -228,7 +234,7 @@ class AdapterSlots:
         Wider tables, zeros in a free slot and hooks of layers that nothing adapts change no answer.
         What is written from then on is cleared before the slot is used again.
         """
-        self._forget_route()
+        self.forget_route()
         if slot in self._dirty:
             for layer in self._layers.values():
                 layer.clear(slot)
@@ -250,9 +256,10 @@ class AdapterSlots:
                     linear.register_forward_hook(self._hook_of(layer))
         self._layers = {**self._layers, **layers}  # other threads count the bytes of the old one
 
-    def _forget_route(self) -> None:
-        """What was gathered is no longer what the tables say."""
-        self._rows_route, self._routed = _NOTHING, []
+    def forget_route(self) -> None:
+        """Let go of what was gathered of the tables; the next step gathers it again."""
+        self._route = self._rows_route = _NOTHING
+        self._routed = []
 
     def _layers_for(self, adapter: AdapterWeights) -> dict[str, _Layer]:
         """Return the tables of an adapter's layers; those that are new are not in use yet.
