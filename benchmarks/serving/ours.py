@@ -13,6 +13,7 @@ from benchmarks.serving.peers import Run
 from benchmarks.serving.prompts import Prompt
 from grit_core.generation import AdapterSource, GenerationEngine, GenerationRequest
 from grit_core.serving.batch import Batch
+from grit_core.serving.resident_model import Prefilled
 from grit_core.serving.ticket import Ticket
 
 
@@ -48,16 +49,31 @@ class ObservedEngine(GenerationEngine):
         super()._submit(ticket)
 
     def _listen(self, ticket: Ticket) -> None:
-        choose, seen = ticket.choose, self.logits.setdefault(ticket, [])
+        begin, seen = ticket.begin, self.logits.setdefault(ticket, [])
 
-        def choose_and_tell(logits: Tensor, **options: Any) -> bool:
-            seen.append(logits.clone())
-            return choose(logits, **options)
+        def begin_and_keep(prefilled: Prefilled) -> bool:
+            seen.append(prefilled.logits_V.clone())
+            return begin(prefilled)
 
-        ticket.choose = choose_and_tell
+        ticket.begin = begin_and_keep
+
+    def _keep(self, batch: Batch) -> None:
+        """Keep the logits of a batch's next step."""
+        tickets, resident = list(batch.tickets), batch.resident
+
+        def step(*args: Any, **options: Any) -> Tensor:
+            del resident.step  # the class's own again
+            logits: Tensor = resident.step(*args, **options)
+            for ticket, of_row in zip(tickets, logits, strict=True):
+                self.logits[ticket].append(of_row.clone())
+            return logits
+
+        resident.step = step
 
     def _step(self, batch: Batch) -> None:
         num_rows = len(batch.tickets)
+        if self._keep_logits:
+            self._keep(batch)
         started, cpu_started = time.perf_counter(), time.process_time()
         super()._step(batch)
         spent, cpu_spent = time.perf_counter() - started, time.process_time() - cpu_started

@@ -26,7 +26,7 @@ from benchmarks.serving.prompts import text_prompt
 from benchmarks.serving.turns import ratio, take_turns, to_json
 from benchmarks.serving.vocabulary import SPECIAL, build_tokenizer
 from grit_core.grammars import json_schema_grammar
-from grit_core.serving.constraint import Constraint
+from grit_core.serving.constraint import Constraint, pack_masks, unpack_masks
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 
 VOCABULARIES: Final = (49_152, 151_936)
@@ -123,9 +123,9 @@ def follow(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     spent: dict[str, list[float]] = {"prepare": [], "apply": [], "accept": []}
     constraint = Constraint(grammars.compile(grammar), grammars, [END])
     for _ in range(NUM_FOLLOWED):
-        logits = torch.randn(len(tokenizer))
-        spent["apply"].append(_seconds(lambda: constraint.apply(logits)))  # noqa: B023 - at once
-        token = int(draw.choice(logits.isfinite().nonzero()[:, 0].numpy()))
+        logits = torch.randn(1, len(tokenizer))
+        spent["apply"].append(_seconds(lambda: _take_out(logits, constraint)))  # noqa: B023 - at once
+        token = int(draw.choice(logits.isfinite().nonzero()[:, 1].numpy()))
         spent["accept"].append(_seconds(lambda: constraint.accept(token)))  # noqa: B023 - at once
         spent["prepare"].append(_seconds(constraint.prepare))
     if constraint.fault is not None:
@@ -142,6 +142,13 @@ def follow(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
             for name, each in spent.items()
         },
     }
+
+
+def _take_out(logits: torch.Tensor, constraint: Constraint) -> None:
+    num_logits = logits.shape[1]
+    masks = torch.from_numpy(pack_masks([constraint], num_logits=num_logits))
+    refused = unpack_masks(masks.view(torch.uint8), num_logits=num_logits)
+    logits.masked_fill_(refused, -torch.inf)
 
 
 def _seconds(act: Callable[[], object]) -> float:

@@ -11,6 +11,7 @@ from grit_core.serving.constraint import MaskThread
 from grit_core.serving.resident_model import Prefilled, ResidentModel
 from grit_core.serving.row_cache import RowCache, row_room, token_room
 from grit_core.serving.ticket import Ticket
+from grit_core.serving.token_chooser import TokenChooser
 
 MAX_KEY_BYTES: Final = 4 * 1024**3
 """Bound on the keys and values of a batch; a lone row may be longer."""
@@ -34,6 +35,8 @@ class Batch:
         self._rows = RowCache(max_rows=max_rows)
         self._max_rows, self._max_key_bytes = max_rows, max_key_bytes
         self._bytes_per_place = 0
+        self._chooser: TokenChooser | None = None
+        """Of the rows of the last step."""
 
     @property
     def num_bytes(self) -> int:
@@ -74,16 +77,12 @@ class Batch:
         )
         if masks is not None:
             masks.result()
-            for row, ticket in enumerate(tickets):
-                ticket.constrain(logits_BV[row])
-        likeliest = logits_BV.argmax(-1).tolist()
-        plain = self.resident.chooses_plainly
-        ended = [
-            ticket.choose(
-                logits_BV[row], likeliest=likeliest[row] if plain and ticket.greedy else None
+        if self._chooser is None or self._chooser.rows != tuple(tickets):
+            self._chooser = TokenChooser(
+                tickets, device=logits_BV.device, penalty=self.resident.penalty
             )
-            for row, ticket in enumerate(tickets)
-        ]
+        tokens = self._chooser.choose(logits_BV)
+        ended = [ticket.take(token) for ticket, token in zip(tickets, tokens, strict=True)]
         finished = [ticket for ticket, is_last in zip(tickets, ended, strict=True) if is_last]
         self._leave(row for row, is_last in enumerate(ended) if is_last)
         # Told last, so that whoever has an answer finds its place free.
@@ -99,12 +98,13 @@ class Batch:
         for ticket in self.tickets:
             ticket.fail(error)
             self.release(ticket)
-        self.tickets = []
+        self.tickets, self._chooser = [], None
         self._rows = RowCache(max_rows=self._max_rows)
 
     def _leave(self, rows: Iterable[int]) -> None:
         # From the end, because the last row moves into the place of one that leaves.
         for row in sorted(rows, reverse=True):
+            self._chooser = None
             ticket = self.tickets[row]
             self._keep_prefix(row, ticket)
             self._rows.leave(row)

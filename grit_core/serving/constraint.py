@@ -1,7 +1,11 @@
 """What one answer is held to: which tokens may come next, as a grammar has it.
 
 The mask of the next token depends only on the tokens so far. So it is prepared in another thread
-while the model runs its step, and is there when the logits are.
+while the model runs its step, and is there when the logits are. It stays a mask of bits on its way
+to the model's device.
+
+Shape suffixes: N tokens of the tokenizer, W words of a mask, H rows held to a grammar,
+V vocabulary of the model.
 """
 
 import logging
@@ -13,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from llguidance import LLMatcher
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grit_core.errors import Fault, InvalidConfig
@@ -28,8 +33,6 @@ The rows of a batch wait for each other's masks: no schema may hold the others u
 SECONDS_PER_TOKEN: Final = 0.02
 
 _DEAD_END: Final = "no token of the model's vocabulary goes on from here"
-_MINUS_INFINITY: Final = np.float32(-np.inf).view(np.uint32)
-"""Its bits."""
 
 
 class Constraint:
@@ -47,8 +50,10 @@ class Constraint:
         """
         self._matcher, self.tokenizer = matcher, tokenizer
         self._stops = [token for token in stop_token_ids if token < tokenizer.num_tokens]
-        self._bits = np.zeros((tokenizer.num_tokens + 31) // 32, dtype=np.int32)
-        self._bias_N = torch.empty(0)
+        self._never_W = np.zeros((tokenizer.num_tokens + 31) // 32, dtype=np.uint32)
+        never = np.packbits(tokenizer.never_N, bitorder="little")
+        self._never_W.view(np.uint8)[: len(never)] = never
+        self._may_W = np.zeros_like(self._never_W)
         self._seconds_left = SECONDS_AHEAD
         self.fault: InvalidConfig | None = None
         """Why the answer cannot go on."""
@@ -59,7 +64,7 @@ class Constraint:
         if self.fault is not None:
             return
         started = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(self._may_W.ctypes.data, self._may_W.nbytes)
         self._seconds_left += SECONDS_PER_TOKEN - (time.thread_time() - started)
         if self._matcher.is_error():
             self._give_up()
@@ -67,29 +72,38 @@ class Constraint:
         if self._seconds_left < 0:
             self.fail("what may come next takes too long to find", code="grammar_too_complex")
             return
-        may_N = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
-        may_N = may_N[: self.tokenizer.num_tokens]
-        may_N[self.tokenizer.never_N] = 0
-        may_N[self._stops] = self._matcher.is_accepting()
-        if not may_N.any():
+        self._may_W &= ~self._never_W
+        may_end = self._matcher.is_accepting()
+        for token in self._stops:
+            self._set(token, allowed=may_end)
+        if not self._may_W.any():
             self.fail(_DEAD_END)
-            return
-        # 0 for what may come and -inf for the rest, in whole passes: a table look-up is slower.
-        bias_N = may_N.astype(np.uint32) - np.uint32(1)
-        bias_N &= _MINUS_INFINITY
-        self._bias_N = torch.from_numpy(bias_N.view(np.float32))
 
-    def apply(self, logits_V: Tensor) -> None:
-        """Take the tokens out, in place, that may not come next.
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next. After a fault any may, as none counts."""
+        if self.fault is not None:
+            return True
+        word, bit = divmod(token, 32)
+        return word < len(self._may_W) and bool((int(self._may_W[word]) >> bit) & 1)
+
+    def write_mask(self, mask_W: NDArray[np.uint32]) -> None:
+        """Write which tokens may come next, the lowest bit of a word first.
 
         Args:
-            logits_V: Of the next token. A model may have more than its tokenizer has tokens.
+            mask_W: Zeros, for the model's vocabulary; that may have more tokens or fewer than the
+                tokenizer.
         """
+        num = min(len(mask_W), len(self._may_W))
+        mask_W[:num] = self._may_W[:num]
         if self.fault is not None:
-            return
-        num = min(len(logits_V), len(self._bias_N))
-        logits_V[:num] += self._bias_N[:num].to(logits_V.device, logits_V.dtype)
-        logits_V[num:] = -torch.inf
+            mask_W[:] = ~np.uint32(0)
+
+    def _set(self, token: int, *, allowed: bool) -> None:
+        word, bit = divmod(token, 32)
+        if allowed:
+            self._may_W[word] |= np.uint32(1 << bit)
+        else:
+            self._may_W[word] &= ~np.uint32(1 << bit)
 
     def accept(self, token: int) -> bool:
         """Go on by a token; true when nothing may follow it."""
@@ -114,6 +128,34 @@ class Constraint:
         """
         detail = f"The answer cannot be held to the schema: {reason}. Simplify the schema."
         self.fault = InvalidConfig([Fault(pointer="/schema", code=code, detail=detail)])
+
+
+def pack_masks(constraints: Sequence[Constraint], *, num_logits: int) -> NDArray[np.uint32]:
+    """Return the masks of some answers [H, W], in an even number of words.
+
+    Args:
+        constraints: With their masks prepared.
+        num_logits: The vocabulary of the model.
+    """
+    masks_HW = np.zeros((len(constraints), 2 * -(-num_logits // 64)), dtype=np.uint32)
+    for mask_W, constraint in zip(masks_HW, constraints, strict=True):
+        constraint.write_mask(mask_W)
+    return masks_HW
+
+
+def unpack_masks(masks_HW: Tensor, *, num_logits: int) -> Tensor:
+    """Return which tokens are refused, booleans [H, V].
+
+    Args:
+        masks_HW: The bytes of what `pack_masks` returned, uint8, on any device.
+        num_logits: The vocabulary of the model.
+    """
+    device = masks_HW.device
+    # Eight answers at a time: a byte is looked up as the eight bytes of its bits.
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
+    refused = (1 - (bits & 1)).to(torch.uint8).view(torch.int64)[:, 0]
+    found = refused.index_select(0, masks_HW.flatten().int()).view(torch.uint8)
+    return found.view(len(masks_HW), -1)[:, :num_logits].bool()
 
 
 class MaskThread:

@@ -32,6 +32,7 @@ from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
 from grit_core.serving.row_cache import RowCache, count_token_bytes, is_plain
 from grit_core.serving.slots import AdapterSlots
 from grit_core.tools.call_format import CallFormat
+from grit_core.transfer import to_device
 
 TOLERANCES: Final = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 """Largest difference between shared and lone steps at loading, relative to the largest logit."""
@@ -139,7 +140,8 @@ class ResidentModel:
         self._keeps_logits = keeps_chosen_logits(self.model)
         self._additive_mask = getattr(text, "_attn_implementation", "") == "eager"
         penalty = getattr(self.model.generation_config, "repetition_penalty", None) or 1.0
-        self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
+        self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
+        """The model's own, on tokens that have been there."""
         self.key_bytes_per_token = 0
         """Keys and values of one token; 0 where rows cannot share steps."""
         self.alone_because = self._refuse_sharing()
@@ -280,35 +282,23 @@ class ResidentModel:
             The logits of the rows' next tokens, float32 [B, V].
         """
         self.slots.route_rows(slots)
-        mask_B11T, ends_B = rows.begin_step(self.device)
-        positions_BT = (ends_B + torch.tensor(offsets, device=self.device))[:, None]
+        step_3B = to_device(torch.tensor([tokens, rows.lengths, offsets]), self.device)
+        tokens_B, ends_B, offsets_B = step_3B
+        mask_B11T = rows.begin_step(ends_B)
         output = self.model(
-            input_ids=torch.tensor(tokens, device=self.device)[:, None],
+            input_ids=tokens_B[:, None],
             attention_mask=self._mask(mask_B11T),
-            position_ids=positions_BT,
+            position_ids=(ends_B + offsets_B)[:, None],
             past_key_values=rows.cache,
             use_cache=True,
         )
         logits_BV: Tensor = output.logits[:, -1].float()
         return logits_BV
 
-    def penalized(self, logits_V: Tensor, ids: Sequence[int]) -> Tensor:
-        """Logits with the model's own penalty on tokens that have been there."""
-        if self._penalty is None:
-            return logits_V
-        seen = torch.tensor([ids], device=logits_V.device)
-        penalized_V: Tensor = self._penalty(seen, logits_V[None].clone())[0]
-        return penalized_V
-
-    @property
-    def chooses_plainly(self) -> bool:
-        """Whether logits are taken as they are."""
-        return self._penalty is None
-
     def placed(self, prompt: Prompt) -> dict[str, Tensor]:
         """The model's arguments on its device, in its precision."""
         return {
-            name: t.to(self.device, self.dtype if t.is_floating_point() else None)
+            name: to_device(t.to(self.dtype) if t.is_floating_point() else t, self.device)
             for name, t in prompt.inputs.items()
         }
 
@@ -318,7 +308,7 @@ class ResidentModel:
 
     def _go_on(self, ids_T: Tensor, cache: Any, cached: int) -> Any:
         return self.model(
-            input_ids=ids_T[None, cached:].to(self.device),
+            input_ids=to_device(ids_T[None, cached:], self.device),
             attention_mask=torch.ones(1, len(ids_T), dtype=torch.long, device=self.device),
             position_ids=torch.arange(cached, len(ids_T), device=self.device)[None],
             past_key_values=cache,

@@ -110,21 +110,23 @@ class RowCache:
         self._lengths.pop()
         self._hold_nothing_when_idle()
 
-    def begin_step(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def begin_step(self, ends_B: Tensor) -> Tensor:
         """Make room for one more token of every row.
 
+        Args:
+            ends_B: `lengths`, where the model is.
+
         Returns:
-            The mask of the step, booleans [B, 1, 1, T], and the rows' lengths before it [B].
+            The mask of the step, booleans [B, 1, 1, T].
         """
-        ends_B = torch.tensor(self._lengths, device=device)
         longest = max(self._lengths) + 1
         self._reserve(self.num_rows, longest)
-        rows_B = torch.arange(len(self._lengths), device=device)
+        rows_B = torch.arange(len(self._lengths), device=ends_B.device)
         for layer in self._layers:
             layer.rows_B, layer.ends_B, layer.num_tokens = rows_B, ends_B, longest
-        mask_BT = torch.arange(longest, device=device) <= ends_B[:, None]
+        mask_BT = torch.arange(longest, device=ends_B.device) <= ends_B[:, None]
         self._lengths = [length + 1 for length in self._lengths]
-        return mask_BT[:, None, None, :], ends_B
+        return mask_BT[:, None, None, :]
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Let the rows end where they did before a step that failed.

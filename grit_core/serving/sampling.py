@@ -1,22 +1,90 @@
 """The next token of one request: the likeliest, or drawn from a random state of its own.
 
-Each draw turns one uniform number into a token by the inverse of the cumulative distribution, in
-float64 on the CPU. The numbers come from the request's own generator, one for each token, so that a
-seed decides an answer whoever shares the batch and whatever else draws.
+One uniform number is turned into a token by the inverse of the cumulative distribution, in float64
+on the CPU. The numbers come from the request's own generator, one for each token, so that a seed
+decides an answer whoever shares the batch, whatever else draws and whichever device the model is
+on. The order along which probabilities are summed is part of that decision:
+
+- with `top_p`, tokens by their probability, equal ones by their ids, as far as `top_p` keeps them;
+- without it, the likeliest tokens in the same order, then the others by their ids.
+
+So the likeliest tokens nearly always decide, and they are all that is copied from a device. Only
+where the number lies beyond them are the logits of the whole vocabulary read too.
+
+Shape suffixes: V vocabulary, C candidates.
 """
 
 import random
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 FIRST_CANDIDATES: Final = 256
-"""Likeliest tokens looked at before the whole vocabulary is sorted for `top_p`."""
+"""Likeliest tokens looked at before the whole vocabulary is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidates:
+    """The likeliest tokens of a vocabulary in their order."""
+
+    ids_C: NDArray[np.int64]
+    cumulative_C: NDArray[np.float64]
+    """Sums of their probabilities; those of the whole vocabulary sum to one."""
+    are_all: bool
+    """Whether the vocabulary has no other tokens."""
+
+    @classmethod
+    def rank(
+        cls,
+        logits_C: NDArray[np.float32],
+        ids_C: NDArray[Any],
+        *,
+        temperature: float,
+        total: float,
+        are_all: bool,
+    ) -> Self:
+        """Put the likeliest tokens in their order.
+
+        Which of the tokens that are as likely as the last one are among them is an accident of the
+        device's sort: unless they are all there, these are left out.
+
+        Args:
+            logits_C: Their logits, the largest first.
+            ids_C: The tokens.
+            temperature: What logits are divided by.
+            total: Of exp((logit - largest logit) / temperature) over the vocabulary.
+            are_all: Whether the vocabulary has no other tokens.
+        """
+        largest = float(logits_C[0])
+        if not are_all:
+            num = int((logits_C > logits_C[-1]).sum())
+            logits_C, ids_C = logits_C[:num], ids_C[:num]
+        order_C = np.lexsort((ids_C, -logits_C))
+        weights_C = np.exp((logits_C[order_C].astype(np.float64) - largest) / temperature)
+        return cls(
+            ids_C=ids_C[order_C].astype(np.int64),
+            cumulative_C=weights_C.cumsum() / total,
+            are_all=are_all,
+        )
+
+    @classmethod
+    def rank_all(cls, p_V: Tensor) -> Self:
+        """Put a whole vocabulary in its order.
+
+        Args:
+            p_V: The probabilities, float64.
+        """
+        sorted_V, ids_V = p_V.sort(descending=True, stable=True)
+        return cls(ids_C=ids_V.numpy(), cumulative_C=sorted_V.cumsum(-1).numpy(), are_all=True)
 
 
 class TokenSampler:
-    """Chooses the tokens of one request."""
+    """Draws the tokens of one request."""
 
     def __init__(self, *, temperature: float, top_p: float, seed: int | None) -> None:
         """Begin a request.
@@ -27,39 +95,48 @@ class TokenSampler:
                 is the likeliest token.
             seed: None for one from the operating system.
         """
-        self._temperature, self._top_p = temperature, top_p
+        self.temperature = temperature
+        self._top_p = top_p
         self.seed = random.SystemRandom().getrandbits(63) if seed is None else seed
         self._generator = torch.Generator().manual_seed(self.seed)
 
-    def choose(self, logits_V: Tensor) -> int:
-        """Return the next token.
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken each time, and nothing is drawn."""
+        return self.temperature <= 0 or self._top_p <= 0
+
+    def draw(self, first: Candidates, read_logits: Callable[[], Tensor]) -> int:
+        """Draw the next token.
 
         Args:
-            logits_V: Of the next token, of any floating type and device.
+            first: The likeliest tokens.
+            read_logits: Returns the logits of the whole vocabulary; called where these do not
+                decide.
         """
-        if self._temperature <= 0 or self._top_p <= 0:
-            return int(logits_V.argmax())
-        p_V = (logits_V.cpu().double() / self._temperature).softmax(-1)
         u = float(torch.rand((), generator=self._generator, dtype=torch.float64))
-        if self._top_p >= 1:
-            return _inverse(p_V, u)
-        p_C, tokens_C = self._nucleus(p_V)
-        return int(tokens_C[_inverse(p_C / p_C.sum(), u)])
+        reached = float(first.cumulative_C[-1]) if len(first.ids_C) else 0.0
+        if self._top_p < 1:
+            if not first.are_all and reached < self._top_p:
+                first = Candidates.rank_all(self._probabilities(read_logits()))
+            num_kept = int(np.searchsorted(first.cumulative_C, self._top_p)) + 1
+            return int(first.ids_C[_invert(first.cumulative_C[:num_kept], u)])
+        if first.are_all:
+            return int(first.ids_C[_invert(first.cumulative_C, u)])
+        if u >= reached:
+            p_V = self._probabilities(read_logits())
+            p_V[torch.from_numpy(first.ids_C)] = 0
+            cumulative_V = p_V.cumsum(-1).numpy()
+            if cumulative_V[-1] > 0:
+                return _invert(cumulative_V, (u - reached) / (1 - reached))
+            u = reached  # only rounding left something beyond
+        return int(first.ids_C[_invert(first.cumulative_C, u / reached)])
 
-    def _nucleus(self, p_V: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens that together reach `top_p`, with their probabilities."""
-        for num in (FIRST_CANDIDATES, len(p_V)):
-            p_C, tokens_C = p_V.topk(min(num, len(p_V)))
-            cumulative_C = p_C.cumsum(-1)
-            if float(cumulative_C[-1]) >= self._top_p:
-                break
-        num_kept = int((cumulative_C < self._top_p).sum()) + 1
-        return p_C[:num_kept], tokens_C[:num_kept]
+    def _probabilities(self, logits_V: Tensor) -> Tensor:
+        return (logits_V.cpu().double() / self.temperature).softmax(-1)
 
 
-def _inverse(p_C: Tensor, u: float) -> int:
-    """The first token whose cumulative probability is above u."""
-    cumulative_C = p_C.cumsum(-1)
-    index = int(torch.searchsorted(cumulative_C, torch.tensor(u, dtype=p_C.dtype), right=True))
-    # Rounding may leave the sum below one, and u above it.
-    return min(index, int(p_C.nonzero()[-1]))
+def _invert(cumulative_C: NDArray[np.float64], u: float) -> int:
+    """Return the first index whose sum is above a share of the last sum."""
+    index = int(np.searchsorted(cumulative_C, u * cumulative_C[-1], side="right"))
+    # Rounding may leave no sum above it; then it is the last one that adds anything.
+    return min(index, int(np.searchsorted(cumulative_C, cumulative_C[-1])))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from grit_core.errors import AdapterInvalid
 from grit_core.serving.adapter_weights import AdapterWeights, LayerWeights
+from grit_core.transfer import all_to_device
 
 SPARSE_SHARE = 0.5
 """Below this share of slots in use among those read, the used ones are gathered."""
@@ -204,12 +205,16 @@ class AdapterSlots:
             row: s * most + m for s, of_slot in enumerate(members) for m, row in enumerate(of_slot)
         }
         device = next(self._model.parameters()).device
+        indices = (gather, [places[row] for row in rows], rows, used or [])
+        gather_P, places_B, rows_B, used_U = all_to_device(
+            [torch.tensor(one, dtype=torch.long) for one in indices], device
+        )
         return _Rows(
             num_slots=num_slots,
-            used_U=None if used is None else torch.tensor(used, device=device),
-            gather_P=torch.tensor(gather, device=device),
-            places_B=torch.tensor([places[row] for row in rows], device=device),
-            rows_B=None if len(rows) == len(slots) else torch.tensor(rows, device=device),
+            used_U=None if used is None else used_U,
+            gather_P=gather_P,
+            places_B=places_B,
+            rows_B=None if len(rows) == len(slots) else rows_B,
             # A row without an adapter may lie where a slot that is not in use is filled up.
             in_order=None not in slots and gather == list(range(len(slots))),
         )

@@ -3,13 +3,12 @@
 import time
 from queue import SimpleQueue
 
-from torch import Tensor
-
 from grit_core.serving.adapter_weights import AdapterWeights
 from grit_core.serving.answers import Generation, GenerationRequest
 from grit_core.serving.resident_model import Prefilled, Prompt, ResidentModel
 from grit_core.serving.sampling import TokenSampler
 from grit_core.serving.text_stream import TextStream
+from grit_core.serving.token_chooser import TokenChooser
 
 
 class Ticket:
@@ -44,7 +43,7 @@ class Ticket:
         self._text = TextStream(
             tokenizer, request.stop, blank=resident.blank, hidden=prompt.hidden_token_ids
         )
-        self._sampler = TokenSampler(
+        self.sampler = TokenSampler(
             temperature=request.temperature, top_p=request.top_p, seed=request.seed
         )
         self._load_seconds = load_seconds
@@ -66,31 +65,16 @@ class Ticket:
     @property
     def seed(self) -> int:
         """The one asked for, or one of its own."""
-        return self._sampler.seed
+        return self.sampler.seed
 
     def begin(self, prefilled: Prefilled) -> bool:
         """Take the first token; true when it was the last."""
         self.offset = prefilled.offset
         self._cached_tokens, self._image_cached = prefilled.cached_tokens, prefilled.image_cached
-        self.constrain(prefilled.logits_V)
-        return self.choose(prefilled.logits_V)
-
-    def constrain(self, logits_V: Tensor) -> None:
-        """Take the tokens out of the logits, in place, that the request does not allow next."""
-        if self.constraint is not None:
-            self.constraint.apply(logits_V)
-
-    def choose(self, logits_V: Tensor, *, likeliest: int | None = None) -> bool:
-        """Choose the next token; true when the answer ends with it.
-
-        Args:
-            logits_V: Of the token.
-            likeliest: The token of the largest logit, where that is known and asked for.
-        """
-        if likeliest is None:
-            seen = [*self.prompt_ids, *self.ids]
-            likeliest = self._sampler.choose(self.resident.penalized(logits_V, seen))
-        return self.take(likeliest)
+        chooser = TokenChooser(
+            [self], device=prefilled.logits_V.device, penalty=self.resident.penalty
+        )
+        return self.take(chooser.choose(prefilled.logits_V[None])[0])
 
     def take(self, token: int) -> bool:
         """Add a token to the answer; true when the answer ends with it."""
@@ -116,11 +100,6 @@ class Ticket:
     def fail(self, error: Exception) -> None:
         """Tell the one that waits what went wrong."""
         self.outbox.put(error)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken each time."""
-        return self.request.temperature <= 0 or self.request.top_p <= 0
 
     def finish(self) -> None:
         """Hand over the whole answer, if its last token has come."""

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from grit_core.grammars import json_schema_grammar
-from grit_core.serving.constraint import SECONDS_AHEAD, Constraint, MaskThread
+from grit_core.serving.constraint import (
+    SECONDS_AHEAD,
+    Constraint,
+    MaskThread,
+    pack_masks,
+    unpack_masks,
+)
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 from tests.tiny_models import byte_tokenizer
 
@@ -31,9 +37,12 @@ def constrain(grammars):
 
 
 def allowed(constraint, num_logits=299):
-    logits_V = torch.zeros(num_logits)
-    constraint.apply(logits_V)
-    return logits_V.isfinite().nonzero()[:, 0].tolist()
+    packed = torch.from_numpy(pack_masks([constraint], num_logits=num_logits))
+    refused_HV = unpack_masks(packed.view(torch.uint8), num_logits=num_logits)
+    assert refused_HV.shape == (1, num_logits)
+    found = (~refused_HV[0]).nonzero()[:, 0].tolist()
+    assert found == [token for token in range(num_logits) if constraint.allows(token)]
+    return found
 
 
 def test_the_end_is_allowed_where_the_value_may_end_and_nowhere_else(constrain, tokenizer):
@@ -62,20 +71,22 @@ def test_the_text_of_a_control_token_is_spelled(constrain, tokenizer, text):
     assert json.loads(tokenizer.decode(ids, skip_special_tokens=True)) == text
 
 
-def test_logits_beyond_the_vocabulary_are_never_chosen(constrain):
-    assert allowed(constrain({"type": "object"}), num_logits=512) == allowed(
-        constrain({"type": "object"}), num_logits=299
-    )
+@pytest.mark.parametrize("num_logits", [320, 512])
+def test_logits_beyond_the_vocabulary_are_never_chosen(constrain, num_logits):
+    held = constrain({"type": "object"})
+    assert allowed(held, num_logits=num_logits) == allowed(held, num_logits=299)
 
 
-def test_allowed_logits_stay_as_they_are_bit_by_bit(constrain):
-    logits_V = torch.randn(299)
-    before_V = logits_V.clone()
-    constraint = constrain({"type": "object"})
-    constraint.apply(logits_V)
-    kept = logits_V.isfinite()
-    assert 0 < int(kept.sum()) < 299
-    assert torch.equal(logits_V[kept], before_V[kept])
+def test_a_model_with_fewer_logits_than_tokens_has_the_first_tokens_masks(constrain):
+    held = constrain({"type": "string"})
+    assert allowed(held, num_logits=40) == [token for token in allowed(held) if token < 40]
+
+
+def test_masks_of_several_answers_stay_apart(constrain):
+    held = [constrain({"type": "integer"}), constrain({"const": "ab"}), constrain({"type": "null"})]
+    packed = torch.from_numpy(pack_masks(held, num_logits=299))
+    refused_HV = unpack_masks(packed.view(torch.uint8), num_logits=299)
+    assert [(~row).nonzero()[:, 0].tolist() for row in refused_HV] == [allowed(h) for h in held]
 
 
 def test_a_schema_whose_masks_take_too_long_ends_its_answer(constrain, tokenizer, monkeypatch):
