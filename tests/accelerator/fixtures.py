@@ -1,13 +1,12 @@
 """The simulated accelerator for one test; `tests/conftest.py` makes a fixture of it."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from grit_core import training_run, transfer
+from grit_core import transfer
 from grit_core.config import devices
 from tests.accelerator import NAME, Accelerator, install
 from tests.accelerator import accelerator as card
@@ -25,14 +24,6 @@ def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
     own_rule = transfer.is_asynchronous
     monkeypatch.setattr(transfer, "is_asynchronous", lambda d: d.type == NAME or own_rule(d))
     monkeypatch.setattr(transfer, "pinned_copy", torch.Tensor.clone)  # pinned like CUDA's
-    own = training_run.torch_device
-
-    def device(name: str) -> torch.device:
-        return torch.device(name) if name.startswith(NAME) else own(name)
-
-    for module in list(sys.modules.values()):  # each has a name of its own for the function
-        if getattr(module, "torch_device", None) is own:
-            monkeypatch.setattr(module, "torch_device", device)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     # Else `Module.to` would make two tensors of a weight that two modules share.
     torch.__future__.set_swap_module_params_on_conversion(True)

@@ -53,9 +53,7 @@ def test_a_family_trains_on_an_accelerator_as_on_the_cpu(
     ]
     losses = {}
     for device in ("cpu", "sim"):
-        job = training_job(
-            folder, case, rows, work=tmp_path / device, batch_size=2, dropout=0.0
-        )
+        job = training_job(folder, case, rows, work=tmp_path / device, batch_size=2, dropout=0.0)
         events = list(train(dataclasses.replace(job, device=device)))
         losses[device] = [e.train_loss for e in events if isinstance(e, StepCompleted)] + [
             e.eval_loss for e in events if isinstance(e, Evaluated)

@@ -23,7 +23,7 @@ def prompt_cache(length: int, *, seed: int) -> DynamicCache:
 
 def step(rows: RowCache, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    rows.begin_step(torch.device("sim"))
+    rows.begin_step(torch.tensor(rows.lengths, device="sim"))
     for layer in range(LAYERS):
         keys, values = torch.randn(2, rows.num_rows, 3, 1, 4, generator=generator).to("sim")
         rows.cache.update(keys, values, layer)
