@@ -25,6 +25,13 @@ def test_forward_and_backward_give_what_the_cpu_gives() -> None:
         torch.testing.assert_close(parameter.grad.cpu(), gradient)
 
 
+def test_inference_mode_takes_views_of_weights() -> None:
+    weight = nn.Parameter(torch.arange(6.0).view(2, 1, 3)).to("sim")
+    with torch.inference_mode():
+        assert weight.squeeze(1).expand(2, 3).sum().item() == 15
+        assert (weight[0] * 2).tolist() == [[0, 2, 4]]
+
+
 def test_a_weight_that_two_modules_share_moves_once(accelerator: Accelerator) -> None:
     model = nn.ModuleList([nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)])
     model[1].weight = model[0].weight

@@ -120,7 +120,11 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if to_host:
         accelerator.note_wait("download", inputs[0].numel())
         return outputs
-    made = tree_map_only(Tensor, DeviceTensor, outputs)
+    # A view is an inference tensor if what it views is one, whatever the mode is now.
+    with torch.inference_mode(
+        torch.is_inference_mode_enabled() and not _views_normal(func, inputs)
+    ):
+        made = tree_map_only(Tensor, DeviceTensor, outputs)
     return return_and_correct_aliasing(func, args, kwargs, made)
 
 
@@ -148,6 +152,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     Raises:
         RuntimeError: A generator of the CPU was given.
     """
+    if func is _aten.histc.default and not args[0].is_floating_point():  # CUDA's takes integers
+        return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return func(*args, **kwargs)
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Generator)]
@@ -208,6 +214,12 @@ def _note_waits(func: Any, args: tuple[Any, ...], inputs: Sequence[Tensor]) -> N
                 accelerator.note_wait("upload", index.numel())
             if index.dtype in {torch.bool, torch.uint8}:
                 accelerator.note_wait("shape")
+
+
+def _views_normal(func: Any, inputs: Sequence[Tensor]) -> bool:
+    returned = func._schema.returns
+    views = any(each.alias_info is not None and not each.alias_info.is_write for each in returned)
+    return views and bool(inputs) and not inputs[0].is_inference()
 
 
 def _has_size(func: Any, args: tuple[Any, ...]) -> bool:

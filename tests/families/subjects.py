@@ -66,12 +66,19 @@ def encode(folder: Path, messages: list[dict[str, Any]]) -> tuple[EncodedRow, ..
 
 
 def plan_for(
-    folder: Path, case: FamilyCase, *, dropout: float | None = None
+    folder: Path, case: FamilyCase, *, exactly: bool = False
 ) -> tuple[ModelGRITConfig, AdaptationPlan]:
-    """The plan of the case's preset, else of its family's defaults; `None` keeps their dropout."""
+    """The plan of the case's preset, else of its family's defaults.
+
+    Args:
+        folder: Of the model.
+        case: Of the family.
+        exactly: Without dropout, and from random matrices: their directions do not depend on the
+            rounding of a gradient.
+    """
     config = default_config(case)
-    if dropout is not None:
-        config = dataclasses.replace(config, global_dropout=dropout)
+    if exactly:
+        config = dataclasses.replace(config, global_dropout=0.0, initialization="kaiming")
     return config, plan_adaptation(config, build_inventory(folder))
 
 
@@ -104,10 +111,10 @@ def training_job(
     *,
     work: Path,
     batch_size: int,
-    dropout: float | None = None,
+    exactly: bool = False,
 ) -> TrainingJob:
     """Three steps on some rows, and an evaluation of the same rows after the last."""
-    config, plan = plan_for(folder, case, dropout=dropout)
+    config, plan = plan_for(folder, case, exactly=exactly)
     work.mkdir(parents=True, exist_ok=True)
     dataset = write_jsonl(work / "rows.jsonl", rows)
     return TrainingJob(

@@ -4,6 +4,7 @@ The accelerator is the simulated one: it refuses what a card refuses (`tests.acc
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
-SERVED = [case for case in CASES if case.refusal is None]
-LOSS_TOLERANCE = 2e-3
+FAST = {"idefics3", "qwen2_5_vl", "mllama", "llama", "gpt_oss", "mamba2"}
+"""Of the default run: one of each kind. `make families` tries all of them."""
+SERVED = [
+    case
+    for case in CASES
+    if case.refusal is None and (case.name in FAST or os.environ.get("FAMILIES") == "full")
+]
+LOSS_TOLERANCE = 2e-4
 """Relative, after two steps: products are summed in another order there."""
 
 
@@ -53,8 +60,10 @@ def test_a_family_trains_on_an_accelerator_as_on_the_cpu(
     ]
     losses = {}
     for device in ("cpu", "sim"):
-        job = training_job(folder, case, rows, work=tmp_path / device, batch_size=2, dropout=0.0)
-        events = list(train(dataclasses.replace(job, device=device)))
+        job = training_job(folder, case, rows, work=tmp_path / device, batch_size=2, exactly=True)
+        # Small steps: large ones make much of the last bits of a gradient.
+        training = dataclasses.replace(job.training, learning_rate=1e-3)
+        events = list(train(dataclasses.replace(job, device=device, training=training)))
         losses[device] = [e.train_loss for e in events if isinstance(e, StepCompleted)] + [
             e.eval_loss for e in events if isinstance(e, Evaluated)
         ]
