@@ -34,7 +34,7 @@ from grit_core.models.torch_device import torch_device
 from grit_core.records import Role
 from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
-from grit_core.serving.batch import Batch
+from grit_core.serving.batch import MAX_KEY_BYTES, Batch
 from grit_core.serving.constraint import MaskThread
 from grit_core.serving.lone_answer import answer_alone
 from grit_core.serving.resident_model import Prompt, ResidentModel
@@ -73,6 +73,7 @@ class GenerationEngine:
         max_batch: int = 16,
         max_rank: int = 256,
         max_adapter_bytes: int = 2 * 1024**3,
+        max_key_bytes: int = MAX_KEY_BYTES,
         image_cache_bytes: int = 256 * 1024**2,
         prefix_cache_bytes: int = 256 * 1024**2,
     ) -> None:
@@ -87,6 +88,8 @@ class GenerationEngine:
             max_rank: Adapters of a larger rank are refused.
             max_adapter_bytes: Bound on the adapters' places beside each base model, and another
                 on the copies in main memory, from which an adapter takes its place.
+            max_key_bytes: Bound on the keys and values of the requests that share the steps of a
+                base model; one request may have more.
             image_cache_bytes: Bound on the image features kept for each base model; 0 for none.
             prefix_cache_bytes: Bound on the keys and values kept for each; 0 for none.
         """
@@ -94,6 +97,7 @@ class GenerationEngine:
         self._dtype = dtype
         self._max_bases, self._max_adapters, self._max_batch = max_bases, max_adapters, max_batch
         self._max_rank, self._max_adapter_bytes = max_rank, max_adapter_bytes
+        self._max_key_bytes = max_key_bytes
         self._image_cache_bytes = image_cache_bytes
         self._prefix_cache_bytes = prefix_cache_bytes
         self._door = threading.Lock()
@@ -331,7 +335,10 @@ class GenerationEngine:
             batch = self._batches.get(resident)
             if batch is None:
                 batch = self._batches[resident] = Batch(
-                    resident, masks=self._masks, max_rows=self._max_batch
+                    resident,
+                    masks=self._masks,
+                    max_rows=self._max_batch,
+                    max_key_bytes=self._max_key_bytes,
                 )
         if not batch.has_room(ticket):
             return False

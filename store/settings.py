@@ -211,7 +211,8 @@ class Settings(BaseSettings):
     infer_prefix_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 1024**2
     """Bound on the keys and values of prompts kept for each base model; 0 keeps none."""
     infer_key_bytes: PositiveInt = 4 * 1024**3
-    """Bound on the keys and values of the requests that share the steps of a base model."""
+    """Bound on the keys and values of the requests that share the steps of a base model; one
+    request may have more."""
     infer_device_memory_share: Share | None = None
     """Share of a card's memory, above 0 and at most 1, that an inference worker may take; none: all
     of it. For a card that a training worker uses too."""

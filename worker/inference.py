@@ -114,6 +114,7 @@ class InferenceWorker:
                     max_batch=settings.infer_max_batch,
                     max_rank=settings.infer_max_rank,
                     max_adapter_bytes=settings.infer_adapter_bytes,
+                    max_key_bytes=settings.infer_key_bytes,
                     image_cache_bytes=settings.infer_image_cache_bytes,
                     prefix_cache_bytes=settings.infer_prefix_cache_bytes,
                 )

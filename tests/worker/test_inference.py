@@ -368,3 +368,19 @@ def test_a_missing_device_is_named_to_the_caller():
         "category": "system",
         "message": str(error),
     }
+
+
+def test_requests_whose_keys_would_be_too_many_do_not_share_a_step(start, mailbox, model):
+    worker = start(infer_key_bytes=1)
+    for name in ("one", "two"):
+        payload = payload_of(model, stream=True, max_new_tokens=300)
+        mailbox.submit(name, device="cpu", team=name, payload=payload)
+    ended, most = set(), 0
+    while ended != {"one", "two"}:
+        most = max(most, worker.engine.stats().num_active)
+        for name in {"one", "two"} - ended:
+            message = mailbox.wait(name, timeout_seconds=0.01)
+            if message is not None and "delta" not in message:
+                assert "output" in message
+                ended.add(name)
+    assert most == 1
