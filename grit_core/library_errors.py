@@ -33,11 +33,12 @@ _DEVICE_MEMORY: Final = re.compile(
 )
 # Not "device-side assert": the last line of every error of CUDA speaks of "device-side assertions".
 _ASSERTION: Final = re.compile(r"device-side assert triggered|cudaerrorassert\b|cuda failure 710\b")
-# After these the process goes on with its next call: they are of one launch, or of the build.
+# After these the process goes on with its next call: they are of one launch, or of the build. What
+# MPS says of itself, memory apart, is that it cannot do something.
 _NOT_STICKY: Final = re.compile(
     r"invalid (configuration )?argument|invalid resource handle|invalid device function"
     r"|no kernel image is available|too many resources requested for launch"
-    r"|operation not supported|_(invalid_value|not_supported|arch_mismatch|bad_param)\b"
+    r"|operation not supported|mps backend|_(invalid_value|not_supported|arch_mismatch|bad_param)\b"
 )
 _DEVICE: Final = re.compile(
     r"\b(cuda|hip|cusolver|cusparse|cufft|curand|miopen)[\w ]*(error|failure)"

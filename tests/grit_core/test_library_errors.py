@@ -172,6 +172,7 @@ NO_FAULTS = [
     cuda("no kernel image is available for execution on the device"),
     RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm( handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+    RuntimeError("The MPS backend is supported on MacOS 14.0+."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
     RuntimeError("NCCL error: remote process exited or there was a network error"),
     RuntimeError("The size of tensor a (4) must match the size of tensor b (0)"),
@@ -199,7 +200,7 @@ def test_what_torch_says_of_a_device_is_memory_an_assertion_a_loss_or_none(
         assert is_device_failure(error) == is_sticky, error
 
 
-@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, *ASSERTIONS, *LOSSES, *NO_FAULTS[:5]])
+@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, *ASSERTIONS, *LOSSES, *NO_FAULTS[:6]])
 def test_no_fault_of_a_device_becomes_a_refused_input(error: Exception) -> None:
     with (
         pytest.raises(type(error)) as caught,
