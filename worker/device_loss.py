@@ -69,8 +69,13 @@ class DeviceLoss:
         self.declared = False
         """Whether it was lost: nothing may be taken any more."""
 
-    def declare(self, reason: str) -> None:
-        """Begin the end of this process; further calls change nothing."""
+    def declare(self, reason: str, *, error: Exception | None = None) -> None:
+        """Begin the end of this process; further calls change nothing.
+
+        Args:
+            reason: What happened, in a line.
+            error: What said so; its stack trace goes to the log once all callers have an answer.
+        """
         with self._lock:
             if self.declared:
                 return
@@ -78,14 +83,16 @@ class DeviceLoss:
         _log.critical(
             "device_lost", device=self._device, reason=reason, exit_status=EXIT_DEVICE_LOST
         )
-        threading.Thread(target=self._end, name="device-loss", daemon=True).start()
+        threading.Thread(target=self._end, args=(error,), name="device-loss", daemon=True).start()
 
-    def _end(self) -> None:
+    def _end(self, error: Exception | None) -> None:
         """End the process, whatever else fails on the way."""
         try:
             leaving = threading.Thread(target=self._leave, name="leave", daemon=True)
             leaving.start()
             self._fail_all()
+            if error is not None:
+                _log.error("device_failure", exc_info=error)
             leaving.join(LEAVE_SECONDS)
         except Exception:  # noqa: BLE001 - the process has to end
             _log.exception("device_loss_incomplete")

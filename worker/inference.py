@@ -234,8 +234,7 @@ class InferenceWorker:
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
                 is_only = len(self._running) == 1
                 if is_device_failure(error):
-                    _log.exception("device_failure", exc_info=error)
-                    self._loss.declare(reason(error))
+                    self._loss.declare(reason(error), error=error)
                 if running.cancelled:
                     _log.info("request_cancelled", request_id=request_id)
                     reply = None
