@@ -189,7 +189,11 @@ def _add_compress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     compress.add_argument("--batch-size", type=int, default=8, help="rows of an evaluation pass")
     compress.add_argument("--max-length", type=int, default=2048, help="tokens of a row")
     compress.add_argument("--device", default=DEFAULT_STRATEGY, help="a strategy or a device")
-    compress.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
+    compress.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="number format of the base model (default: what the device trains in)",
+    )
     compress.add_argument("--seed", type=int, default=0, help="chooses the rows")
     compress.add_argument("--threads", type=int, help="CPU threads (default: torch's own number)")
     compress.add_argument("--json", action="store_true", help="one JSON event a line")

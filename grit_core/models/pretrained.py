@@ -65,7 +65,9 @@ def load_base_model(
         config = AutoConfig.from_pretrained(source, **options)
         refuse_quantized(config, source)
         if dtype == "auto":
-            dtype = inference_precision(str(place), model_types=_model_types(config))
+            # torch numbers the one device of MPS too.
+            name = str(place) if place.type == "cuda" else place.type
+            dtype = inference_precision(name, model_types=_model_types(config))
         if place.type != "cpu":
             options["device_map"] = {"": place}
         model, report = _auto_model_for(config).from_pretrained(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, core_model_loading
 
+from grit_core.config import devices
 from grit_core.errors import ModelUnavailable
 from grit_core.models.pretrained import load_base_model
 from tests.accelerator import Accelerator
@@ -54,6 +55,21 @@ def test_the_weights_on_a_device_are_those_of_the_cpu(
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert accelerator.allocated_bytes > 0
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", torch.float32), ("sim", torch.float16)])
+def test_a_number_format_that_is_left_open_is_the_devices(
+    device: str,
+    expected: torch.dtype,
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert accelerator.enabled
+    monkeypatch.setitem(devices._DTYPES, "sim", "float16")
+    folder = tiny_causal_folder(tmp_path)
+    model = load_base_model(folder, device=device, dtype="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
 
 
 def test_this_machine_never_holds_the_weights_of_another_device(tmp_path: Path) -> None:
