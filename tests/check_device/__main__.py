@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from grit_core.config.devices import kind_of, normalize_device
+from grit_core.errors import InvalidConfig
 from tests.check_device.check import Bench, Check, Result
 from tests.check_device.registry import CHECKS, find_check
 from tests.check_device.report import ROOT, anonymize, private_names, render, to_json
@@ -71,10 +73,27 @@ def write(results: list[Result], options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.check_device", description=__doc__)
     parser.add_argument("checks", nargs="*", help="names of checks; all by default")
-    parser.add_argument("--device", default="cuda", help="cpu, cuda, cuda:1, mps or sim")
+    parser.add_argument(
+        "--device", type=_parse_device, default="cuda", help="cpu, cuda, cuda:1, mps or sim"
+    )
     parser.add_argument("--short", action="store_true", help="only what shows the most")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the report")
     return parser
+
+
+def _parse_device(text: str) -> str:
+    """Return a device as the service writes it.
+
+    Raises:
+        argparse.ArgumentTypeError: The text names none.
+    """
+    if text == "sim":
+        return text
+    try:
+        kind_of(text)
+    except InvalidConfig as error:
+        raise argparse.ArgumentTypeError(f"{error} sim is the simulated accelerator.") from error
+    return normalize_device(text)
 
 
 def _choose(names: list[str], *, short: bool) -> list[Check]:

@@ -20,6 +20,9 @@ from tests.check_device.registry import CHECKS, find_check
 from tests.check_device.report import ROOT, anonymize, private_names, render, to_json
 from tests.check_device.runner import run_checks
 
+ON_THE_SIMULATED_ONE = ("losses", "one-base", "decoding-waits")
+"""What the CPU cannot show: the others pass there too (`make check-device DEVICE=sim`)."""
+
 TOLD = {"command": "make check-device", "date": "2026-11-30", "revision": "1234abc"}
 
 
@@ -132,6 +135,16 @@ def test_a_device_that_is_not_there_says_so_and_fails(tmp_path: Path) -> None:
     assert "This machine has no cuda; it has cpu" in (tmp_path / "REPORT.md").read_text()
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:one", "mps:1", "sim:1"])
+def test_a_text_that_names_no_device_is_refused(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--device", device])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"argument --device: /device: device is '{device}'; give one of" in said
+
+
 def test_an_unknown_check_is_refused_with_the_names_of_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +168,13 @@ def test_the_shortened_check_passes_on_the_cpu(
     assert status == 0
     assert report in capsys.readouterr().out
     assert str(ROOT) not in report
+
+
+@pytest.mark.slow
+def test_the_check_passes_on_the_simulated_accelerator(tmp_path: Path) -> None:
+    status = main(["--device", "sim", "--output", str(tmp_path), *ON_THE_SIMULATED_ONE])
+    assert status == 0, (tmp_path / "REPORT.md").read_text()
+    assert outcomes(tmp_path) == dict.fromkeys(("device", *ON_THE_SIMULATED_ONE), "passed")
 
 
 def test_warnings_of_cuda_are_counted_by_the_line_of_the_service(
