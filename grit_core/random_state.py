@@ -27,12 +27,12 @@ def seed_everything(seed: int, *, rank: int = 0) -> None:
 
 
 def random_tensors(device: torch.device) -> dict[str, Tensor]:
-    """The states that torch keeps as bytes."""
+    """The states that torch keeps as bytes: the CPU's and that of the device, by kind."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
+    if device.type != "cpu":
+        # Without an argument, which MPS does not take, it is the current device's.
+        with torch.accelerator.device_index(device.index):
+            states[device.type] = torch.get_device_module(device).get_rng_state()
     return states
 
 
@@ -47,11 +47,9 @@ def random_tensors_of_all(device: torch.device, processes: Processes) -> dict[st
 
 def random_tensors_of(rank: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The states of one process; empty when `tensors` was taken with fewer of them."""
-    ending = f".{rank}" if rank else ""
+    parts = {name: name.partition(".") for name in tensors}
     return {
-        kind: tensors[f"{kind}{ending}"]
-        for kind in ("cpu", "cuda", "mps")
-        if f"{kind}{ending}" in tensors
+        kind: tensors[name] for name, (kind, _, owner) in parts.items() if int(owner or 0) == rank
     }
 
 
@@ -75,10 +73,9 @@ def restore_random(
     state = (name, np.array(keys, dtype=np.uint32), position, has_gauss, cached)
     np.random.set_state(state)  # noqa: NPY002 - see above
     torch.set_rng_state(tensors["cpu"])
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
-    elif device.type == "mps" and "mps" in tensors:
-        torch.mps.set_rng_state(tensors["mps"])
+    if device.type != "cpu" and device.type in tensors:
+        with torch.accelerator.device_index(device.index):
+            torch.get_device_module(device).set_rng_state(tensors[device.type])
 
 
 @contextmanager
