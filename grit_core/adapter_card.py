@@ -10,8 +10,10 @@ CARD: Final = "README.md"
 def training_card(manifest: Mapping[str, Any]) -> str:
     """Write the card of a trained adapter from its manifest."""
     metrics, compaction = manifest["metrics"], manifest.get("compaction")
-    eval_loss = metrics["eval_loss"]
+    train_loss, eval_loss = metrics["train_loss"], metrics["eval_loss"]
     cut = "" if compaction is None else _rows_of_compaction(compaction)
+    # In float16 every step of a short job may have been dropped.
+    trained = "no step was applied" if train_loss is None else f"{train_loss:.4f}"
     evaluated = "not evaluated" if eval_loss is None else f"{eval_loss:.4f}"
     optimizer = manifest["training"]["optimizer"]
     return f"""{_front_matter(manifest)}
@@ -22,7 +24,7 @@ A LoRA adapter of `{manifest["model"]}`, trained with the {optimizer} optimizer.
 | adapted layers | {len(manifest["plan"]["layers"])} |
 | trainable parameters | {manifest["trainable_parameters"]:,} |
 {cut}| optimizer steps | {metrics["steps"]} |
-| last training loss | {metrics["train_loss"]:.4f} |
+| last training loss | {trained} |
 | evaluation loss | {evaluated} |
 
 {_how_to_load(manifest["base_model"])}
