@@ -35,6 +35,7 @@ from grit_core.durable_files import (
     write_durably,
 )
 from grit_core.errors import CheckpointCorrupt
+from grit_core.transfer import all_to_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,9 @@ def flatten_state(state: Any) -> tuple[dict[str, torch.Tensor], Any]:
         `join_state` puts the two together again.
     """
     tensors: dict[str, torch.Tensor] = {}
-    return tensors, _split(state, "", tensors)
+    values = _split(state, "", tensors)
+    copied = (tensor.detach().clone() for tensor in all_to_host(list(tensors.values())))
+    return dict(zip(tensors, copied, strict=True)), values
 
 
 def join_state(tensors: Mapping[str, torch.Tensor], values: Any) -> Any:
@@ -173,7 +176,7 @@ def _split(state: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
         TypeError: Something in it is neither a tensor nor a plain value.
     """
     if isinstance(state, torch.Tensor):
-        tensors[place] = state.detach().cpu().clone()
+        tensors[place] = state
         return {"$tensor": place}
     if isinstance(state, Mapping):
         pairs = [[key, _split(item, f"{place}/{key}", tensors)] for key, item in state.items()]

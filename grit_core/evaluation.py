@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from grit_core.data.rows import EncodedRows
 from grit_core.errors import InvalidDataset
 from grit_core.events import RetentionEvaluated, TrainingEvent
-from grit_core.loss import label_loss_sum, to_device
+from grit_core.loss import label_loss_sum
 from grit_core.training_run import TrainingRun
 
 
@@ -22,15 +23,20 @@ def held_out_loss(run: TrainingRun, rows: EncodedRows, indices: Sequence[int]) -
         InvalidDataset: There is no label token, and so no loss.
     """
     run.model.eval()
-    loss_sum, num_tokens = 0.0, 0
+    losses: list[Tensor] = []
+    num_tokens = 0
     own = run.processes.share(indices)
     for start in range(0, len(own), run.batch_size):
         step = run.stream.on_the_same_thread(own[start : start + run.batch_size], rows=rows)
         for batch in step.batches:
             with run.autocast():
-                loss_sum += float(label_loss_sum(run.model, to_device(batch, run.device)))
+                losses.append(label_loss_sum(run.model, batch, device=run.device))
         num_tokens += step.num_label_tokens
     run.model.train()
+    # Read at the end, so that the host encodes the next rows while the device computes.
+    loss_sum = 0.0
+    for loss in torch.stack(losses).tolist() if losses else []:
+        loss_sum += loss
     sums = torch.tensor([loss_sum, num_tokens], dtype=torch.float64)
     run.processes.add_up(sums)
     loss_sum, total = sums.tolist()

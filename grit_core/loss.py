@@ -8,13 +8,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from grit_core.data.collate import Batch
+from grit_core import transfer
+from grit_core.data.collate import Batch, label_columns
 from grit_core.data.encoder import IGNORED
 from grit_core.model_refusals import refusals_named
 from grit_core.models.shared_length import rope_limit
 
 
-def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+def label_loss_sum(model: nn.Module, batch: Batch, *, device: torch.device | None = None) -> Tensor:
     """Sum the cross entropy over a batch's label tokens.
 
     The sum is that of the rows on their own: where the model would compute a short row otherwise
@@ -22,14 +23,16 @@ def label_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
 
     Args:
         model: A causal model or a VLM, PEFT-wrapped or not; called with the batch's inputs.
-        batch: Rows on the model's device.
+        batch: Rows on the model's device; or on the CPU, which saves waits for their lengths.
+        device: Where the model lies; none for where the batch does.
 
     Returns:
         A float32 scalar; divide by the number of label tokens of the whole step.
     """
-    total = torch.zeros((), device=batch.labels.device)
+    device = batch.labels.device if device is None else device
+    total = torch.zeros((), device=device)
     for part in _alike(model, batch):
-        logits, targets = predictions(model, part)
+        logits, targets = predictions(model, to_device(part, device))
         total = total + cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -57,7 +60,9 @@ def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
     with refusals_named(model, batch):
         if keeps_chosen_logits(model):
-            columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+            columns = batch.label_columns
+            if columns is None:
+                columns = label_columns(batch.labels)
             return model(**inputs, logits_to_keep=columns).logits, targets[:, columns]
         return model(**inputs).logits[:, :-1], targets
 
@@ -75,18 +80,17 @@ def _alike(model: nn.Module, batch: Batch) -> list[Batch]:
 
 def _selected(batch: Batch, rows: Tensor, lengths: Tensor) -> Batch:
     width = int(lengths[rows].max())
+    labels = batch.labels[rows, :width]
     return Batch(
         inputs={name: tensor[rows, :width] for name, tensor in batch.inputs.items()},
-        labels=batch.labels[rows, :width],
+        labels=labels,
+        label_columns=label_columns(labels),
     )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to a device."""
-    if device.type == "cpu":
-        return batch
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-    return Batch(inputs=inputs, labels=batch.labels.to(device, non_blocking=True))
+    """Copy a batch to a device; without a wait where the device allows that."""
+    return batch.map(lambda tensor: transfer.to_device(tensor, device))
 
 
 def keeps_chosen_logits(model: nn.Module) -> bool:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from grit_core.curvature.capture import LayerSums
+from grit_core.curvature.capture import LayerSums, sums_on_host
 from grit_core.curvature.projection import Budget, ProjectionSettings, allocate, requested_budget
 from grit_core.curvature.rank_group import (
     AdaptedLayer,
@@ -39,7 +39,8 @@ from grit_core.curvature.rank_group import (
     group_by_rank,
     summarise_by_modality,
 )
-from grit_core.curvature.side_stack import stacks_of, step_adamw
+from grit_core.curvature.side_stack import shape_stacks, stacks_of, step_adamw
+from grit_core.transfer import all_to_device, all_to_host
 
 if TYPE_CHECKING:
     from grit_core.curvature.gauge import Gauge
@@ -144,6 +145,7 @@ class GRITOptimizer(torch.optim.Optimizer):
             layer.name: layer.projection or (step_rule == "gauge" and layer.natural_gradient)
             for layer in chosen
         }
+        shape_stacks(self.stacks)
         self._modality = {layer.name: layer.modality for layer in chosen}
         self._num_steps = 0
         self._reprojected = False
@@ -179,12 +181,14 @@ class GRITOptimizer(torch.optim.Optimizer):
         Returns:
             How many layers were refused because their sums are not finite.
         """
-        refused = 0
+        refused, moved = 0, []
+        sums = sums_on_host(sums)
         for group in self.rank_groups:
             taken, bad = group.observe(sums, self.fisher)
             refused += bad
             if taken:
-                self._hand_factors(group)
+                moved.append(group)
+        shape_stacks([s for s in self.stacks if s.group in moved], transports=True)
         self.skipped_observations += refused
         return refused
 
@@ -212,7 +216,7 @@ class GRITOptimizer(torch.optim.Optimizer):
         """What the factors say of each observed layer."""
         found: dict[str, LayerCurvature] = {}
         for group in self.rank_groups:
-            found |= group.curvature(damping=self.fisher.damping)
+            found |= group.curvature()
         return found
 
     def modality_of(self, layer: str) -> str:
@@ -267,8 +271,13 @@ class GRITOptimizer(torch.optim.Optimizer):
             group.load(saved)
         for stack, saved in zip(self.stacks, state_dict["stacks"], strict=True):
             stack.load(saved)
+        shape_stacks(self.stacks)
         for parameter, saved in zip(self._plain, state_dict["plain"], strict=True):
-            self.state[parameter] = {key: value.clone() for key, value in saved.items()}
+            # AdamW keeps the number of steps on the CPU.
+            self.state[parameter] = {
+                key: (value if key == "step" else value.to(parameter)).clone()
+                for key, value in saved.items()
+            }
 
     def _end_step(self) -> None:
         self._num_steps += 1
@@ -276,11 +285,6 @@ class GRITOptimizer(torch.optim.Optimizer):
 
     def _any_observed(self) -> bool:
         return any(any(group.observed_L) for group in self.rank_groups)
-
-    def _hand_factors(self, group: RankGroup) -> None:
-        for stack in self.stacks:
-            if stack.group is group:
-                stack.take_factors()
 
     def _reprojection_due(self) -> bool:
         """At the first step with factors, every `update_freq` steps, and at the last one."""
@@ -291,30 +295,48 @@ class GRITOptimizer(torch.optim.Optimizer):
 
     def _reproject(self) -> Reprojection:
         """Write the layers in the canonical gauge, then give out the budget."""
+        entered = [(group, places) for group in self.rank_groups if (places := self._due(group))]
+        stacks = [s for s in self.stacks if any(s.group is group for group, _ in entered)]
+        # Once to the host and once back, for all layers together: each copy is a wait.
+        parameters = [
+            parameter
+            for group, places in entered
+            for place in places
+            for parameter in (group.layers[place].lora_A, group.layers[place].lora_B)
+        ]
+        on_host = iter(all_to_host([*parameters, *(stack.m_LMN for stack in stacks)]))
         refused: list[str] = []
-        entered: list[tuple[RankGroup, Gauge]] = []
-        for group in self.rank_groups:
-            reprojects = [self._reprojects[layer.name] for layer in group.layers]
-            chosen_L = torch.tensor(reprojects) & group.H.observed_L
-            if not bool(chosen_L.any()):
-                continue
-            gauge = group.gauge(chosen_L, damping=self.fisher.damping)
-            refused += [
-                layer.name
-                for layer, bad in zip(group.layers, chosen_L & ~gauge.sound_L, strict=True)
-                if bad
-            ]
-            group.enter(gauge)
-            entered.append((group, gauge))
+        gauges: dict[int, Gauge] = {}
+        moved: list[Tensor] = []
+        for group, places in entered:
+            adapters = {place: (next(on_host), next(on_host)) for place in places}
+            gauge = gauges[id(group)] = group.gauge(adapters, damping=self.fisher.damping)
+            sound_L = gauge.sound_L.tolist()
+            refused += [group.layers[place].name for place in places if not sound_L[place]]
+            moved += [side for pair in group.enter(gauge, adapters).values() for side in pair]
         self._allocate()
         # Only now, for a basis keeps active and frozen directions apart.
-        for group, gauge in entered:
+        for group, _ in entered:
             group.take_bases()
-            for stack in self.stacks:
-                if stack.group is group:
-                    stack.enter(gauge)
+        for stack in stacks:
+            moved += stack.moved(gauges[id(stack.group)], next(on_host))
+        if moved:
+            there = iter(all_to_device(moved, parameters[0].device))
+            for parameter in parameters:
+                parameter.copy_(next(there))
+            for stack in stacks:
+                stack.enter(next(there), next(there))
+        shape_stacks(stacks)
         self._reprojected = True
         return Reprojection(budgets=dict(self.budgets), refused=tuple(refused))
+
+    def _due(self, group: RankGroup) -> list[int]:
+        """Places of the group's layers that are written in the gauge."""
+        return [
+            place
+            for place, (layer, seen) in enumerate(zip(group.layers, group.observed_L, strict=True))
+            if seen and self._reprojects[layer.name]
+        ]
 
     def _allocate(self) -> None:
         """Give every modality's budget to the strongest directions of its observed layers."""
@@ -339,7 +361,7 @@ class GRITOptimizer(torch.optim.Optimizer):
         for group in self.rank_groups:
             for index, layer in enumerate(group.layers):
                 if layer.name in active:
-                    group.active_LR[index] = active[layer.name].to(group.active_LR.device)
+                    group.active_LR[index] = active[layer.name]
 
     def _step_plain(self, options: Mapping[str, Any]) -> None:
         """Step the parameters without natural gradient exactly as `torch.optim.AdamW` does."""

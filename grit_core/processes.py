@@ -25,6 +25,7 @@ from torch import Tensor, distributed
 
 from grit_core.config.devices import kind_of
 from grit_core.errors import DeviceUnavailable, GritError
+from grit_core.transfer import to_device
 
 _Item = TypeVar("_Item")
 
@@ -88,14 +89,17 @@ class Processes:
         """
         if self.count == 1:
             return loss
-        given = torch.tensor([float(p.grad is not None) for p in parameters], device=loss.device)
+        has_gradient = [p.grad is not None for p in parameters]
+        given = to_device(torch.tensor(has_gradient, dtype=torch.float32), loss.device)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         parts = [*(gradient.reshape(-1) for gradient in gradients), given, loss.reshape(1)]
         flat = torch.cat(parts)
         self.add_up(flat)
         *sums, givers, total = torch.split(flat, [part.numel() for part in parts])
-        for parameter, sum_, num_givers in zip(parameters, sums, givers.tolist(), strict=True):
-            parameter.grad = sum_.view_as(parameter).clone() if num_givers else None
+        # Who has given all its gradients need not read, and so wait for, who else has.
+        given_anywhere = has_gradient if all(has_gradient) else givers.tolist()
+        for parameter, sum_, present in zip(parameters, sums, given_anywhere, strict=True):
+            parameter.grad = sum_.view_as(parameter).clone() if present else None
         return total[0]
 
     def any_of(self, flag: bool) -> bool:  # noqa: FBT001 - the flag is all there is

@@ -153,9 +153,11 @@ def _step(run: TrainingRun, clock: float) -> Iterator[TrainingEvent]:
         return
     with explained(rows, run.job.plan, step=step + 1):
         yield from run.initialize(rows)
-        loss = run.forward_backward(rows)
+        loss_sum = run.forward_backward(rows)
+        # One wait for both numbers.
+        total, grad_norm = torch.stack([loss_sum, run.unscaled_grad_norm()]).tolist()
+    loss = total / rows.num_label_tokens
     _refuse_non_finite(run, "loss", loss)
-    grad_norm = run.unscaled_grad_norm()
     if run.overflowed(grad_norm):
         yield _overflow(run)
         yield from run.skip_step()

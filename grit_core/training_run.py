@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grit_core.checkpoints import Checkpoint, flatten_state, join_state
 from grit_core.config.training import total_steps
@@ -20,7 +20,7 @@ from grit_core.data.stream import StepStream
 from grit_core.durable_files import canonical_json
 from grit_core.errors import CheckpointCorrupt, InvalidDataset
 from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent, Warned
-from grit_core.loss import label_loss_sum, to_device
+from grit_core.loss import label_loss_sum
 from grit_core.models.gradient_checkpointing import enable_gradient_checkpointing
 from grit_core.models.pretrained import (
     DTYPES,
@@ -42,6 +42,7 @@ from grit_core.random_state import (
 from grit_core.sampler import Sampler
 from grit_core.training_job import TrainingJob
 from grit_core.training_rows import TrainingRows, open_rows
+from grit_core.transfer import all_to_host
 
 if TYPE_CHECKING:
     from grit_core.curvature.capture import LayerSums
@@ -134,7 +135,9 @@ class TrainingRun:
             num_processes=self.processes.count,
         )
         self.total_steps = total_steps(training, num_rows=len(rows.train_indices))
-        self.stream = StepStream(self.train_rows, self.sampler, batch_size=self.batch_size)
+        self.stream = StepStream(
+            self.train_rows, self.sampler, batch_size=self.batch_size, device=self.device
+        )
 
     def rows_of(self, step: int) -> StepRows:
         """This process's rows of a step (from 0), with the counts of all processes."""
@@ -183,32 +186,30 @@ class TrainingRun:
         self.forward_backward(rows, observe=False)
         if self.scaler is None:
             return
-        while self.overflowed(self.unscaled_grad_norm()):
+        while self.overflowed(float(self.unscaled_grad_norm())):
             self.forward_backward(rows, observe=False)
         self.scaler.update()
 
-    def forward_backward(self, rows: StepRows, *, observe: bool = True) -> float:
-        """Leave the gradient of the step's mean loss over all its label tokens; return that loss.
+    def forward_backward(self, rows: StepRows, *, observe: bool = True) -> Tensor:
+        """Leave the gradient of the step's mean loss over all its label tokens.
 
         Loss and gradient are those of all processes. With a gradient scaler the gradients are
         scaled until `unscaled_grad_norm`.
+
+        Returns:
+            The loss summed over the label tokens, on the device: the host need not wait for it yet.
         """
         total = torch.zeros((), device=self.device)
         own = sum(int((batch.labels[:, 1:] != IGNORED).sum()) for batch in rows.batches)
-        with self._observing(
-            gradient_scale=rows.num_label_tokens / self.loss_scale,
-            num_label_tokens=own,
-            wanted=observe,
-        ):
+        with self._observing(rows, num_label_tokens=own, wanted=observe):
             for batch in rows.batches:
                 with self.autocast(), self._lines_named():
-                    loss = label_loss_sum(self.model, to_device(batch, self.device))
+                    loss = label_loss_sum(self.model, batch, device=self.device)
                 # One division for the whole step, so that micro-batches of unequal length add up.
                 mean = loss / rows.num_label_tokens
                 torch.autograd.backward(mean if self.scaler is None else self.scaler.scale(mean))
                 total += loss.detach()
-        total = self.processes.add_up_gradients(list(self.parameters.values()), total)
-        return float(total) / rows.num_label_tokens
+        return self.processes.add_up_gradients(list(self.parameters.values()), total)
 
     @contextmanager
     def _lines_named(self) -> Iterator[None]:
@@ -235,12 +236,12 @@ class TrainingRun:
         """What the loss is multiplied by before it goes backward; 1 but in float16."""
         return 1.0 if self.scaler is None else self.scaler.get_scale()
 
-    def unscaled_grad_norm(self) -> float:
-        """Unscale and clip the gradients; return their norm before clipping."""
+    def unscaled_grad_norm(self) -> Tensor:
+        """Unscale and clip the gradients; return their norm before clipping, on the device."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         limit = self.job.training.max_grad_norm or math.inf
-        return float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        return nn.utils.clip_grad_norm_(self.parameters.values(), limit)
 
     def overflowed(self, grad_norm: float) -> bool:
         """With float16, drop a step whose gradient overflowed and lower the loss scale.
@@ -313,7 +314,7 @@ class TrainingRun:
 
     @contextmanager
     def _observing(
-        self, *, gradient_scale: float, num_label_tokens: float, wanted: bool
+        self, rows: StepRows, *, num_label_tokens: float, wanted: bool
     ) -> Iterator[None]:
         """Let the optimizer see z and h of this step, when one is due and wanted."""
         optimizer = self.optimizer
@@ -321,7 +322,8 @@ class TrainingRun:
             yield
             return
         with self._capture.observing(
-            gradient_scale=gradient_scale, num_label_tokens=num_label_tokens
+            gradient_scale=rows.num_label_tokens / self.loss_scale,
+            num_label_tokens=num_label_tokens,
         ) as sums:
             yield
         self._sums = sums
@@ -346,8 +348,8 @@ class TrainingRun:
         """Let go of model and optimizer, so that another copy finds room."""
         del self.model, self.optimizer, self.parameters, self._capture
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).empty_cache()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the job's precision."""
@@ -362,7 +364,16 @@ class TrainingRun:
         return Checkpoint(
             step=self.progress.step,
             tensors={
-                "adapter": {name: p.detach() for name, p in self.parameters.items()},
+                "adapter": dict(
+                    zip(
+                        self.parameters,
+                        (
+                            tensor.detach().clone()
+                            for tensor in all_to_host(list(self.parameters.values()))
+                        ),
+                        strict=True,
+                    )
+                ),
                 "optimizer": optimizer_tensors,
                 "random": random_tensors_of_all(self.device, self.processes),
             },

@@ -7,9 +7,13 @@ its source: on MPS a non-blocking copy of a tensor that is freed too early bring
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
+
+MAX_PINNED_BYTES: Final = 64 * 2**20
+"""Of one tensor. torch never gives pinned memory back, so larger ones are copied with a wait."""
 
 
 def is_asynchronous(device: torch.device) -> bool:
@@ -20,11 +24,19 @@ def is_asynchronous(device: torch.device) -> bool:
 def pin(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the host in memory that a device reads by itself, if there is such memory.
 
+    One of more than `MAX_PINNED_BYTES` stays where it is.
+
     Args:
         tensor: It is copied, unless it is pinned already.
         device: Where it goes later.
     """
-    if tensor.device.type != "cpu" or not is_asynchronous(device) or tensor.is_pinned():
+    small = tensor.nbytes <= MAX_PINNED_BYTES
+    if (
+        tensor.device.type != "cpu"
+        or not is_asynchronous(device)
+        or tensor.is_pinned()
+        or not small
+    ):
         return tensor
     return pinned_copy(tensor)
 
@@ -42,7 +54,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
             change or go as soon as this returns.
         device: The tensor itself is returned if it is there.
     """
-    return pin(tensor, device).to(device, non_blocking=is_asynchronous(device))
+    source = pin(tensor, device)
+    pinned = source is not tensor or (is_asynchronous(device) and source.is_pinned())
+    return source.to(device, non_blocking=pinned)
 
 
 def all_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

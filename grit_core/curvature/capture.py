@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from grit_core.errors import GritError
 from grit_core.processes import Processes
+from grit_core.transfer import all_to_host
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -68,7 +69,8 @@ class LayerSums:
             zz_RR=torch.zeros(rank, rank, device=device),
             hh_RR=torch.zeros(rank, rank, device=device),
             num_positions=torch.zeros((), device=device),
-            num_label_tokens=torch.tensor(float(num_label_tokens), device=device),
+            # Filled on the device: `torch.tensor` would copy one number for each layer.
+            num_label_tokens=torch.full((), float(num_label_tokens), device=device),
         )
 
     def add(self, z_TR: Tensor, h_TR: Tensor) -> None:
@@ -158,14 +160,34 @@ class CurvatureCapture:
         return on_forward
 
     def _refuse_bypass(self, sums: Mapping[str, LayerSums]) -> None:
+        gradients: dict[str, Tensor] = {}
         for name, layer in sums.items():
             gradient = self._lora_B[name].weight.grad
-            if layer.num_calls == 0 and isinstance(gradient, Tensor) and bool(gradient.any()):
+            if layer.num_calls == 0 and isinstance(gradient, Tensor):
+                gradients[name] = gradient
+        moved = all_to_host([gradient.any() for gradient in gradients.values()])
+        for name, has_moved in zip(gradients, moved, strict=True):
+            if has_moved:
                 raise CurvatureBypassed(
                     f"{name} got a gradient without a call of its lora_A module: a fused kernel "
                     "stands in for PEFT's forward. Turn that kernel off, or set "
                     "enable_natural_gradient to false for this modality."
                 )
+
+
+def sums_on_host(sums: Mapping[str, LayerSums]) -> dict[str, LayerSums]:
+    """Copy the sums of all layers to the host, with one wait."""
+    tensors = iter(all_to_host([tensor for layer in sums.values() for tensor in _tensors(layer)]))
+    return {
+        name: LayerSums(
+            zz_RR=next(tensors),
+            hh_RR=next(tensors),
+            num_positions=next(tensors),
+            num_label_tokens=next(tensors),
+            num_calls=layer.num_calls,
+        )
+        for name, layer in sums.items()
+    }
 
 
 def _rank_and_device(module: nn.Module) -> tuple[int, torch.device]:

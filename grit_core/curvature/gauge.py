@@ -23,7 +23,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from grit_core.curvature.factors import damped_spectrum
+from grit_core.curvature.factors import damped_spectrum, mean_eigenvalue, normalized
 
 PASSES: Final = 3
 """Damping is relative to a factor's mean eigenvalue, which says little in coordinates where the
@@ -73,11 +73,11 @@ def canonical_gauge(Z_LRR: Tensor, H_LRR: Tensor, *, damping: float) -> Gauge:
         damping: Relative to each factor's mean eigenvalue; at least `MIN_DAMPING` is
             used.
     """
-    scale_Z_L, scale_H_L = (_scale(factor_LRR) for factor_LRR in (Z_LRR, H_LRR))
+    scale_Z_L, scale_H_L = (mean_eigenvalue(factor_LRR) for factor_LRR in (Z_LRR, H_LRR))
     usable_L = (scale_Z_L > 0) & (scale_H_L > 0)
     # The traces are taken out, so that 1e-16-scaled factors decompose like any other; the balance
     # between Z and H comes back as one factor of T.
-    Z_LRR, H_LRR = _normal(Z_LRR, scale_Z_L, usable_L), _normal(H_LRR, scale_H_L, usable_L)
+    Z_LRR, H_LRR = normalized(Z_LRR, scale_Z_L, usable_L), normalized(H_LRR, scale_H_L, usable_L)
     balance_L11 = (scale_Z_L / scale_H_L).where(usable_L, torch.ones_like(scale_Z_L)) ** 0.25
     balance_L11 = balance_L11[:, None, None]
     identity_RR = torch.eye(Z_LRR.shape[-1], dtype=torch.float64)
@@ -120,21 +120,6 @@ def transport_squares(v_LRX: Tensor, map_LRR: Tensor) -> Tensor:
     """
     moved_LRX: Tensor = map_LRR.square().to(v_LRX) @ v_LRX
     return moved_LRX
-
-
-def _scale(factor_LRR: Tensor) -> Tensor:
-    """The mean eigenvalue; zero for a factor that is not finite."""
-    mean_L = factor_LRR.diagonal(dim1=-2, dim2=-1).mean(-1)
-    finite_L = factor_LRR.isfinite().flatten(1).all(1)
-    return torch.where(finite_L, mean_L, torch.zeros_like(mean_L)).clamp_min(0)
-
-
-def _normal(factor_LRR: Tensor, scale_L: Tensor, usable_L: Tensor) -> Tensor:
-    """The factor at mean eigenvalue 1; the identity if unusable."""
-    usable_L11 = usable_L[:, None, None]
-    divisor_L11 = torch.where(usable_L, scale_L, torch.ones_like(scale_L))[:, None, None]
-    identity_RR = torch.eye(factor_LRR.shape[-1], dtype=torch.float64)
-    return torch.where(usable_L11, factor_LRR / divisor_L11, identity_RR)
 
 
 def _balanced(Z_LRR: Tensor, H_LRR: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from grit_core.curvature.rank_group import ROW_NORM, AdaptedLayer
+from grit_core.transfer import all_to_device, all_to_host
 
 
 class GradientInitialization:
@@ -44,11 +45,17 @@ class GradientInitialization:
     @torch.no_grad()
     def sketch_outputs(self) -> None:
         """Turn the gradient of B into a basis Q of the layer's outputs: B <- Q, A <- 0."""
-        self._layers = [layer for layer in self._layers if _has_gradient(layer.lora_B)]
+        gradients = _directions([layer.lora_B for layer in self._layers])
+        shown = [
+            (layer, gradient)
+            for layer, gradient in zip(self._layers, gradients, strict=True)
+            if gradient is not None
+        ]
+        self._layers = [layer for layer, _ in shown]
         self._random = [layer.lora_A.detach().clone() for layer in self._layers]
+        bases = [torch.linalg.qr(gradient_OR).Q for _, gradient_OR in shown]
+        _write([layer.lora_B for layer in self._layers], bases)
         for layer in self._layers:
-            Q_OR = torch.linalg.qr(_gradient(layer.lora_B)).Q
-            layer.lora_B.copy_(Q_OR)
             layer.lora_A.zero_()
 
     @torch.no_grad()
@@ -58,26 +65,45 @@ class GradientInitialization:
         Returns:
             The layers that start from their gradient; the others keep their random A.
         """
-        done = []
-        for layer, random_RI in zip(self._layers, self._random, strict=True):
+        gradients = _directions([layer.lora_A for layer in self._layers])
+        done: dict[str, tuple[Tensor, Tensor]] = {}
+        for layer, random_RI, gradient_RI in zip(
+            self._layers, self._random, gradients, strict=True
+        ):
             layer.lora_B.zero_()
-            if not _has_gradient(layer.lora_A):
+            if gradient_RI is None:
                 layer.lora_A.copy_(random_RI)
                 continue
-            rows_RI = torch.linalg.svd(_gradient(layer.lora_A), full_matrices=False).Vh
-            layer.lora_A.copy_(rows_RI * ROW_NORM)
-            done.append(layer.name)
+            rows_RI = torch.linalg.svd(gradient_RI, full_matrices=False).Vh
+            done[layer.name] = layer.lora_A, rows_RI * ROW_NORM
+        _write([lora_A for lora_A, _ in done.values()], [rows_RI for _, rows_RI in done.values()])
         return tuple(done)
 
 
-def _has_gradient(parameter: Tensor) -> bool:
-    gradient = parameter.grad
-    return gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+def _directions(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return gradients at length 1; none for a parameter whose gradient is zero or not finite.
+
+    They come to the CPU in one copy, in float64: decompositions are deterministic there.
+    """
+    given = [parameter.grad for parameter in parameters]
+    gradients = iter(all_to_host([gradient for gradient in given if gradient is not None]))
+    found: list[Tensor | None] = []
+    for present in given:
+        gradient = None if present is None else next(gradients)
+        if gradient is None or not gradient.isfinite().all() or not gradient.any():
+            found.append(None)
+            continue
+        gradient = gradient.double()
+        found.append(gradient / gradient.norm())
+    return found
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    """The gradient at length 1, in float64 on the CPU, where decompositions are deterministic."""
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    gradient = gradient.cpu().double()
-    length: Tensor = gradient.norm()
-    return gradient / length
+def _write(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write values of the CPU into parameters, in one copy."""
+    if not parameters:
+        return
+    stored = [value.to(p.dtype) for value, p in zip(values, parameters, strict=True)]
+    for parameter, value in zip(
+        parameters, all_to_device(stored, parameters[0].device), strict=True
+    ):
+        parameter.copy_(value)

@@ -1,5 +1,7 @@
 """Layers of equal rank: their factors and eigenbases, stacked, and what these tell.
 
+All of it lies on the CPU; `grit_core.curvature.side_stack` holds what a step needs on the device.
+
 Shape suffixes: L layers of the group, R rank, I layer inputs, O layer outputs.
 """
 
@@ -17,6 +19,7 @@ from grit_core.curvature.factors import (
     damped_spectrum,
     effective_rank,
     eigenbases,
+    fisher_energies,
 )
 from grit_core.curvature.gauge import Gauge, canonical_gauge, predicted_kl
 
@@ -94,14 +97,14 @@ class RankGroup:
     def __init__(self, layers: Sequence[AdaptedLayer]) -> None:
         self.layers = tuple(layers)
         self.rank = layers[0].lora_A.shape[0]
-        device, dtype = layers[0].lora_A.device, layers[0].lora_A.dtype
-        self.Z = RunningFactor.empty(len(layers), self.rank, device, dtype=dtype)
-        self.H = RunningFactor.empty(len(layers), self.rank, device, dtype=dtype)
+        dtype = layers[0].lora_A.dtype
+        self.Z = RunningFactor.empty(len(layers), self.rank, dtype=dtype)
+        self.H = RunningFactor.empty(len(layers), self.rank, dtype=dtype)
         self.positions_per_token_L = torch.ones(len(layers), dtype=torch.float64)
         """Counted positions by label tokens, in the last observation."""
-        self.active_LR = torch.ones(len(layers), self.rank, dtype=torch.bool, device=device)
+        self.active_LR = torch.ones(len(layers), self.rank, dtype=torch.bool)
         """Which directions move; the others are frozen by the projection budget."""
-        axes_RR = torch.eye(self.rank, device=device, dtype=dtype)
+        axes_RR = torch.eye(self.rank, dtype=dtype)
         self.basis_Z_LRR = axes_RR.repeat(len(layers), 1, 1)
         self.basis_H_LRR = self.basis_Z_LRR.clone()
         self._block_sizes = [layer.block_size for layer in layers]
@@ -118,18 +121,22 @@ class RankGroup:
         A layer whose sums are not finite is refused: one bad batch must not poison the average. A
         layer without any counted position was not observed, which is no fault. The bases are
         computed anew when any layer was taken.
+
+        Args:
+            sums: By layer name, on the CPU; see `sums_on_host`.
+            settings: How much of the old average stays.
         """
         shown = [sums[layer.name] for layer in self.layers]
         zz_LRR = torch.stack([s.zz_RR for s in shown])
         hh_LRR = torch.stack([s.hh_RR for s in shown])
         count_L = torch.stack([s.num_positions for s in shown])
         tokens_L = torch.stack([s.num_label_tokens for s in shown])
-        finite_L = (zz_LRR.isfinite() & hh_LRR.isfinite()).flatten(1).all(1).cpu()
-        taken_L = finite_L & (count_L > 0).cpu()
+        finite_L = (zz_LRR.isfinite() & hh_LRR.isfinite()).flatten(1).all(1)
+        taken_L = finite_L & (count_L > 0)
         divisor_L11 = count_L.clamp_min(1)[:, None, None]
         self.Z.update(zz_LRR / divisor_L11, taken_L, decay=settings.ema_decay)
         self.H.update(hh_LRR / divisor_L11, taken_L, decay=settings.ema_decay)
-        ratio_L = (count_L / tokens_L.clamp_min(1)).cpu().double()
+        ratio_L = (count_L / tokens_L.clamp_min(1)).double()
         self.positions_per_token_L = torch.where(taken_L, ratio_L, self.positions_per_token_L)
         taken = int(taken_L.sum())
         if taken:
@@ -142,20 +149,24 @@ class RankGroup:
         self.basis_H_LRR = self._basis(self.H)
 
     def approximated(self, factor: RunningFactor) -> Tensor:
-        """What each layer's approximation keeps of a factor; float64 on the CPU.
+        """What each layer's approximation keeps of a factor; float64.
 
         Active and frozen directions are kept apart, so that no basis mixes them.
         """
-        active_LR = self.active_LR.cpu()
-        together_LRR = active_LR[:, :, None] == active_LR[:, None, :]
+        together_LRR = self.active_LR[:, :, None] == self.active_LR[:, None, :]
         return approximate(factor.corrected_LRR(), self._block_sizes) * together_LRR
 
-    def inverse(self, factor: RunningFactor, *, damping: float) -> Tensor:
+    def inverse(self, factor: RunningFactor, members: Sequence[int], *, damping: float) -> Tensor:
         """Return the inverse of a factor, damped relative to its mean eigenvalue, times that mean.
 
-        In float32 on the factor's device; the identity for layers never observed.
+        In the adapters' type; the identity for layers never observed.
+
+        Args:
+            factor: Z or H of this group.
+            members: The layers to do this for.
+            damping: Relative to the mean eigenvalue.
         """
-        approximated_LRR = self.approximated(factor)
+        approximated_LRR = self.approximated(factor)[list(members)]
         mean_L = approximated_LRR.diagonal(dim1=-2, dim2=-1).mean(-1)
         live_L11 = (mean_L > 0)[:, None, None]
         axes_RR = torch.eye(self.rank, dtype=approximated_LRR.dtype)
@@ -164,13 +175,16 @@ class RankGroup:
         inverse_LRR = basis_LRR / e_LR[:, None, :] @ basis_LRR.mT
         return _stored(inverse_LRR, factor)
 
-    def absolute_inverse(self, factor: RunningFactor, *, damping: float) -> Tensor:
+    def absolute_inverse(
+        self, factor: RunningFactor, members: Sequence[int], *, damping: float
+    ) -> Tensor:
         """Return (factor + damping I)^-1, as the code released with the GRIT paper takes it."""
         axes_RR = torch.eye(self.rank, dtype=torch.float64)
-        inverse_LRR: Tensor = torch.linalg.inv(factor.corrected_LRR() + damping * axes_RR)
+        factor_LRR = factor.corrected_LRR()[list(members)]
+        inverse_LRR: Tensor = torch.linalg.inv(factor_LRR + damping * axes_RR)
         return _stored(inverse_LRR, factor)
 
-    def gauge(self, chosen_L: Tensor, *, damping: float) -> Gauge:
+    def gauge(self, adapters: Mapping[int, tuple[Tensor, Tensor]], *, damping: float) -> Gauge:
         """Return the Fisher gauge of the chosen layers and the identity for the others.
 
         Its directions are the canonical ones; each is scaled so that its row of A has the length
@@ -178,19 +192,24 @@ class RankGroup:
         the canonical scale, Z = H, rows of A would shrink with the gradients (a hundredfold at the
         start of training, when B is small), and Adam, whose steps have a fixed size, would tear
         them about. The scale depends on BA alone, so that the gauge still does.
+
+        Args:
+            adapters: A and B of the chosen layers on the CPU, by the layer's place in the group.
+            damping: Relative to each factor's mean eigenvalue.
         """
         full_LRR = [approximate(f.corrected_LRR(), self._block_sizes) for f in (self.Z, self.H)]
         gauge = canonical_gauge(*full_LRR, damping=damping)
-        lengths_LR = torch.stack([
-            (inverse_RR @ layer.lora_A.detach().cpu().double()).norm(dim=1)
-            for layer, inverse_RR in zip(self.layers, gauge.inverse_LRR, strict=True)
-        ])
+        lengths_LR = torch.ones(len(self.layers), self.rank, dtype=torch.float64)
+        for index, (lora_A, _) in adapters.items():
+            lengths_LR[index] = (gauge.inverse_LRR[index] @ lora_A.double()).norm(dim=1)
         # A row that has come out as zero, of an A without full rank, cannot be given a length; it
         # takes its neighbours' scale, so that its column of B is left as it is.
         longest_L1 = lengths_LR.amax(-1, keepdim=True)
         lengths_LR = lengths_LR.where(lengths_LR > LEAST_ROW * longest_L1, longest_L1)
         gauge = gauge.scaled(ROW_NORM / lengths_LR)
         axes_RR = torch.eye(self.rank, dtype=torch.float64)
+        chosen_L = torch.zeros(len(self.layers), dtype=torch.bool)
+        chosen_L[list(adapters)] = True
         chosen_L11 = (chosen_L & gauge.sound_L)[:, None, None]
         return Gauge(
             T_LRR=torch.where(chosen_L11, gauge.T_LRR, axes_RR),
@@ -199,16 +218,27 @@ class RankGroup:
             sound_L=gauge.sound_L,
         )
 
-    def enter(self, gauge: Gauge) -> None:
-        """Write adapters and factors in the gauge's coordinates; BA is the same product."""
-        for layer, T_RR, inverse_RR in zip(
-            self.layers, gauge.T_LRR, gauge.inverse_LRR, strict=True
-        ):
-            lora_A, lora_B = layer.lora_A, layer.lora_B
-            lora_A.copy_((inverse_RR @ lora_A.cpu().double()).to(lora_A))
-            lora_B.copy_((lora_B.cpu().double() @ T_RR).to(lora_B))
+    def enter(
+        self, gauge: Gauge, adapters: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Write the factors in the gauge's coordinates, and return A and B in them.
+
+        BA is the same product. Its two sides are multiplied in float64: a gauge may be conditioned
+        as badly as `MAX_CONDITION`, which would cost float32 products four of their seven digits.
+
+        Args:
+            gauge: Of this group.
+            adapters: A and B of the chosen layers on the CPU, by the layer's place in the group.
+        """
         self.Z.change_coordinates(gauge.inverse_LRR)
         self.H.change_coordinates(gauge.T_LRR.mT)
+        return {
+            index: (
+                (gauge.inverse_LRR[index] @ lora_A.double()).to(lora_A),
+                (lora_B.double() @ gauge.T_LRR[index]).to(lora_B),
+            )
+            for index, (lora_A, lora_B) in adapters.items()
+        }
 
     def energies_LR(self) -> Tensor:
         """Fisher energies Z_jj H_jj of the directions as they lie; S_j^2 right after `enter`."""
@@ -220,15 +250,14 @@ class RankGroup:
     def frozen_kl_L(self) -> Tensor:
         """What dropping every frozen direction would cost, in nats for a label token, by layer."""
         cost_LR = predicted_kl(self.energies_LR().sqrt(), self.positions_per_token_L)
-        return cost_LR.where(~self.active_LR.cpu(), torch.zeros_like(cost_LR)).sum(-1)
+        return cost_LR.where(~self.active_LR, torch.zeros_like(cost_LR)).sum(-1)
 
-    def curvature(self, *, damping: float) -> dict[str, LayerCurvature]:
+    def curvature(self) -> dict[str, LayerCurvature]:
         """Spectrum, effective rank, energy and active directions of every observed layer."""
         observed_L = self.observed_L
         if not any(observed_L):
             return {}
-        factors = (self.Z.corrected_LRR(), self.H.corrected_LRR())
-        energies_LR = canonical_gauge(*factors, damping=damping).singular_LR.square()
+        energies_LR = fisher_energies(self.Z.corrected_LRR(), self.H.corrected_LRR())
         ranks_L = effective_rank(energies_LR)
         cost_L = self.frozen_kl_L()
         return {
@@ -271,8 +300,7 @@ class RankGroup:
         # Frozen directions come after all others: where eigenvalues coincide, as those of a
         # singular factor do at zero, a vector could otherwise be half active and half frozen.
         trace_L1 = factor_LRR.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-        frozen_LR = ~self.active_LR.cpu()
-        basis_LRR = eigenbases(factor_LRR + torch.diag_embed(frozen_LR * 2 * trace_L1))
+        basis_LRR = eigenbases(factor_LRR + torch.diag_embed(~self.active_LR * 2 * trace_L1))
         # A diagonal factor's eigenvectors are the axes; sorted by eigenvalue they only permute.
         diagonal_L = torch.tensor([size == 1 for size in self._block_sizes])
         fixed_L11 = (diagonal_L | ~factor.observed_L)[:, None, None]
@@ -281,9 +309,8 @@ class RankGroup:
 
 
 def _stored(value_LRR: Tensor, factor: RunningFactor) -> Tensor:
-    """A float64 matrix in the type and on the device of the adapters."""
-    # First the type, then the device: MPS has no float64.
-    return value_LRR.to(factor.sum_LRR.dtype).to(factor.sum_LRR.device)
+    """A float64 matrix in the type of the adapters."""
+    return value_LRR.to(factor.sum_LRR.dtype)
 
 
 def group_by_rank(layers: Sequence[AdaptedLayer]) -> list[RankGroup]:

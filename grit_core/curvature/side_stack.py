@@ -13,7 +13,8 @@ Shape suffixes: L layers of equal shape, R rank, M and N rows and columns of one
 [O, R] for B.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -22,9 +23,38 @@ from torch.optim.adamw import adamw
 
 from grit_core.curvature.gauge import Gauge, transport_squares
 from grit_core.curvature.rank_group import RankGroup
+from grit_core.transfer import all_to_device, to_device
 
 PAPER_DAMPING: Final = 1e-2
 """Absolute; where the released code's own adaptation of its damping ends up in practice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shaping:
+    """What a group says of a stack's layers, as a step needs it."""
+
+    basis_LRR: Tensor | None = None
+    """Of the `ekfac` rule."""
+    inverse_LRR: Tensor | None = None
+    """Of the `kfac` and `paper` rules."""
+    active_LR: Tensor | None = None
+    """Which directions move, in the original coordinates; none where all do."""
+    active_turned_LR: Tensor | None = None
+    """The same in the coordinates of the second moments."""
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there, in the order of the fields."""
+        fields = (self.basis_LRR, self.inverse_LRR, self.active_LR, self.active_turned_LR)
+        return [tensor for tensor in fields if tensor is not None]
+
+    def filled(self, tensors: Iterator[Tensor]) -> "Shaping":
+        """The same with other tensors in place of those that are there."""
+        return Shaping(
+            basis_LRR=None if self.basis_LRR is None else next(tensors),
+            inverse_LRR=None if self.inverse_LRR is None else next(tensors),
+            active_LR=None if self.active_LR is None else next(tensors),
+            active_turned_LR=None if self.active_turned_LR is None else next(tensors),
+        )
 
 
 class SideStack:
@@ -41,23 +71,26 @@ class SideStack:
         self.m_LMN = torch.zeros(len(layers), *first.shape, dtype=first.dtype, device=first.device)
         """First moments, in the original coordinates."""
         self.v_LMN = torch.zeros_like(self.m_LMN)
-        """Second moments, in the coordinates of `basis_LRR` where the rule has a basis."""
+        """Second moments, in the coordinates of the basis where the rule has one."""
         self.steps = [0] * len(layers)
-        self.basis_LRR: Tensor | None = None
-        """Of the `ekfac` rule."""
-        self.inverse_LRR: Tensor | None = None
-        """Of the `kfac` and `paper` rules."""
-        self._read_group()
+        self.shaping = Shaping()
+        """On the parameters' device."""
+        self._basis_LRR: Tensor | None = None
+        """The basis on the CPU."""
+        self._frozen_L = [False] * len(layers)
+        """Which layers have directions that do not move."""
+        self._picked: tuple[tuple[int, ...], Tensor] = (), torch.empty(0)
+        """The last part of the layers that was stepped, and its places on the device."""
 
-    def take_factors(self) -> None:
-        """Use the group's factors as they are now; second moments move to the new basis."""
-        old_LRR = self.basis_LRR
-        self._read_group()
-        if old_LRR is not None and self.basis_LRR is not None:
-            self._transport_second(self.basis_LRR.mT @ old_LRR)
+    def moved(self, gauge: Gauge, m_LMN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first moments in the gauge's coordinates, and the map of the second ones.
 
-    def enter(self, gauge: Gauge) -> None:
-        """Carry the moments to the gauge's coordinates, which the group has entered already."""
+        The group has entered the gauge already and has taken its bases.
+
+        Args:
+            gauge: Of the whole group.
+            m_LMN: The first moments on the CPU.
+        """
         picked = list(self.members)
         T_LRR, inverse_LRR = gauge.T_LRR[picked], gauge.inverse_LRR[picked]
         # How gradients of this side map, written for the rank axis in front.
@@ -65,14 +98,17 @@ class SideStack:
         # Gradients times an inverse factor are vectors again, and move like the parameters do.
         vector_LRR = inverse_LRR if self.side == "lora_A" else T_LRR.mT
         map_LRR = vector_LRR if self.rule == "kfac" else covector_LRR
-        old_LRR = self.basis_LRR
-        self._read_group()
-        m_LRX = self._rank_first(self.m_LMN)
-        moved_LRX = (map_LRR @ m_LRX.cpu().double()).to(m_LRX)
-        self.m_LMN = self._rank_first(moved_LRX).contiguous()
-        if old_LRR is not None and self.basis_LRR is not None:
-            map_LRR = self.basis_LRR.mT.cpu().double() @ map_LRR @ old_LRR.cpu().double()
-        self._transport_second(map_LRR.to(self.v_LMN))
+        m_LRX = self._rank_first(m_LMN)
+        moved_LRX = (map_LRR @ m_LRX.double()).to(m_LRX)
+        new_LRR = self._group_basis()
+        if self._basis_LRR is not None and new_LRR is not None:
+            map_LRR = new_LRR.mT.double() @ map_LRR @ self._basis_LRR.double()
+        return self._rank_first(moved_LRX).contiguous(), map_LRR.to(m_LMN.dtype)
+
+    def enter(self, m_LMN: Tensor, map_LRR: Tensor) -> None:
+        """Take what `moved` has returned, on the device; `shape` comes next."""
+        self.m_LMN = m_LMN
+        self._transport_second(map_LRR)
 
     def step(self, options: Mapping[str, Any]) -> None:
         """Step the layers that have a gradient."""
@@ -94,20 +130,55 @@ class SideStack:
         self.m_LMN = saved["m"].to(self.m_LMN).clone()
         self.v_LMN = saved["v"].to(self.v_LMN).clone()
         self.steps = [int(number) for number in saved["steps"]]
-        self._read_group()
 
-    def _read_group(self) -> None:
-        """Take what the rule needs from the group: the rank axis of A turns with H, of B with Z."""
-        group, picked, of_A = self.group, list(self.members), self.side == "lora_A"
-        if self.rule == "ekfac":
-            basis_LRR = group.basis_H_LRR if of_A else group.basis_Z_LRR
-            self.basis_LRR = basis_LRR[picked]
-        elif self.rule == "kfac":
+    def read_group(self) -> Shaping:
+        """Return what the rule needs of the group as it is now, on the CPU.
+
+        The rank axis of A turns with H, that of B with Z.
+        """
+        group, of_A = self.group, self.side == "lora_A"
+        inverse_LRR = None
+        if self.rule == "kfac":
             own = group.H if of_A else group.Z
-            self.inverse_LRR = group.inverse(own, damping=self.damping)[picked]
+            inverse_LRR = group.inverse(own, self.members, damping=self.damping)
         elif self.rule == "paper":
             other = group.Z if of_A else group.H
-            self.inverse_LRR = group.absolute_inverse(other, damping=PAPER_DAMPING)[picked]
+            inverse_LRR = group.absolute_inverse(other, self.members, damping=PAPER_DAMPING)
+        basis_LRR = self._group_basis()
+        active_LR = group.active_LR[list(self.members)]
+        self._basis_LRR = basis_LRR
+        self._frozen_L = (~active_LR).any(-1).tolist()
+        if not any(self._frozen_L):
+            return Shaping(basis_LRR=basis_LRR, inverse_LRR=inverse_LRR)
+        turned_LR = active_LR
+        if basis_LRR is not None:
+            # No basis mixes active and frozen directions, so that each vector is one or the other.
+            share_LR = basis_LRR.square().mT @ active_LR.to(basis_LRR)[:, :, None]
+            turned_LR = share_LR.squeeze(-1) > 0.5
+        return Shaping(
+            basis_LRR=basis_LRR,
+            inverse_LRR=inverse_LRR,
+            active_LR=active_LR,
+            active_turned_LR=turned_LR,
+        )
+
+    def shape(self, shaping: Shaping, *, transports: bool) -> None:
+        """Use what `read_group` has returned, on the device.
+
+        Args:
+            shaping: On the parameters' device.
+            transports: Whether the second moments move from the old basis to the new one.
+        """
+        old_LRR, self.shaping = self.shaping.basis_LRR, shaping
+        if transports and old_LRR is not None and shaping.basis_LRR is not None:
+            self._transport_second(shaping.basis_LRR.mT @ old_LRR)
+
+    def _group_basis(self) -> Tensor | None:
+        if self.rule != "ekfac":
+            return None
+        of_A = self.side == "lora_A"
+        basis_LRR = self.group.basis_H_LRR if of_A else self.group.basis_Z_LRR
+        return basis_LRR[list(self.members)]
 
     def _step_straight(self, chosen: Sequence[int], options: Mapping[str, Any]) -> None:
         """Step layers that no observation has reached, as AdamW does."""
@@ -130,9 +201,9 @@ class SideStack:
         parameters: list[Tensor] = [self.parameters[i] for i in chosen]
         # A slice is a view, so that the moments below change in place.
         whole = len(chosen) == len(self.parameters)
-        pick = slice(None) if whole else torch.tensor(chosen, device=self.m_LMN.device)
+        pick = slice(None) if whole else self._places(chosen)
         m_LMN, v_LMN = self.m_LMN[pick], self.v_LMN[pick]
-        frozen = self._frozen(pick)
+        frozen = self._frozen(chosen, pick)
         gradient_LMN = torch.stack([p.grad for p in parameters if p.grad is not None])
         if frozen is not None:
             # What does not move must not lend its length, nor a mixing inverse, to what does.
@@ -164,9 +235,9 @@ class SideStack:
         torch._foreach_sub_(parameters, list(update_LMN.unbind()))
 
     def _preconditioned(self, gradient_LMN: Tensor, pick: Any) -> Tensor:
-        if self.inverse_LRR is None:
+        if self.shaping.inverse_LRR is None:
             return gradient_LMN
-        inverse_LRR = self.inverse_LRR[pick]
+        inverse_LRR = self.shaping.inverse_LRR[pick]
         of_A = self.side == "lora_A"
         shaped_LMN = inverse_LRR @ gradient_LMN if of_A else gradient_LMN @ inverse_LRR
         if self.rule == "paper":
@@ -176,25 +247,25 @@ class SideStack:
         grafted_LMN: Tensor = shaped_LMN * (length_L11 / shaped_length_L11.clamp_min(1e-30))
         return grafted_LMN
 
-    def _frozen(self, pick: Any) -> tuple[Tensor, Tensor] | None:
+    def _places(self, chosen: Sequence[int]) -> Tensor:
+        """Places of layers in the stack, on the device; usually those of the step before."""
+        if self._picked[0] != tuple(chosen):
+            self._picked = tuple(chosen), to_device(torch.tensor(chosen), self.m_LMN.device)
+        return self._picked[1]
+
+    def _frozen(self, chosen: Sequence[int], pick: Any) -> tuple[Tensor, Tensor] | None:
         """The entries of frozen directions, in the original coordinates and in those of v."""
-        active_LR = self.group.active_LR[list(self.members)][pick]
-        if bool(active_LR.all()):
+        active_LR, turned_LR = self.shaping.active_LR, self.shaping.active_turned_LR
+        if active_LR is None or turned_LR is None or not any(self._frozen_L[i] for i in chosen):
             return None
-        turned_LR = active_LR
-        if self.basis_LRR is not None:
-            # No basis mixes active and frozen directions, so that each vector is one or the other.
-            basis_LRR = self.basis_LRR[pick]
-            share_LR = basis_LRR.square().mT @ active_LR.to(basis_LRR)[:, :, None]
-            turned_LR = share_LR.squeeze(-1) > 0.5
-        first, second = ((~a_LR)[:, :, None] for a_LR in (active_LR, turned_LR))
+        first, second = ((~a_LR[pick])[:, :, None] for a_LR in (active_LR, turned_LR))
         return self._rank_first(first), self._rank_first(second)
 
     def _turn(self, value_LMN: Tensor, pick: Any, *, back: bool = False) -> Tensor:
         """Express the rank axis in the rule's basis, or undo that."""
-        if self.basis_LRR is None:
+        if self.shaping.basis_LRR is None:
             return value_LMN
-        basis_LRR = self.basis_LRR[pick]
+        basis_LRR = self.shaping.basis_LRR[pick]
         basis_LRR = basis_LRR.mT if back else basis_LRR
         return basis_LRR.mT @ value_LMN if self.side == "lora_A" else value_LMN @ basis_LRR
 
@@ -211,8 +282,8 @@ class SideStack:
         corrections = [1 - beta ** self.steps[i] for i in chosen]
         if len(set(corrections)) == 1:
             return corrections[0]
-        factors_L = torch.tensor(corrections, dtype=self.m_LMN.dtype, device=self.m_LMN.device)
-        return factors_L[:, None, None]
+        factors_L = torch.tensor(corrections, dtype=self.m_LMN.dtype)
+        return to_device(factors_L, self.m_LMN.device)[:, None, None]
 
 
 def step_adamw(
@@ -239,6 +310,22 @@ def step_adamw(
         eps=options["eps"],
         maximize=False,
     )
+
+
+def shape_stacks(stacks: Sequence[SideStack], *, transports: bool = False) -> None:
+    """Bring what the groups say of their layers to the device, in one copy for each type.
+
+    Args:
+        stacks: Of one device.
+        transports: Whether second moments move from the old basis to the new one.
+    """
+    if not stacks:
+        return
+    shapings = [stack.read_group() for stack in stacks]
+    tensors = [tensor for shaping in shapings for tensor in shaping.tensors()]
+    moved = iter(all_to_device(tensors, stacks[0].m_LMN.device))
+    for stack, shaping in zip(stacks, shapings, strict=True):
+        stack.shape(shaping.filled(moved), transports=transports)
 
 
 def stacks_of(group: RankGroup, *, step_rule: str, damping: float) -> list[SideStack]:

@@ -1,6 +1,6 @@
 """Encoded rows padded to one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,27 @@ class Batch:
 
     labels: Tensor
     """`(rows, tokens)`."""
+
+    label_columns: Tensor | None = None
+    """`label_columns(labels)`, known while the labels are on the CPU: on a device the host would
+    have to wait for it. Without it the loss finds them itself."""
+
+    def map(self, copy: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with every tensor replaced by what a function makes of it."""
+        return Batch(
+            inputs={name: copy(tensor) for name, tensor in self.inputs.items()},
+            labels=copy(self.labels),
+            label_columns=None if self.label_columns is None else copy(self.label_columns),
+        )
+
+
+def label_columns(labels: Tensor) -> Tensor:
+    """Return the columns, from 0, whose next token is a label in some row: all that a loss reads.
+
+    Args:
+        labels: `(rows, tokens)`.
+    """
+    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
 
 
 def collate_batches(
@@ -77,7 +98,7 @@ def collate(rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
     for name in dict.fromkeys(name for row in rows for name in row.features):
         inputs[name] = _joined(name, rows, width)
     labels = torch.stack([_padded(row.labels, width, IGNORED) for row in rows])
-    return Batch(inputs=inputs, labels=labels)
+    return Batch(inputs=inputs, labels=labels, label_columns=label_columns(labels))
 
 
 def _attended_images(row: EncodedRow) -> int:

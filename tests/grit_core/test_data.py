@@ -118,7 +118,10 @@ def test_rows_beyond_the_cache_are_read_again_with_the_same_result(tmp_path: Pat
 def test_the_stream_gives_a_steps_rows_whatever_was_asked_before(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", tiny_chat_rows(5))
     sampler = Sampler(rows=tuple(range(5)), rows_per_step=2, seed=3)
-    streams = [StepStream(rows_of(path), sampler, batch_size=2) for _ in range(2)]
+    streams = [
+        StepStream(rows_of(path), sampler, batch_size=2, device=torch.device("cpu"))
+        for _ in range(2)
+    ]
     try:
         in_order = [streams[0].rows_of(step) for step in range(4)]
         alone = streams[1].rows_of(3, last=True)

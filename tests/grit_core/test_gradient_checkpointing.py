@@ -58,7 +58,7 @@ def test_a_run_with_checkpointing_and_dropout_gives_the_same_adapter(
 
 
 def first_step(tmp: Path, kind: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss, gradients and curvature sums of a first step, dropout off and B not zero."""
+    """Summed loss, gradients and curvature sums of a first step, dropout off and B not zero."""
     job = tiny_job(tmp, config=with_dropout(VLM_CONFIG, 0.0), gradient_checkpointing=kind)
     run = TrainingRun(job, num_threads=1)
     try:
@@ -67,7 +67,7 @@ def first_step(tmp: Path, kind: str) -> tuple[float, dict[str, torch.Tensor]]:
                 if "lora_B" in name:
                     generator = torch.Generator().manual_seed(len(name))
                     parameter.normal_(std=0.1, generator=generator)
-        loss = run.forward_backward(run.rows_of(0))
+        loss = float(run.forward_backward(run.rows_of(0)))
         assert run._sums is not None
         found = {n: p.grad.clone() for n, p in run.parameters.items() if p.grad is not None}
         for name, sums in run._sums.items():

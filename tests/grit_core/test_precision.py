@@ -92,8 +92,8 @@ def test_gradients_that_float16_could_not_square_still_have_a_factor(
     plain = factors(tmp, "float16")
     real = training_run.label_loss_sum
 
-    def millionth(*arguments: object) -> Tensor:
-        return real(*arguments) * 1e-6  # type: ignore[arg-type]  # passed through
+    def millionth(*arguments: object, **options: object) -> Tensor:
+        return real(*arguments, **options) * 1e-6  # type: ignore[arg-type]  # passed through
 
     monkeypatch.setattr(training_run, "label_loss_sum", millionth)
     tiny = factors(tmp, "float16", scale=1024.0 * 2**20)
@@ -117,7 +117,7 @@ def test_an_overflow_drops_the_step_with_its_observation_and_lowers_the_scale(tm
         scaled(run, 2.0**40)
         run.forward_backward(run.rows_of(0))
         assert run._sums is not None
-        assert run.overflowed(run.unscaled_grad_norm())
+        assert run.overflowed(float(run.unscaled_grad_norm()))
         assert run._sums is None
         scaled(run, 2.0**40)
         events = list(_step(run, 0.0))
@@ -152,7 +152,7 @@ def test_a_gradient_that_is_never_finite_ends_the_run(
 ) -> None:
     real = TrainingRun.forward_backward
 
-    def poisoned(self: TrainingRun, rows: object) -> float:
+    def poisoned(self: TrainingRun, rows: object) -> Tensor:
         loss = real(self, rows)  # type: ignore[arg-type]  # passed through
         parameter = next(p for p in self.parameters.values() if p.grad is not None)
         assert parameter.grad is not None

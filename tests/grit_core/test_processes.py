@@ -145,7 +145,7 @@ def lost_run(rank: int, order: dict[str, Any], folder: Path, how: str) -> None:
     """Train until the second process dies or hangs in its second step; leave the error."""
     real = TrainingRun.forward_backward
 
-    def losing(run: TrainingRun, rows: Any, **options: bool) -> float:
+    def losing(run: TrainingRun, rows: Any, **options: bool) -> torch.Tensor:
         if rank == 1 and run.progress.step == 2:
             if how == "dies":
                 os._exit(9)

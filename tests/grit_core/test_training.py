@@ -194,14 +194,14 @@ def test_a_changed_dataset_is_noticed_on_resuming(tmp: Path) -> None:
 
 
 def gradients(tmp: Path, **training: Any) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of the first step, dropout off."""
+    """Summed loss and gradients of the first step, dropout off."""
     config = dataclasses.replace(tiny_job(tmp).config, global_dropout=0.0)
     run = TrainingRun(tiny_job(tmp, config=config, **training), num_threads=1)
     with torch.no_grad():
         for name, parameter in run.parameters.items():
             if "lora_B" in name:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    loss = run.forward_backward(run.stream.rows_of(0, last=True))
+    loss = float(run.forward_backward(run.stream.rows_of(0, last=True)))
     run.close()
     return loss, {n: p.grad for n, p in run.parameters.items() if p.grad is not None}
 
@@ -280,7 +280,7 @@ def test_the_loss_is_the_models_own_over_all_label_tokens(tmp: Path) -> None:
     try:
         run.model.eval()
         rows = run.stream.rows_of(0, last=True)
-        loss = run.forward_backward(rows)
+        loss = float(run.forward_backward(rows)) / rows.num_label_tokens
         batch = rows.batches[0]
         expected = run.model(**batch.inputs, labels=batch.labels, use_cache=False).loss.item()
     finally:
@@ -308,9 +308,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_step(
     job = tiny_job(tmp, work=f"diverged-{poison}")
     real = TrainingRun.forward_backward
 
-    def poisoned(run: TrainingRun, rows: Any, **options: bool) -> float:
+    def poisoned(run: TrainingRun, rows: Any, **options: bool) -> torch.Tensor:
         loss = real(run, rows, **options)
-        return poison if run.progress.step == 5 else loss
+        return loss * poison if run.progress.step == 5 else loss
 
     monkeypatch.setattr(TrainingRun, "forward_backward", poisoned)
     events: list[TrainingEvent] = []
@@ -329,7 +329,7 @@ def test_a_gradient_that_is_not_finite_is_never_applied(
     before = {name: p.detach().clone() for name, p in run.parameters.items()}
     real = TrainingRun.forward_backward
 
-    def poisoned(self: TrainingRun, rows: Any, **options: bool) -> float:
+    def poisoned(self: TrainingRun, rows: Any, **options: bool) -> torch.Tensor:
         loss = real(self, rows, **options)
         parameter = next(p for p in self.parameters.values() if p.grad is not None)
         assert parameter.grad is not None

@@ -68,7 +68,7 @@ def test_a_lack_of_memory_tells_how_large_the_step_was(
 ) -> None:
     real = TrainingRun.forward_backward
 
-    def full_at_step_3(run: TrainingRun, rows: StepRows, *, observe: bool = True) -> float:
+    def full_at_step_3(run: TrainingRun, rows: StepRows, *, observe: bool = True) -> torch.Tensor:
         if run.progress.step == 3:
             raise error
         return real(run, rows, observe=observe)
@@ -237,7 +237,9 @@ def test_a_run_that_diverges_keeps_a_checkpoint_of_finite_values_alone(
 ) -> None:
     real = TrainingRun.forward_backward
 
-    def poisoned_at_step_5(run: TrainingRun, rows: StepRows, *, observe: bool = True) -> float:
+    def poisoned_at_step_5(
+        run: TrainingRun, rows: StepRows, *, observe: bool = True
+    ) -> torch.Tensor:
         loss = real(run, rows, observe=observe)
         if run.progress.step == 5:
             next(iter(run.parameters.values())).grad.view(-1)[0] = torch.inf  # type: ignore[union-attr] # it has one

@@ -26,7 +26,7 @@ def _energies(Z, H, *, damping):
 
 
 def test_the_average_is_the_bias_corrected_exponential_one():
-    factor = RunningFactor.empty(1, RANK, torch.device("cpu"))
+    factor = RunningFactor.empty(1, RANK)
     seen = torch.tensor([True])
     observations = [covariance(seed, layers=1).float() for seed in range(5)]
     for observation in observations:
@@ -39,7 +39,7 @@ def test_the_average_is_the_bias_corrected_exponential_one():
 
 
 def test_a_layer_that_was_not_seen_keeps_its_average():
-    factor = RunningFactor.empty(2, RANK, torch.device("cpu"))
+    factor = RunningFactor.empty(2, RANK)
     factor.update(covariance(0, layers=2).float(), torch.tensor([True, True]), decay=0.9)
     before = factor.corrected_LRR()
     factor.update(covariance(1, layers=2).float(), torch.tensor([True, False]), decay=0.9)

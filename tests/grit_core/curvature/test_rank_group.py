@@ -55,7 +55,7 @@ def test_a_layer_without_a_counted_position_was_not_observed():
     assert group.observe(sums, SETTINGS) == (1, 0)
     assert group.observed_L == [True, False]
     assert torch.equal(group.basis_Z_LRR[1], torch.eye(RANK))
-    assert set(group.curvature(damping=1e-4)) == {"a"}
+    assert set(group.curvature()) == {"a"}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -82,7 +82,7 @@ def test_fewer_positions_than_ranks_give_an_orthogonal_basis_and_a_finite_spectr
     group.observe(sums_of("a", positions=2), SETTINGS)
     product = group.basis_Z_LRR[0].mT @ group.basis_Z_LRR[0]
     torch.testing.assert_close(product, torch.eye(RANK), rtol=0, atol=1e-5)
-    told = group.curvature(damping=1e-4)["a"]
+    told = group.curvature()["a"]
     assert all(math.isfinite(energy) for energy in told.spectrum)
     assert 1 <= told.effective_rank < 2.5
 
@@ -103,9 +103,9 @@ def test_layers_are_grouped_by_rank():
 
 def test_what_the_factors_tell_is_sorted_and_sums_up():
     group = RankGroup([layer_of("a"), layer_of("b")])
-    assert group.curvature(damping=1e-4) == {}
+    assert group.curvature() == {}
     group.observe(sums_of("a", "b"), SETTINGS)
-    for layer in group.curvature(damping=1e-4).values():
+    for layer in group.curvature().values():
         assert list(layer.spectrum) == sorted(layer.spectrum, reverse=True)
         assert 1 <= layer.effective_rank <= RANK
         assert layer.fisher_energy == pytest.approx(sum(layer.spectrum))

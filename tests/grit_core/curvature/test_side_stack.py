@@ -225,7 +225,7 @@ def test_the_first_moment_is_carried_into_the_gauge_exactly(step_rule):
     optimizer.step()  # the first reprojection
     (group,) = optimizer.rank_groups
     train(problem, optimizer, range(1, 19))
-    gauge = group.gauge(torch.tensor([True]), damping=1e-4)
+    gauge = group.gauge({0: (problem.A.detach(), problem.B.detach())}, damping=1e-4)
     T, inverse = gauge.T_LRR[0], gauge.inverse_LRR[0]
     assert (T - torch.eye(RANK)).norm() > 1e-3
     before = {stack.side: stack.m_LMN[0].clone() for stack in optimizer.stacks}
@@ -259,7 +259,9 @@ def test_second_moments_of_a_diagonal_approximation_are_carried_into_the_gauge_e
         gradients["lora_B"].append(problem.B.grad.clone())
         if step == 3:
             optimizer.observe(problem.sums(rows))
-            gauge = optimizer.rank_groups[0].gauge(torch.tensor([True]), damping=1e-4)
+            gauge = optimizer.rank_groups[0].gauge(
+                {0: (problem.A.detach(), problem.B.detach())}, damping=1e-4
+            )
         optimizer.step()
         optimizer.zero_grad()
     T, inverse = gauge.T_LRR[0], gauge.inverse_LRR[0]
