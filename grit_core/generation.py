@@ -6,46 +6,45 @@ join, first come first served for each base model, so that requests for differen
 base model are answered together and none waits for another's last token.
 """
 
-import hashlib
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from queue import Empty
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
-from PIL import Image
 
 from grit_core.adapter_folder import read_adapter_folder
-from grit_core.data.encoder import ChatEncoder
-from grit_core.data.image_decoding import decode_image
-from grit_core.errors import (
-    Fault,
-    Interrupted,
-    InvalidConfig,
-    InvalidDataset,
-    ModelUnavailable,
+from grit_core.errors import DeviceUnavailable, Interrupted, ModelUnavailable
+from grit_core.library_errors import (
+    is_device_failure,
+    library_errors_as,
+    ran_out_of_memory,
+    reason,
 )
-from grit_core.library_errors import library_errors_as, reason
 from grit_core.models.torch_device import torch_device
-from grit_core.records import Role
 from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weights
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
 from grit_core.serving.batch import MAX_KEY_BYTES, Batch
 from grit_core.serving.constraint import MaskThread
+from grit_core.serving.device_memory import build_memory_error, release_frames, release_unused
 from grit_core.serving.lone_answer import answer_alone
-from grit_core.serving.resident_model import Prompt, ResidentModel
+from grit_core.serving.request_encoding import (
+    encode_request,
+    explain_refused_chat,
+    fit_request,
+)
+from grit_core.serving.resident_model import ResidentModel
 from grit_core.serving.ticket import Ticket
 from grit_core.serving.tool_answers import (
     AnswerPieces,
     faults_of_tools,
-    find_hidden_token_ids,
     hold_to_tools,
 )
-from grit_core.tools.call_format import CallFormat
 from grit_core.tools.call_reader import CallPiece
 
 __all__ = ["AdapterSource", "EngineStats", "Generation", "GenerationEngine", "GenerationRequest"]
@@ -58,6 +57,8 @@ PROMPT_TOKENS_BETWEEN_STEPS: Final = 512
 
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class GenerationEngine:
@@ -88,8 +89,9 @@ class GenerationEngine:
             max_rank: Adapters of a larger rank are refused.
             max_adapter_bytes: Bound on the adapters' places beside each base model, and another
                 on the copies in main memory, from which an adapter takes its place.
-            max_key_bytes: Bound on the keys and values of the requests that share the steps of a
-                base model; one request may have more.
+            max_key_bytes: Bound on the keys and values of the requests that share steps, for each
+                base model; what the device has free bounds them too. A request waits until it
+                fits. One that is the only one may take what the device has.
             image_cache_bytes: Bound on the image features kept for each base model; 0 for none.
             prefix_cache_bytes: Bound on the keys and values kept for each; 0 for none.
         """
@@ -111,6 +113,22 @@ class GenerationEngine:
         self._masks = MaskThread()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._fault: Exception | None = None
+        """What a device that failed for good raised."""
+        self._turn = threading.Lock()
+        """Held by the engine's thread while it runs models, and by a thread that drops one."""
+        self._num_claims = 0
+        """Threads that want the turn; the engine's thread begins no other pass before them."""
+
+    @property
+    def lost(self) -> str | None:
+        """Why the device cannot be used by this process any more; none while it can.
+
+        After an illegal access, a device-side assertion or a driver that failed, every call of the
+        device fails. All requests then end with an error, and only a new process helps.
+        """
+        fault = self._fault
+        return None if fault is None else reason(fault)
 
     def generate(
         self,
@@ -136,7 +154,10 @@ class GenerationEngine:
         A model or adapter that cannot be loaded raises `ModelUnavailable` or `AdapterInvalid`, a
         chat that the model's template refuses `InvalidDataset`, one that does not fit into the
         model's context or a grammar that it cannot be held to `InvalidConfig`, and a request that
-        was stopped `Interrupted`.
+        was stopped `Interrupted`. One for which the device has not enough memory, also after idle
+        models and caches were dropped, raises `torch.OutOfMemoryError` (on the CPU `MemoryError`);
+        the others go on. A device that failed for good raises its own error in all requests under
+        way, and `DeviceUnavailable` from then on (see `lost`).
         """
         started = time.perf_counter()
         with self._door:
@@ -144,8 +165,8 @@ class GenerationEngine:
         try:
             weights = None if adapter is None else self._load_adapter(source, resident, adapter)
             load_seconds = time.perf_counter() - started
-            prompt = _encode(resident, request)
-            request = _fitted(request, prompt, resident)
+            prompt = encode_request(resident, request)
+            request = fit_request(request, prompt, resident)
             pieces = AnswerPieces(request, prompt.calls, on_text=on_text, on_call=on_call)
             with faults_of_tools(request):
                 held = hold_to_tools(
@@ -202,22 +223,36 @@ class GenerationEngine:
         Raises:
             Interrupted: The caller did not want to wait for room any longer.
         """
-        with self._changed:
-            while source not in self._bases and len(self._bases) >= self._max_bases:
-                idle = next((s for s, base in self._bases.items() if not base.in_flight), None)
-                if idle is not None:
-                    self._forget(idle)
-                elif should_stop():
-                    raise Interrupted("Stopped as asked, while waiting for a base model's place.")
-                else:
+        while True:
+            with self._changed:
+                self._refuse_if_lost()
+                resident = self._bases.get(source)
+                if resident is not None:
+                    self._bases.move_to_end(source)
+                    resident.in_flight += 1
+                    return resident
+                if len(self._bases) < self._max_bases:
+                    break
+                if not self._idle():
+                    if should_stop():
+                        raise Interrupted(
+                            "Stopped as asked, while waiting for a base model's place."
+                        )
                     self._changed.wait(POLL_SECONDS)
-            resident = self._bases.get(source)
-            if resident is not None:
-                self._bases.move_to_end(source)
-                resident.in_flight += 1
-                return resident
-        with library_errors_as(lambda error: _not_loaded(source, error)):
-            resident = ResidentModel.load(
+                    continue
+            with self._between_steps(should_stop):
+                self._forget(self._idle()[:1])
+        resident = self._load(source, should_stop)
+        with self._changed:
+            self._bases[source] = resident
+            resident.in_flight += 1
+            return resident
+
+    def _load(self, source: str, should_stop: Callable[[], bool]) -> ResidentModel:
+        """Load a base model; where it finds no memory, once more after room was made."""
+
+        def load() -> ResidentModel:
+            return ResidentModel.load(
                 source,
                 device=self._device,
                 dtype=self._dtype,
@@ -226,10 +261,41 @@ class GenerationEngine:
                 image_cache_bytes=self._image_cache_bytes,
                 prefix_cache_bytes=self._prefix_cache_bytes,
             )
+
+        def make_room() -> None:
+            with self._between_steps(should_stop):
+                self._make_room()
+
+        try:
+            with library_errors_as(lambda error: _not_loaded(source, error)):
+                return self._with_room(f"the model {source}", load, make_room=make_room)
+        except Exception as error:
+            release_frames(error)  # the weights may be among the variables
+            if _is_lost(error):
+                self._lose(error)
+            raise
+
+    @contextmanager
+    def _between_steps(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Keep the engine's thread from running models in this block.
+
+        Raises:
+            Interrupted: The caller did not want to wait for a pass to end.
+        """
         with self._changed:
-            self._bases[source] = resident
-            resident.in_flight += 1
-            return resident
+            self._num_claims += 1
+        try:
+            while not self._turn.acquire(timeout=POLL_SECONDS):
+                if should_stop():
+                    raise Interrupted("Stopped as asked, while waiting for memory.")
+            try:
+                yield
+            finally:
+                self._turn.release()
+        finally:
+            with self._changed:
+                self._num_claims -= 1
+                self._changed.notify_all()
 
     def _load_adapter(
         self, source: str, resident: ResidentModel, adapter: AdapterSource
@@ -260,6 +326,7 @@ class GenerationEngine:
 
     def _submit(self, ticket: Ticket) -> None:
         with self._changed:
+            self._refuse_if_lost()
             if self._closing:
                 raise Interrupted("The engine is closing.")
             if self._thread is None:
@@ -268,9 +335,97 @@ class GenerationEngine:
             self._waiting.append(ticket)
             self._changed.notify_all()
 
-    def _forget(self, source: str) -> None:
-        resident = self._bases.pop(source)
-        self._batches.pop(resident, None)
+    def _refuse_if_lost(self) -> None:
+        """Take nothing for a device that failed for good.
+
+        Raises:
+            DeviceUnavailable: It has failed.
+        """
+        if self._fault is not None:
+            raise DeviceUnavailable(
+                f"The device {self._device} failed, and this process cannot use it any more:"
+                f" {reason(self._fault)}. Start the process again."
+            ) from self._fault
+
+    def _lose(self, error: Exception) -> None:
+        """Take nothing more: the device failed for good."""
+        _log.error("the device %s failed for good: %s", self._device, reason(error))
+        release_frames(error)
+        with self._changed:
+            self._fault = error
+            self._changed.notify_all()
+
+    # --- memory; in the turn
+
+    def _idle(self) -> list[str]:
+        """The base models that no request needs, the least recently used first."""
+        with self._changed:
+            return [source for source, base in self._bases.items() if not base.in_flight]
+
+    def _forget(self, sources: Iterable[str]) -> None:
+        """Drop base models, and give their memory back to the device."""
+        for source in sources:
+            with self._changed:
+                resident = self._bases.pop(source, None)
+                if resident is None:
+                    continue
+                self._batches.pop(resident, None)
+            resident.unload()
+        release_unused(self._device)
+
+    def _make_room(self) -> None:
+        """Drop what no request needs: idle base models, caches, and room that no row needs."""
+        idle = self._idle()
+        _log.warning(
+            "the device %s has no memory left; dropping %s", self._device, idle or "caches"
+        )
+        with self._changed:
+            batches = list(self._batches.values())
+        self._drop_caches()
+        for batch in batches:
+            batch.trim()
+        self._forget(idle)
+
+    def _drop_caches(self) -> None:
+        with self._changed:
+            bases = list(self._bases.values())
+        for base in bases:
+            base.drop_caches()
+
+    def _with_room(
+        self,
+        what: str,
+        work: Callable[[], T],
+        *,
+        make_room: Callable[[], None] | None = None,
+        may_repeat: Callable[[], bool] = lambda: True,
+    ) -> T:
+        """Work; where memory runs out, make room and try once more.
+
+        Args:
+            what: For the error: what memory is needed for.
+            work: Changes nothing where memory runs out.
+            make_room: How.
+            may_repeat: Asked after the first failure.
+
+        Memory that is not enough after that raises what `build_memory_error` makes.
+        """
+        try:
+            return work()
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            # The second try must find what the first one held.
+            lack = build_memory_error(self._device, what, error)
+        (make_room or self._make_room)()
+        if may_repeat():
+            try:
+                return work()
+            except Exception as error:
+                if not ran_out_of_memory(error):
+                    raise
+                lack = build_memory_error(self._device, what, error)
+        raise lack
 
     # --- in the engine's thread
 
@@ -280,17 +435,19 @@ class GenerationEngine:
             # All of it: what a step has made may not be changed outside of the mode.
             with torch.inference_mode():
                 while self._has_work():
-                    for batch in self._running():
-                        batch.drop_stopped()
-                    self._admit()
-                    for batch in self._running():
-                        self._step(batch)
-        except Exception as error:  # noqa: BLE001 - it is told to all that wait
-            # Nobody may wait for a thread that is gone; the next request starts another.
-            _log.exception("the engine's thread failed")
+                    with self._turn:
+                        self._pass()
+        except Exception as error:  # noqa: BLE001 - all that wait are given it
             ending = error
+            if _is_lost(error):
+                self._lose(error)
+            else:
+                # No one may wait for a thread that is gone; the next request starts another.
+                _log.exception("the engine's thread failed")
         with self._changed:
             self._thread = None
+            if self._fault is not None:
+                ending = self._fault
             for ticket in self._waiting:
                 ticket.fail(ending)
             self._waiting.clear()
@@ -298,15 +455,27 @@ class GenerationEngine:
             if not isinstance(ending, Interrupted):
                 self._bases.clear()  # in what state they are is not known
         for batch in batches:
-            for ticket in batch.tickets:
-                ticket.fail(ending)
+            batch.fail(ending)
 
     def _has_work(self) -> bool:
-        """Wait for something to do; false when the engine is closing."""
+        """Wait for something to do; false when the engine is closing or the device lost."""
         with self._changed:
-            while not (self._closing or self._waiting or self._running()):
+            while not (self._closing or self._fault is not None):
+                if not self._num_claims and (self._waiting or self._running()):
+                    return True
                 self._changed.wait()
-            return not self._closing
+            return False
+
+    def _pass(self) -> None:
+        """Let rows leave and join, and choose one more token for each.
+
+        What it refers to is gone when it returns: a thread that waits must hold no model.
+        """
+        for batch in self._running():
+            self._drop_stopped(batch)
+        self._admit()
+        for batch in self._running():
+            self._step(batch)
 
     def _running(self) -> list[Batch]:
         return [batch for batch in list(self._batches.values()) if batch.tickets]
@@ -340,40 +509,104 @@ class GenerationEngine:
                     max_rows=self._max_batch,
                     max_key_bytes=self._max_key_bytes,
                 )
-        if not batch.has_room(ticket):
-            return False
         try:
+            if not self._has_room(batch, ticket):
+                return False
             if ticket.adapter is not None:
-                ticket.slot = resident.slots.acquire(ticket.adapter)
+                acquire = partial(resident.slots.acquire, ticket.adapter)
+                ticket.slot = self._with_room(f"the adapter {ticket.adapter.id}", acquire)
                 if ticket.slot is None:
                     return False
             self._withdraw(ticket)
-            if not resident.shares(ticket.num_tokens):
-                with library_errors_as(_chat_refused):
-                    answer_alone(ticket)
-                batch.release(ticket)
-                ticket.finish()
-                return True
-            with library_errors_as(_chat_refused):
-                prefilled = resident.prefill(
-                    ticket.prompt, slot=ticket.slot, adapter=ticket.adapter
-                )
-            if ticket.begin(prefilled):
-                batch.release(ticket)
-                ticket.finish()
+            if resident.shares(ticket.num_tokens):
+                self._prefill(ticket, batch)
             else:
-                batch.join(ticket, prefilled)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the one that waits is told
+                self._answer_alone(ticket, batch)
+        except Exception as error:
             self._withdraw(ticket)
             batch.release(ticket)
             ticket.fail(error)
+            if _is_lost(error):
+                raise
         return True
 
-    def _step(self, batch: Batch) -> None:
+    def _has_room(self, batch: Batch, ticket: Ticket) -> bool:
+        """Whether a request may join now. Caches give way to it; rows and idle models do not."""
+        if not batch.has_room(ticket):
+            return False
+        if batch.fits_device(ticket):
+            return True
+        self._drop_caches()
+        return batch.fits_device(ticket)
+
+    def _prefill(self, ticket: Ticket, batch: Batch) -> None:
+        """Run a prompt, choose the first token and let the row join."""
+        run = partial(
+            ticket.resident.prefill, ticket.prompt, slot=ticket.slot, adapter=ticket.adapter
+        )
+        with library_errors_as(explain_refused_chat):
+            prefilled = self._with_room(f"a prompt of {len(ticket.prompt_ids)} tokens", run)
+        ended = self._with_room(
+            "the first token of an answer",
+            lambda: ticket.begin(prefilled),
+            may_repeat=lambda: not ticket.ids,
+        )
+        if ended:
+            batch.release(ticket)
+            ticket.finish()
+        else:
+            what = f"the keys and values of {len(batch.tickets) + 1} requests"
+            self._with_room(what, partial(batch.join, ticket, prefilled))
+
+    def _answer_alone(self, ticket: Ticket, batch: Batch) -> None:
+        """Answer a request that cannot share steps, from its first token to its last."""
+        with library_errors_as(explain_refused_chat):
+            # With a token it has begun: the caller may have read it.
+            self._with_room(
+                f"an answer to a prompt of {len(ticket.prompt_ids)} tokens",
+                partial(answer_alone, ticket),
+                may_repeat=lambda: not ticket.ids,
+            )
+        batch.release(ticket)
+        ticket.finish()
+
+    def _drop_stopped(self, batch: Batch) -> None:
         try:
-            batch.step()
-        except Exception as error:  # noqa: BLE001 - as above; half a step is in the keys now
+            batch.drop_stopped()
+        except Exception as error:
+            if _is_lost(error):
+                raise
             batch.fail(error)
+
+    def _step(self, batch: Batch) -> None:
+        """Choose one more token for every row.
+
+        Where memory runs out, the step is made again after room was made. Where it still runs out,
+        the longest row ends with the error, and the others try again: each row that goes gives them
+        what it held.
+        """
+        made_room = False
+        try:
+            while batch.tickets:
+                batch.mark()
+                try:
+                    batch.step()
+                except Exception as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    what = f"the next tokens of {len(batch.tickets)} answers"
+                    lack = build_memory_error(self._device, what, error)
+                else:
+                    return
+                batch.recover()
+                if made_room and batch.tickets:
+                    batch.shed(lack)
+                self._make_room()
+                made_room = True
+        except Exception as error:
+            if _is_lost(error):
+                raise
+            batch.fail(error)  # half a step is in the keys now
 
     def _withdraw(self, ticket: Ticket) -> None:
         with self._changed:
@@ -408,79 +641,9 @@ def _wait(ticket: Ticket, pieces: AnswerPieces, should_stop: Callable[[], bool])
         ticket.stopped = True
 
 
-def _encode(resident: ResidentModel, request: GenerationRequest) -> Prompt:
-    """Read the images and write the chat as the model reads it."""
-    images = [decode_image(data, index=i) for i, data in enumerate(request.chat.images)]
-    # Tokenizers are not made to be shared by two threads.
-    with resident.encoding, library_errors_as(_chat_refused):
-        inputs, calls = _encode_chat(resident.encoder, request, images)
-    return Prompt(
-        inputs=inputs,
-        calls=calls,
-        hidden_token_ids=(
-            None
-            if calls is None or request.tools is None
-            else find_hidden_token_ids(resident.encoder.tokenizer, calls)
-        ),
-        images=tuple(hashlib.sha256(data).hexdigest() for data in request.chat.images),
-        image_tokens=int(
-            torch.isin(inputs["input_ids"], resident.encoder.image_token_ids).sum().item()
-        ),
-    )
-
-
-def _fitted(
-    request: GenerationRequest, prompt: Prompt, resident: ResidentModel
-) -> GenerationRequest:
-    """Return a request whose answer fits into the model's context after its prompt.
-
-    The sentences are those of OpenAI and others: clients look for their words (LiteLLM for
-    "maximum context length", LangChain for "prompt is too long") to cut a chat and ask again.
-
-    Raises:
-        InvalidConfig: The prompt leaves no room for an answer, or not for one that was asked for.
-    """
-    most, wanted = resident.max_positions, request.max_new_tokens
-    prompt_tokens = len(prompt.ids_T)
-    if most is None or prompt_tokens + wanted <= most:
-        return request
-    room = most - prompt_tokens
-    if room > 0 and request.shorten_to_fit:
-        return replace(request, max_new_tokens=room)
-    if room > 0:
-        pointer, what = "/max_new_tokens", "messages or the completion"
-        asked = (
-            f"you requested {prompt_tokens + wanted} tokens ({prompt_tokens} in the messages,"
-            f" {wanted} in the completion): the prompt is too long for such an answer"
-        )
-    else:
-        pointer, what = "/messages", "messages"
-        asked = f"your messages resulted in {prompt_tokens} tokens: the prompt is too long"
-    detail = (
-        f"This model's maximum context length is {most} tokens. However, {asked}."
-        f" Please reduce the length of the {what}."
-    )
-    raise InvalidConfig([Fault(pointer=pointer, code="request_too_large", detail=detail)])
-
-
-def _encode_chat(
-    encoder: ChatEncoder, request: GenerationRequest, images: Sequence[Image.Image]
-) -> tuple[dict[str, torch.Tensor], CallFormat | None]:
-    """Return the model's arguments, and how the answer writes calls where the chat has tools."""
-    messages = request.chat.messages
-    if request.tools is None and not any(
-        message.tool_calls or message.role is Role.TOOL for message in messages
-    ):
-        return encoder.encode_prompt(messages, images), None
-    tools = () if request.tools is None else request.tools.tools
-    return encoder.encode_tool_prompt(messages, images, tools)
-
-
-def _chat_refused(error: Exception) -> InvalidDataset:
-    return InvalidDataset(
-        f"the model or its processor refuses the chat: {reason(error)}; look at its images and at"
-        " the order of its messages"
-    )
+def _is_lost(error: BaseException) -> bool:
+    """Whether the process cannot use the device any more."""
+    return is_device_failure(error) and not ran_out_of_memory(error)
 
 
 def _not_loaded(source: str, error: Exception) -> ModelUnavailable:

@@ -5,16 +5,28 @@ notice. Each row has its adapter's slot, its own sampler and its own length.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
+from grit_core.library_errors import ran_out_of_memory
 from grit_core.serving.constraint import MaskThread
+from grit_core.serving.device_memory import count_free_bytes
 from grit_core.serving.resident_model import Prefilled, ResidentModel
 from grit_core.serving.row_cache import RowCache, row_room, token_room
 from grit_core.serving.ticket import Ticket
 from grit_core.serving.token_chooser import TokenChooser
 
 MAX_KEY_BYTES: Final = 4 * 1024**3
-"""Bound on the keys and values of a batch; a lone row may be longer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mark:
+    """Where a row was before a step."""
+
+    ticket: Ticket
+    length: int
+    """Tokens that have keys."""
+    num_ids: int
 
 
 class Batch:
@@ -28,15 +40,22 @@ class Batch:
         max_rows: int,
         max_key_bytes: int = MAX_KEY_BYTES,
     ) -> None:
-        """Begin without rows."""
+        """Begin without rows.
+
+        Args:
+            resident: The base model.
+            masks: The thread for the masks of grammars.
+            max_rows: Rows at once.
+            max_key_bytes: Bound on the keys and values. A row that is the only one may be longer.
+        """
         self.resident = resident
         self._masks = masks
         self.tickets: list[Ticket] = []
         self._rows = RowCache(max_rows=max_rows)
         self._max_rows, self._max_key_bytes = max_rows, max_key_bytes
-        self._bytes_per_place = 0
         self._chooser: TokenChooser | None = None
         """Of the rows of the last step."""
+        self._marks: list[_Mark] = []
 
     @property
     def num_bytes(self) -> int:
@@ -44,23 +63,40 @@ class Batch:
         return self._rows.num_bytes
 
     def has_room(self, ticket: Ticket) -> bool:
-        """Whether a request may join, by its longest answer."""
+        """Whether a request may join by the bounds on rows and keys, by its longest answer."""
         if not self.tickets:
             return True
         if len(self.tickets) >= self._max_rows:
             return False
+        return self._count_key_bytes(ticket) <= self._max_key_bytes
+
+    def fits_device(self, ticket: Ticket) -> bool:
+        """Whether the device has the memory now for a request to join, by its longest answer.
+
+        An idle batch takes any request: it would wait for nothing.
+        """
+        if not self.tickets:
+            return True
+        needed = self._count_key_bytes(ticket) - self._rows.num_bytes
+        needed += len(ticket.prompt_ids) * self.resident.key_bytes_per_token  # before it joins
+        if needed <= 0:
+            return True
+        free = count_free_bytes(self.resident.device)
+        return free is None or needed + self._rows.layer_bytes <= free
+
+    def _count_key_bytes(self, ticket: Ticket) -> int:
+        """Bytes of the keys and values once a request has joined and all answers are longest."""
         tickets = (*self.tickets, ticket)
         longest = max(one.num_tokens for one in tickets)
         num_places = row_room(len(tickets), self._max_rows) * token_room(longest)
-        return num_places * self._bytes_per_place <= self._max_key_bytes
+        return num_places * self.resident.key_bytes_per_token
 
     def join(self, ticket: Ticket, prefilled: Prefilled) -> None:
-        """Add a row whose first token has been chosen."""
+        """Add a row whose first token has been chosen.
+
+        Where memory runs out, the other rows go on as if it had not come.
+        """
         self._rows.join(prefilled.cache)
-        self._bytes_per_place = sum(
-            layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes
-            for layer in prefilled.cache.layers
-        )
         ticket.offset = prefilled.offset
         self.tickets.append(ticket)
 
@@ -89,37 +125,94 @@ class Batch:
         for ticket in finished:
             ticket.finish()
 
+    def mark(self) -> None:
+        """Note where the rows are, for `recover` and `fail`, before a step."""
+        self._marks = [
+            _Mark(ticket=ticket, length=length, num_ids=len(ticket.ids))
+            for ticket, length in zip(self.tickets, self._rows.lengths, strict=True)
+        ]
+
+    def recover(self) -> None:
+        """Go back to the mark after a step that failed.
+
+        A row whose token had been chosen keeps it; for the others there was no step. The rows need
+        not be equally far: the next step adds one token to each.
+        """
+        self._chooser = None  # it may have taken in a token that the step did not end with
+        before = {mark.ticket: mark for mark in self._marks}
+        self._rows.rewind([
+            before[ticket].length + len(ticket.ids) - before[ticket].num_ids
+            for ticket in self.tickets
+        ])
+        self._leave(row for row, ticket in enumerate(self.tickets) if ticket.has_ended)
+        for mark in self._marks:  # also those that had left before the step failed
+            if mark.ticket.has_ended:
+                mark.ticket.finish()
+
+    def shed(self, error: Exception) -> None:
+        """End the longest row, which needs most memory, with an error; the others go on."""
+        lengths = self._rows.lengths
+        row = max(range(len(lengths)), key=lambda row: (lengths[row], row))
+        ticket = self.tickets[row]
+        self._remove(row)
+        ticket.fail(error)
+
+    def trim(self) -> None:
+        """Give back the room that no row needs, as far as there is memory to do so."""
+        try:
+            self._rows.trim()
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+
     def drop_stopped(self) -> None:
         """Let rows go that nobody waits for."""
         self._leave(row for row, ticket in enumerate(self.tickets) if ticket.stopped)
 
     def fail(self, error: Exception) -> None:
-        """End all rows with an error."""
+        """End all rows with an error, also those that left in a step that failed."""
+        there = set(self.tickets)
+        for mark in self._marks:
+            if mark.ticket not in there and mark.ticket.has_ended:
+                mark.ticket.fail(error)
         for ticket in self.tickets:
             ticket.fail(error)
             self.release(ticket)
-        self.tickets, self._chooser = [], None
+        self.tickets, self._marks, self._chooser = [], [], None
         self._rows = RowCache(max_rows=self._max_rows)
 
     def _leave(self, rows: Iterable[int]) -> None:
         # From the end, because the last row moves into the place of one that leaves.
         for row in sorted(rows, reverse=True):
-            self._chooser = None
-            ticket = self.tickets[row]
-            self._keep_prefix(row, ticket)
-            self._rows.leave(row)
-            self.tickets[row] = self.tickets[-1]
-            self.tickets.pop()
-            self.release(ticket)
+            self._keep_prefix(row, self.tickets[row])
+            self._remove(row)
+
+    def _remove(self, row: int) -> None:
+        self._chooser = None
+        ticket = self.tickets[row]
+        self._rows.leave(row)
+        self.tickets[row] = self.tickets[-1]
+        self.tickets.pop()
+        self.release(ticket)
 
     def _keep_prefix(self, row: int, ticket: Ticket) -> None:
-        if self.resident.prefixes.enabled:
-            self.resident.prefixes.keep(
-                [*ticket.prompt_ids, *ticket.ids[:-1]],  # the last token has no keys yet
-                self._rows.copy_row(row),
-                scope=ticket.scope,
-                images=ticket.prompt.images,
-            )
+        """Keep a row for prompts that go on from it; the answer does not depend on it."""
+        prefixes = self.resident.prefixes
+        if not prefixes.enabled:
+            return
+        try:
+            pairs = self._rows.copy_row(row)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            prefixes.clear()
+            return
+        prefixes.keep(
+            [*ticket.prompt_ids, *ticket.ids[:-1]],  # the last token has no keys yet
+            pairs,
+            scope=ticket.scope,
+            images=ticket.prompt.images,
+        )
 
     def release(self, ticket: Ticket) -> None:
         """Let go of a request's adapter."""

@@ -26,6 +26,7 @@ from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.models.shared_length import shared_length
 from grit_core.serving.adapter_weights import AdapterWeights
 from grit_core.serving.constraint import Constraint
+from grit_core.serving.device_memory import count_total_bytes
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 from grit_core.serving.image_features import ImageFeatures
 from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
@@ -146,6 +147,9 @@ class ResidentModel:
         """Keys and values of one token; 0 where rows cannot share steps."""
         self.alone_because = self._refuse_sharing()
         """Why its rows cannot share steps; empty where they can."""
+        self.max_device_tokens = self._count_device_tokens()
+        """Tokens of which the device can hold the keys and values beside the weights, if it holds
+        nothing else; none where that is not known."""
         self._shared_length = shared_length(text)
         self._grammars: GrammarTokenizer | None = None
         self._reading_vocabulary = threading.Lock()
@@ -323,6 +327,13 @@ class ResidentModel:
             return mask_B11T
         lowest = torch.finfo(self.dtype).min
         return torch.zeros_like(mask_B11T, dtype=self.dtype).masked_fill(~mask_B11T, lowest)
+
+    def _count_device_tokens(self) -> int | None:
+        total = count_total_bytes(self.device)
+        if total is None or not self.key_bytes_per_token:
+            return None
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        return max(0, total - weights) // self.key_bytes_per_token
 
     @torch.inference_mode()
     def _refuse_sharing(self) -> str:

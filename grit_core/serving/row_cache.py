@@ -78,6 +78,11 @@ class RowCache:
         """Memory of the storage."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers)
 
+    @property
+    def layer_bytes(self) -> int:
+        """Memory of one layer's storage, which is there twice while it grows."""
+        return self.num_bytes // len(self._layers) if self._layers else 0
+
     def join(self, prefilled: Any) -> None:
         """Add a row: the cache of a prompt that went through the model alone.
 

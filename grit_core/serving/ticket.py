@@ -58,6 +58,11 @@ class Ticket:
         return len(self.prompt_ids) + self.request.max_new_tokens
 
     @property
+    def has_ended(self) -> bool:
+        """Whether its last token has come."""
+        return bool(self._finish_reason)
+
+    @property
     def scope(self) -> str | None:
         """What keys and values belong to, beside their tokens."""
         return None if self.adapter is None else self.adapter.id
