@@ -14,6 +14,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 METHOD: Final = "get_image_features"
 """Under this name the models of transformers compute what they put in the places of images."""
@@ -113,7 +114,7 @@ def _num_bytes(features: Any) -> int:
         return sum(_num_bytes(part) for part in features.values())
     if isinstance(features, (list, tuple)):
         storages = {
-            part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()
+            StorageWeakRef(part.untyped_storage()).cdata: part.untyped_storage().nbytes()
             for part in features
             if isinstance(part, Tensor)
         }
