@@ -105,6 +105,7 @@ def test_every_wait_is_recorded_with_its_place(accelerator: Accelerator) -> None
         there[[0, 1]]
         torch.ones(2).to("sim", non_blocking=True)
         there[1:3].add_(1)
+        torch.tensor([], device="sim")  # nothing is copied
     assert waits.count() == 6
     assert waits.count(uploads=True) == 2
     assert {wait.place.partition(":")[0] for wait in waits} == {"tests/test_accelerator.py"}

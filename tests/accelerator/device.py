@@ -135,7 +135,12 @@ class Accelerator:
                 self._listeners.remove(waits)
 
     def note_wait(self, kind: str, numel: int = 0) -> None:
-        """Record a wait at the place of the caller; every one ends the copies under way."""
+        """Record a wait at the place of the caller; every one ends the copies under way.
+
+        A copy of nothing is none.
+        """
+        if numel == 0 and kind in {"upload", "download"}:
+            return
         self._end_copies()
         if self._listeners:
             wait = Wait(kind=kind, place=find_place(), numel=numel)
