@@ -362,8 +362,10 @@ def _add_rows(layer: _Layer, rows: _Rows, x_BTI: Tensor, output_BTO: Tensor) -> 
     delta_BTO = delta_PTO.index_select(0, rows.places_B)
     if rows.rows_B is None:
         return output_BTO.add_(delta_BTO)
-    # An order of magnitude quicker than `index_add_`; the rows are different ones.
-    return output_BTO.index_put_((rows.rows_B,), delta_BTO, accumulate=True)
+    # Not `index_put_(accumulate=True)`: on CUDA it sorts the rows to add up equal ones, and these
+    # are different ones.
+    sums_BTO = output_BTO.index_select(0, rows.rows_B).add_(delta_BTO)
+    return output_BTO.index_copy_(0, rows.rows_B, sums_BTO)
 
 
 def _tables(layer: _Layer, rows: _Rows) -> tuple[Tensor, Tensor]:
