@@ -24,6 +24,7 @@ all layers, in the order of `layers`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -38,21 +39,20 @@ from grit_core.errors import Interrupted
 from grit_core.loss import label_loss_sum, predictions, to_device
 from grit_core.models.pretrained import DTYPES
 from grit_core.models.vlm_adapter import ADAPTER, lora_layers
+from grit_core.softmax_divergence import divergence_sum
+from grit_core.softmax_fisher import RandomSigns, SoftmaxFisher
 
 BATCH_ROWS: Final = 4
 """Most rows of a pass. A constant, so that what is cut does not change with a job's batch size."""
 
 SEED: Final = 0
-"""Of the signs, which come from a generator of their own: no draw of the caller's is touched."""
+"""Of the signs, which no generator of torch draws: no draw of the caller's is touched."""
 
 HALF_SCALE: Final = 256.0
 """Gradients are this much larger in float16, so that the small ones are not lost."""
 
 MAX_SUMS: Final = 256
 """Gradients of the gates that are kept of each draw; those of more batches are added up."""
-
-COMPARED_TOKENS: Final = 64
-"""Label tokens whose distributions are compared at a time, in float64."""
 
 
 class ChosenRows:
@@ -68,6 +68,16 @@ class ChosenRows:
         """Yield the batches; rows that are too long are left out, where that is allowed."""
         for start in range(0, len(self._indices), self._size):
             yield from self._rows_of(self._indices[start : start + self._size]).batches
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A batch of a pass."""
+
+    batch: Batch
+    """On the device."""
+    labelled: Tensor
+    """Which columns of the logits predict a label; booleans on the CPU."""
 
 
 class Calibration:
@@ -111,14 +121,14 @@ class Calibration:
             {name: layer.lora_B[ADAPTER] for name, layer in self.layers.items()},
         )
         weights = [layer.lora_A[ADAPTER].weight for layer in self.layers.values()]
-        signs = _generator()
+        signs = RandomSigns(SEED)
         try:
             with capture.observing(
                 gradient_scale=1 / self._scale, num_label_tokens=self.num_label_tokens
             ) as sums:
-                for batch in self._read():
-                    logits_NV = self._label_logits(batch)
-                    drawn_NV = fisher_draw(logits_NV, signs) * self._scale
+                for rows in self._read():
+                    logits_NV = self._label_logits(rows)
+                    drawn_NV = SoftmaxFisher(logits_NV).draw(signs) * self._scale
                     # Asking for gradients of A runs the hooks and leaves nothing in `.grad`.
                     torch.autograd.grad(logits_NV, weights, drawn_NV, allow_unused=True)
         finally:
@@ -132,21 +142,25 @@ class Calibration:
         unbiased estimate of its divergence, whatever the batches. That of a sum of batches is as
         well, so that of many batches no more than `MAX_SUMS` sums are kept.
         """
-        signs = _generator()
-        draws_PBD: list[list[Tensor]] = [[] for _ in range(num_draws)]
-        with self._gated() as gates:
+        signs = RandomSigns(SEED)
+        sums_BPD: list[Tensor] = []
+        with self._gated() as (_, gates):
             for gate in gates.values():
                 gate.requires_grad_()
-            for position, batch in enumerate(self._read()):
-                logits_NV = self._label_logits(batch)
-                for draw in draws_PBD:
-                    drawn_NV = fisher_draw(logits_NV, signs) * self._scale
-                    gradient_D = self._gradient(logits_NV, drawn_NV, list(gates.values()))
-                    if position < MAX_SUMS:
-                        draw.append(gradient_D)
-                    else:
-                        draw[position % MAX_SUMS] += gradient_D
-        return torch.stack([torch.stack(draw_BD) for draw_BD in draws_PBD])
+            for position, rows in enumerate(self._read()):
+                logits_NV = self._label_logits(rows)
+                fisher = SoftmaxFisher(logits_NV)
+                draws_PD = torch.stack([
+                    self._gradient(logits_NV, fisher.draw(signs), list(gates.values()))
+                    for _ in range(num_draws)
+                ])
+                # The only wait of a batch. First the device, then the type: MPS has no float64.
+                draws_PD = draws_PD.cpu().double() / self._scale
+                if position < MAX_SUMS:
+                    sums_BPD.append(draws_PD)
+                else:
+                    sums_BPD[position % MAX_SUMS] += draws_PD
+        return torch.stack(sums_BPD, dim=1)
 
     @torch.no_grad()
     def divergence(self, dropped: Mapping[str, Tensor]) -> float:
@@ -155,37 +169,39 @@ class Calibration:
         Args:
             dropped: Booleans [R] by layer: the directions taken out.
         """
-        total = 0.0
-        with self._gated() as gates:
-            for batch in self._read():
-                whole_NV = self._label_logits(batch)
-                for name, dropped_R in dropped.items():
-                    gates[name].masked_fill_(dropped_R.to(self.device), 0.0)
-                total += _divergence_sum(whole_NV, self._label_logits(batch))
-                for gate in gates.values():
-                    gate.fill_(1.0)
-        return total / max(1, self.num_label_tokens)
+        sums = [torch.zeros((), device=self.device)]
+        with self._gated() as (gates_D, gates):
+            cut_D = torch.cat([
+                torch.where(dropped[name], 0.0, 1.0) if name in dropped else torch.ones(len(gate))
+                for name, gate in gates.items()
+            ]).to(self.device)
+            for rows in self._read():
+                whole_NV = self._label_logits(rows)
+                gates_D.copy_(cut_D)
+                sums.append(divergence_sum(whole_NV, self._label_logits(rows)))
+                gates_D.fill_(1.0)
+        return _total(sums) / max(1, self.num_label_tokens)
 
     @torch.no_grad()
     def loss(self) -> float:
         """Return the mean cross entropy over the rows' label tokens; 0 when there are none."""
-        total = 0.0
-        for batch in self._read():
+        sums = [torch.zeros((), device=self.device)]
+        for rows in self._read():
             with self._autocast():
-                total += float(label_loss_sum(self.model, batch))
-        return total / max(1, self.num_label_tokens)
+                sums.append(label_loss_sum(self.model, rows.batch))
+        return _total(sums) / max(1, self.num_label_tokens)
 
     def _gradient(self, logits_NV: Tensor, drawn_NV: Tensor, gates: list[Tensor]) -> Tensor:
+        """One draw of the gates' gradients, [D], on the device and on the scale of `precision`."""
         found = torch.autograd.grad(
-            logits_NV, gates, drawn_NV, retain_graph=True, allow_unused=True
+            logits_NV, gates, drawn_NV * self._scale, retain_graph=True, allow_unused=True
         )
-        parts = [
+        return torch.cat([
             torch.zeros_like(gate) if gradient is None else gradient
             for gate, gradient in zip(gates, found, strict=True)
-        ]
-        return torch.cat(parts).cpu().double() / self._scale
+        ])
 
-    def _read(self) -> Iterator[Batch]:
+    def _read(self) -> Iterator[_Rows]:
         """Yield the batches on the device, the model being in evaluation mode meanwhile.
 
         Raises:
@@ -197,15 +213,20 @@ class Calibration:
             for batch in self._batches:
                 if self._should_stop():
                     raise Interrupted("Stopped as asked.")
-                yield to_device(batch, self.device)
+                labelled = batch.labels[:, 1:] != IGNORED  # where the batch is, so without a wait
+                yield _Rows(to_device(batch, self.device), labelled)
         finally:
             self.model.train(training)
 
-    def _label_logits(self, batch: Batch) -> Tensor:
+    def _label_logits(self, rows: _Rows) -> Tensor:
         """Float32 logits at the label tokens, row by row."""
         with self._autocast():
-            logits, targets = predictions(self.model, batch)
-        logits_NV: Tensor = logits[targets != IGNORED].float()
+            logits, _ = predictions(self.model, rows.batch)
+        labelled = rows.labelled
+        if logits.shape[1] < labelled.shape[1]:  # columns without a label have no logits
+            labelled = labelled[:, labelled.any(0)]
+        chosen = labelled.flatten().nonzero().squeeze(1).to(self.device)
+        logits_NV: Tensor = logits.flatten(0, 1)[chosen].float()
         return logits_NV
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -214,40 +235,24 @@ class Calibration:
         return torch.autocast(self.device.type, dtype=DTYPES[self._precision])
 
     @contextmanager
-    def _gated(self) -> Iterator[dict[str, Tensor]]:
-        """Multiply every layer's z by a gate; yields the gates, ones of shape [R], by layer."""
-        gates = {
-            name: torch.ones(layer.lora_A[ADAPTER].weight.shape[0], device=self.device)
-            for name, layer in self.layers.items()
-        }
+    def _gated(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Multiply every layer's z by a gate.
+
+        Yields:
+            All gates as one tensor of ones, [D], and those of each layer, which share its memory.
+        """
+        ranks = [layer.lora_A[ADAPTER].weight.shape[0] for layer in self.layers.values()]
+        gates_D = torch.ones(sum(ranks), device=self.device)
+        gates = dict(zip(self.layers, torch.split(gates_D, ranks), strict=True))
         handles = [
             layer.lora_A[ADAPTER].register_forward_hook(_gate_hook(gates[name]))
             for name, layer in self.layers.items()
         ]
         try:
-            yield gates
+            yield gates_D, gates
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def fisher_draw(logits_NV: Tensor, signs: torch.Generator) -> Tensor:
-    """Draw u with E[u u'] = diag p - p p', the Fisher matrix of the softmax in its logits.
-
-    Args:
-        logits_NV: Of the model; no gradient goes through them here.
-        signs: On the CPU.
-    """
-    p_NV = logits_NV.detach().softmax(-1)
-    # Bytes, because one bit of each is all that is needed; drawn on the CPU, so that every device
-    # sees the same signs.
-    drawn_NV = torch.randint(0, 2, p_NV.shape, generator=signs, dtype=torch.int8)
-    root_NV = p_NV.sqrt() * (2 * drawn_NV - 1).to(p_NV.device)
-    return root_NV - p_NV * root_NV.sum(-1, keepdim=True)
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(SEED)
 
 
 def _gate_hook(gate: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
@@ -257,13 +262,6 @@ def _gate_hook(gate: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
     return on_forward
 
 
-def _divergence_sum(whole_NV: Tensor, cut_NV: Tensor) -> float:
-    """KL summed over label tokens. In float64, for the small ones; on the CPU, as MPS has none."""
-    total = 0.0
-    for start in range(0, whole_NV.shape[0], COMPARED_TOKENS):
-        chunk = slice(start, start + COMPARED_TOKENS)
-        log_p_NV, log_q_NV = (
-            logits_NV[chunk].cpu().double().log_softmax(-1) for logits_NV in (whole_NV, cut_NV)
-        )
-        total += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
-    return total
+def _total(sums: list[Tensor]) -> float:
+    """Add up numbers of the device in float64, in one wait for it."""
+    return float(torch.stack(sums).cpu().double().sum())

@@ -4,11 +4,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from grit_core.calibration import Calibration, fisher_draw
+from grit_core.calibration import SEED, Calibration
 from grit_core.data.collate import Batch
 from grit_core.data.encoder import IGNORED
 from grit_core.errors import Interrupted
 from grit_core.models.vlm_adapter import lora_layers
+from grit_core.softmax_fisher import RandomSigns, SoftmaxFisher
 from grit_core.training import train
 from grit_core.training_job import TrainingJob
 from tests.grit_core.adapted_models import calibration_of, load_trained, rows_of
@@ -32,29 +33,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
 @pytest.fixture
 def model(job: TrainingJob) -> PeftModel:
     return load_trained(job)
-
-
-def test_the_draws_have_the_fisher_matrix_of_the_softmax() -> None:
-    logits_V = torch.tensor([2.0, 0.0, -1.0, 0.5, -4.0])
-    num_draws = 40_000
-    draws_NV = fisher_draw(logits_V.expand(num_draws, -1), torch.Generator().manual_seed(1))
-    p_V = logits_V.softmax(-1)
-    expected_VV = torch.diag(p_V) - torch.outer(p_V, p_V)
-    found_VV = draws_NV.T @ draws_NV / num_draws
-    torch.testing.assert_close(found_VV, expected_VV, rtol=0, atol=3 / num_draws**0.5)
-    assert draws_NV.sum(-1).abs().max() < 1e-5  # logits may be shifted
-
-
-def test_a_draw_has_less_noise_than_a_sampled_label() -> None:
-    """On a confident prediction, where a sampled label hardly ever says anything."""
-    logits_V = torch.tensor([6.0, 0.0, 0.0, 0.0])
-    p_V = logits_V.softmax(-1)
-    generator = torch.Generator().manual_seed(1)
-    draws_NV = fisher_draw(logits_V.expand(4000, -1), generator)
-    labels_N = torch.multinomial(p_V, 4000, replacement=True, generator=generator)
-    sampled_NV = torch.nn.functional.one_hot(labels_N, 4) - p_V
-    by_draw, by_label = (u_NV[:, 1].square().std() for u_NV in (draws_NV, sampled_NV))
-    assert by_draw < 0.2 * by_label
 
 
 @pytest.mark.parametrize("size", [1, 3, 12])
@@ -106,7 +84,7 @@ def test_a_gates_gradient_is_what_its_row_times_that_rows_gradient(
     logits_NV = label_logits(model, batch)
     layers = lora_layers(model).values()
     weights = [layer.lora_A.default.weight for layer in layers]
-    drawn_NV = fisher_draw(logits_NV, torch.Generator().manual_seed(0))
+    drawn_NV = SoftmaxFisher(logits_NV).draw(RandomSigns(SEED))
     gradients = torch.autograd.grad(logits_NV, weights, drawn_NV)
     expected_D = torch.cat([
         (weight * gradient).sum(1) for weight, gradient in zip(weights, gradients, strict=True)
