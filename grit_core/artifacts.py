@@ -10,7 +10,8 @@ import hashlib
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any, Final
 import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
@@ -30,7 +30,8 @@ from grit_core.compaction import Compaction
 from grit_core.durable_files import canonical_json, replace_folder, sync_folder, write_durably
 from grit_core.errors import AdapterInvalid
 from grit_core.loss import keeps_chosen_logits
-from grit_core.models.pretrained import known_warnings_ignored, load_base_model
+from grit_core.models.lora_folder import load_errors_as_invalid, load_with_peft
+from grit_core.models.pretrained import load_base_model
 from grit_core.models.vlm_adapter import ADAPTER, layer_pattern, spared_modules
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -160,11 +161,8 @@ def verify_adapter(
             `LOGIT_TOLERANCE`.
     """
     base = load_base_model(source, device=device, dtype=precision)
-    try:
-        with known_warnings_ignored():
-            model = PeftModel.from_pretrained(base, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise AdapterInvalid(f"PEFT cannot load the adapter: {error}") from error
+    with load_errors_as_invalid():
+        model = load_with_peft(base, folder)
     found = probe(model, expected.inputs)
     difference = float((found.logits - expected.logits).abs().max())
     allowed = LOGIT_TOLERANCE[precision] * max(1.0, float(expected.logits.abs().max()))
@@ -186,8 +184,25 @@ def finish_adapter(
     replace_folder(unfinished, final)
 
 
+@contextmanager
+def unfinished_adapter(work_dir: Path) -> Iterator[Path]:
+    """Give a folder for `write_adapter` to make; an error in the block leaves nothing of it.
+
+    Args:
+        work_dir: Where the adapter is to lie at the end. What an attempt that was killed has left
+            there is removed.
+    """
+    folder = work_dir / ".adapter.new"
+    remove_folder(folder)
+    try:
+        yield folder
+    except BaseException:
+        remove_folder(folder)
+        raise
+
+
 def remove_folder(folder: Path) -> None:
-    """Delete what an earlier attempt may have left."""
+    """Delete a folder, if it is there."""
     if folder.exists():
         shutil.rmtree(folder)
 

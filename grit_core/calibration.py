@@ -31,6 +31,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from grit_core import transfer
 from grit_core.curvature.capture import CurvatureCapture, LayerSums
 from grit_core.data.collate import Batch
 from grit_core.data.encoder import IGNORED
@@ -171,10 +172,9 @@ class Calibration:
         """
         sums = [torch.zeros((), device=self.device)]
         with self._gated() as (gates_D, gates):
-            cut_D = torch.cat([
-                torch.where(dropped[name], 0.0, 1.0) if name in dropped else torch.ones(len(gate))
-                for name, gate in gates.items()
-            ]).to(self.device)
+            whole = {name: torch.ones(len(gate)) for name, gate in gates.items()}
+            cut = whole | {name: (~dropped_R).float() for name, dropped_R in dropped.items()}
+            cut_D = transfer.to_device(torch.cat(list(cut.values())), self.device)
             for rows in self._read():
                 whole_NV = self._label_logits(rows)
                 gates_D.copy_(cut_D)
@@ -225,8 +225,8 @@ class Calibration:
         labelled = rows.labelled
         if logits.shape[1] < labelled.shape[1]:  # columns without a label have no logits
             labelled = labelled[:, labelled.any(0)]
-        chosen = labelled.flatten().nonzero().squeeze(1).to(self.device)
-        logits_NV: Tensor = logits.flatten(0, 1)[chosen].float()
+        places_N = labelled.flatten().nonzero().squeeze(1)
+        logits_NV: Tensor = logits.flatten(0, 1)[transfer.to_device(places_N, self.device)].float()
         return logits_NV
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -15,7 +15,7 @@ D directions of all layers, K the cuts from smallest to largest.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from grit_core import transfer
 from grit_core.calibration import Calibration
 from grit_core.curvature.capture import LayerSums
 from grit_core.curvature.gauge import canonical_gauge
@@ -90,7 +91,8 @@ def compact(calibration: Calibration, *, max_kl: float) -> Compaction:
         raise AdapterInvalid("The model has no LoRA layer, so there is nothing to compact.")
     _fold_scale(layers)
     whole = {name: _weights(layer) for name, layer in layers.items()}
-    idle = {name for name, (A_RI, B_OR) in whole.items() if not (A_RI.any() and B_OR.any())}
+    moved_L = torch.stack([A_RI.any() & B_OR.any() for A_RI, B_OR in whole.values()]).tolist()
+    idle = {name for name, moved in zip(whole, moved_L, strict=True) if not moved}
     sound = enter_gauge(layers, calibration.observe_factors())
     costs_D, changes_PBD = _weigh(calibration)
     directions = [(name, j) for name, layer in layers.items() for j in range(_rank(layer))]
@@ -136,21 +138,19 @@ def enter_gauge(layers: Mapping[str, LoraLayer], factors: Mapping[str, LayerSums
     ranks: dict[int, list[str]] = {}
     for name, layer in layers.items():
         ranks.setdefault(_rank(layer), []).append(name)
-    sound = set()
+    sound: dict[str, tuple[Tensor, Tensor]] = {}
     for names in ranks.values():
-        seen = [factors[name] for name in names]
-        gauge = canonical_gauge(
-            torch.stack([_mean(sums.zz_RR, sums) for sums in seen]),
-            torch.stack([_mean(sums.hh_RR, sums) for sums in seen]),
-            damping=DAMPING,
-        )
-        for i, name in enumerate(names):
-            if bool(gauge.sound_L[i]):
-                A_RI, B_OR = _weights(layers[name])
-                A_RI = gauge.inverse_LRR[i] @ A_RI.cpu().double()
-                _set_weights(layers[name], A_RI, B_OR.cpu().double() @ gauge.T_LRR[i])
-                sound.add(name)
-    return sound
+        Z_LRR, H_LRR = _means([factors[name] for name in names])
+        gauge = canonical_gauge(Z_LRR, H_LRR, damping=DAMPING)
+        weights = [weight for name in names for weight in _weights(layers[name])]
+        hosted = [weight.double() for weight in transfer.all_to_host(weights)]
+        sound |= {
+            name: (gauge.inverse_LRR[i] @ hosted[2 * i], hosted[2 * i + 1] @ gauge.T_LRR[i])
+            for i, name in enumerate(names)
+            if bool(gauge.sound_L[i])
+        }
+    _set_weights(layers, sound)
+    return set(sound)
 
 
 def droppable(costs_D: Tensor) -> list[int]:
@@ -235,23 +235,31 @@ def _cut(
     whole: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
     """Zero what goes, and give layers that stay whole the matrices that they had."""
-    for name, layer in layers.items():
-        if len(kept[name]) == _rank(layer):
-            _set_weights(layer, *whole[name])
-            continue
-        gone = [j for j in range(_rank(layer)) if j not in kept[name]]
-        layer.lora_A[ADAPTER].weight[gone] = 0
-        layer.lora_B[ADAPTER].weight[:, gone] = 0
+    uncut = {name for name, layer in layers.items() if len(kept[name]) == _rank(layer)}
+    _set_weights(layers, {name: whole[name] for name in uncut})
+    masks = _masks(
+        layers, [(n, j) for n in layers for j in range(_rank(layers[n])) if j not in kept[n]]
+    )
+    gone = transfer.all_to_device(
+        list(masks.values()), next(iter(layers.values())).lora_A[ADAPTER].weight.device
+    )
+    for (name, layer), gone_R in zip(layers.items(), gone, strict=True):
+        if name not in uncut:
+            layer.lora_A[ADAPTER].weight.masked_fill_(gone_R[:, None], 0.0)
+            layer.lora_B[ADAPTER].weight.masked_fill_(gone_R, 0.0)
 
 
 @torch.no_grad()
 def _fold_scale(layers: Mapping[str, LoraLayer]) -> None:
-    for layer in layers.values():
-        scale = layer.scaling[ADAPTER]
-        if scale != 1:
-            A_RI, B_OR = _weights(layer)
-            _set_weights(layer, A_RI, B_OR.cpu().double() * scale)
-            layer.scaling[ADAPTER] = 1.0
+    scaled = [layer for layer in layers.values() if layer.scaling[ADAPTER] != 1]
+    parameters = [layer.lora_B[ADAPTER].weight for layer in scaled]
+    hosted = transfer.all_to_host(parameters)
+    values = [
+        B_OR.double() * layer.scaling[ADAPTER] for layer, B_OR in zip(scaled, hosted, strict=True)
+    ]
+    _copy_all(parameters, values)
+    for layer in scaled:
+        layer.scaling[ADAPTER] = 1.0
 
 
 def _weights(layer: LoraLayer) -> tuple[Tensor, Tensor]:
@@ -260,9 +268,27 @@ def _weights(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     return A_RI.detach().clone(), B_OR.detach().clone()
 
 
-def _set_weights(layer: LoraLayer, A_RI: Tensor, B_OR: Tensor) -> None:
-    layer.lora_A[ADAPTER].weight.copy_(A_RI)
-    layer.lora_B[ADAPTER].weight.copy_(B_OR)
+def _set_weights(
+    layers: Mapping[str, LoraLayer], weights: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Write A and B of the layers that are named."""
+    parameters = [
+        part[ADAPTER].weight
+        for name in weights
+        for part in (layers[name].lora_A, layers[name].lora_B)
+    ]
+    _copy_all(parameters, [value for pair in weights.values() for value in pair])
+
+
+def _copy_all(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values of any type and place to parameters; to a device in one copy."""
+    # The type changes before the copy: MPS has no float64.
+    pairs = zip(parameters, values, strict=True)
+    cast = [value.to(parameter.dtype) for parameter, value in pairs]
+    if cast:
+        cast = transfer.all_to_device(cast, parameters[0].device)
+    for parameter, value in zip(parameters, cast, strict=True):
+        parameter.copy_(value)
 
 
 def _rank(layer: LoraLayer) -> int:
@@ -270,7 +296,12 @@ def _rank(layer: LoraLayer) -> int:
     return rank
 
 
-def _mean(sum_RR: Tensor, sums: LayerSums) -> Tensor:
-    """E over the counted positions, float64 on the CPU; zero where none was counted."""
-    mean_RR: Tensor = sum_RR.cpu().double() / sums.num_positions.cpu().double().clamp_min(1)
-    return mean_RR
+def _means(seen: Sequence[LayerSums]) -> tuple[Tensor, Tensor]:
+    """E[z z'] and E[h h'] over the counted positions, [L, R, R], float64 on the CPU.
+
+    Zero where none was counted.
+    """
+    parts = [part for sums in seen for part in (sums.num_positions, sums.zz_RR, sums.hh_RR)]
+    hosted = [part.double() for part in transfer.all_to_host(parts)]
+    count_L11 = torch.stack(hosted[::3]).clamp_min(1)[:, None, None]
+    return torch.stack(hosted[1::3]) / count_L11, torch.stack(hosted[2::3]) / count_L11

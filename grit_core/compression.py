@@ -19,7 +19,7 @@ from grit_core.artifacts import (
     Probe,
     finish_adapter,
     probe,
-    remove_folder,
+    unfinished_adapter,
     verify_adapter,
     versions,
     write_adapter,
@@ -40,6 +40,7 @@ from grit_core.events import (
     TrainingStopped,
 )
 from grit_core.job_precision import resolve_precision
+from grit_core.memory_demand import describe_compaction, explained_as
 from grit_core.models.inventory import inventory_of
 from grit_core.models.lora_folder import load_lora_folder
 from grit_core.models.pretrained import describe_origin, load_base_model, load_processor
@@ -103,7 +104,8 @@ class _Rows:
 def _compress(
     job: CompressionJob, should_stop: Callable[[], bool], *, num_threads: int
 ) -> Iterator[TrainingEvent]:
-    base = load_base_model(job.model, device=torch_device(job.device), dtype=job.precision)
+    device = torch_device(job.device)
+    base = load_base_model(job.model, device=device, dtype=job.precision)
     inventory = inventory_of(base)
     if job.plan is not None:
         job.plan.check_model(inventory.hash)
@@ -130,38 +132,38 @@ def _compress(
     compaction, compacted = _cut(job, model, rows, should_stop)
     yield compacted
     yield from compaction_report.warnings_of(compaction, compacted)
-    expected = _probe(model, rows)
-    unfinished, final = job.work_dir / ".adapter.new", job.work_dir / "adapter"
-    remove_folder(unfinished)
-    sha256 = write_adapter(
-        unfinished,
-        model,
-        base_model_name=origin.source,
-        revision=origin.revision,
-        compaction=compaction,
-    )
-    del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    difference = verify_adapter(
-        unfinished,
-        source=job.model,
-        device=torch_device(job.device),
-        precision=job.precision,
-        expected=expected,
-    )
-    result = compaction_report.result_of(compacted)
-    manifest = _manifest(job, parent, rows) | {
-        "model": job.base_model_name,
-        "base_model": about_base,
-        "num_threads": num_threads,
-        "adapter_sha256": sha256,
-        "max_logit_difference": difference,
-        "trainable_parameters": compaction.parameters_after,
-        "compaction": result,
-    }
-    finish_adapter(unfinished, final, manifest=manifest, card=compression_card(manifest))
+    final = job.work_dir / "adapter"
+    with unfinished_adapter(job.work_dir) as unfinished:
+        with explained_as(lambda: "writing the compressed adapter"):
+            expected = _probe(model, rows)
+            sha256 = write_adapter(
+                unfinished,
+                model,
+                base_model_name=origin.source,
+                revision=origin.revision,
+                compaction=compaction,
+            )
+        del model
+        _release_unused(device)
+        with explained_as(lambda: "checking the compressed adapter on a fresh base model"):
+            difference = verify_adapter(
+                unfinished,
+                source=job.model,
+                device=device,
+                precision=job.precision,
+                expected=expected,
+            )
+        result = compaction_report.result_of(compacted)
+        manifest = _manifest(job, parent, rows) | {
+            "model": job.base_model_name,
+            "base_model": about_base,
+            "num_threads": num_threads,
+            "adapter_sha256": sha256,
+            "max_logit_difference": difference,
+            "trainable_parameters": compaction.parameters_after,
+            "compaction": result,
+        }
+        finish_adapter(unfinished, final, manifest=manifest, card=compression_card(manifest))
     yield AdapterSaved(
         folder=str(final),
         sha256=sha256,
@@ -171,6 +173,13 @@ def _compress(
     yield TrainingFinished(
         step=0, train_loss=0.0, eval_loss=compacted.eval_loss_after, compaction=result
     )
+
+
+def _release_unused(device: torch.device) -> None:
+    """Give what no tensor holds back to the device."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
 
 
 def _refuse_faults(job: CompressionJob) -> None:
@@ -216,9 +225,12 @@ def _cut(
         should_stop=should_stop,
     )
     measured = evaluation.num_label_tokens > 0
-    before = evaluation.loss() if measured else None
-    compaction = compact(calibration, max_kl=job.max_kl)
-    after = evaluation.loss() if measured else None
+    with explained_as(lambda: f"measuring the loss on {job.batch_size} rows at a time"):
+        before = evaluation.loss() if measured else None
+    with explained_as(lambda: describe_compaction(BATCH_ROWS)):
+        compaction = compact(calibration, max_kl=job.max_kl)
+    with explained_as(lambda: f"measuring the loss on {job.batch_size} rows at a time"):
+        after = evaluation.loss() if measured else None
     return compaction, compaction_report.compacted(
         compaction, step=0, eval_loss_before=before, eval_loss_after=after
     )

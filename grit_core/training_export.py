@@ -13,7 +13,7 @@ from grit_core.artifacts import (
     Probe,
     finish_adapter,
     probe,
-    remove_folder,
+    unfinished_adapter,
     verify_adapter,
     versions,
     write_adapter,
@@ -32,6 +32,7 @@ from grit_core.events import (
     TrainingStopped,
 )
 from grit_core.loss import to_device
+from grit_core.memory_demand import describe_compaction, explained_as
 from grit_core.training_run import TrainingRun
 
 CALIBRATION_ROWS: Final = 128
@@ -61,45 +62,8 @@ def export(
     yield from retention_after(run)
     if not run.processes.leads:
         return
-    unfinished = run.job.work_dir / ".adapter.new"
-    remove_folder(unfinished)
-    trainable_parameters = (
-        sum(parameter.numel() for parameter in run.parameters.values())
-        if compaction is None
-        else compaction.parameters_after
-    )
-    expected = _probe(run)
-    sha256 = write_adapter(
-        unfinished,
-        run.model,
-        base_model_name=run.origin.source,
-        revision=run.origin.revision,
-        compaction=compaction,
-    )
-    run.release_model()
-    difference = verify_adapter(
-        unfinished,
-        source=run.job.model,
-        device=run.device,
-        precision=run.job.precision,
-        expected=expected,
-    )
-    manifest = _manifest(run) | {
-        "adapter_sha256": sha256,
-        "max_logit_difference": difference,
-        "trainable_parameters": trainable_parameters,
-    }
     result = None if compacted is None else compaction_report.result_of(compacted)
-    if result is not None:
-        manifest["compaction"] = result
-    final = run.job.work_dir / "adapter"
-    finish_adapter(unfinished, final, manifest=manifest, card=training_card(manifest))
-    yield AdapterSaved(
-        folder=str(final),
-        sha256=sha256,
-        trainable_parameters=trainable_parameters,
-        max_logit_difference=difference,
-    )
+    yield _write(run, compaction, result)
     progress = run.progress
     yield TrainingFinished(
         step=progress.step,
@@ -108,6 +72,51 @@ def export(
         retention_loss_before=progress.retention_loss_before,
         retention_loss_after=progress.retention_loss_after,
         compaction=result,
+    )
+
+
+def _write(
+    run: TrainingRun, compaction: Compaction | None, result: dict[str, Any] | None
+) -> AdapterSaved:
+    """Write, verify and finish the adapter; the run's model is released on the way."""
+    trainable_parameters = (
+        sum(parameter.numel() for parameter in run.parameters.values())
+        if compaction is None
+        else compaction.parameters_after
+    )
+    final = run.job.work_dir / "adapter"
+    with unfinished_adapter(run.job.work_dir) as unfinished:
+        with explained_as(lambda: "writing the trained adapter"):
+            expected = _probe(run)
+            sha256 = write_adapter(
+                unfinished,
+                run.model,
+                base_model_name=run.origin.source,
+                revision=run.origin.revision,
+                compaction=compaction,
+            )
+        run.release_model()
+        with explained_as(lambda: "checking the saved adapter on a fresh base model"):
+            difference = verify_adapter(
+                unfinished,
+                source=run.job.model,
+                device=run.device,
+                precision=run.job.precision,
+                expected=expected,
+            )
+        manifest = _manifest(run) | {
+            "adapter_sha256": sha256,
+            "max_logit_difference": difference,
+            "trainable_parameters": trainable_parameters,
+        }
+        if result is not None:
+            manifest["compaction"] = result
+        finish_adapter(unfinished, final, manifest=manifest, card=training_card(manifest))
+    return AdapterSaved(
+        folder=str(final),
+        sha256=sha256,
+        trainable_parameters=trainable_parameters,
+        max_logit_difference=difference,
     )
 
 
@@ -123,15 +132,17 @@ def _compact(run: TrainingRun, should_stop: Callable[[], bool], *, max_kl: float
     epoch = (row for step in range(sampler.steps_per_epoch) for row in sampler.rows_of(step))
     # What training could not hold without checkpointing, evaluation mode cannot either.
     memory_is_short = run.job.training.gradient_checkpointing != "off"
+    size = 1 if memory_is_short else min(BATCH_ROWS, run.batch_size)
     rows = ChosenRows(
         list(islice(epoch, CALIBRATION_ROWS)),
         lambda indices: run.stream.on_the_same_thread(indices, rows=run.train_rows),
-        size=1 if memory_is_short else min(BATCH_ROWS, run.batch_size),
+        size=size,
     )
     alone = run.processes.count == 1
     options: dict[str, Any] = {"should_stop": should_stop} if alone else {}
     calibration = Calibration(run.model, rows, precision=run.job.precision, **options)
-    compaction = compact(calibration, max_kl=max_kl)
+    with explained_as(lambda: describe_compaction(size)):
+        compaction = compact(calibration, max_kl=max_kl)
     with torch.no_grad():
         for parameter in run.parameters.values() if not alone else ():
             if not run.processes.leads:

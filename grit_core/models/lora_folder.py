@@ -1,5 +1,7 @@
 """Load a PEFT folder with a plain LoRA adapter onto a base model, or say why it cannot be used."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from grit_core.errors import AdapterInvalid
+from grit_core.library_errors import is_device_failure, ran_out_of_memory
 from grit_core.models.pretrained import known_warnings_ignored
 from grit_core.models.vlm_adapter import ADAPTER, lora_layers
 
@@ -52,13 +55,10 @@ def load_lora_folder(base: nn.Module, folder: Path) -> PeftModel:
             " PEFT's save_pretrained, which writes both."
         )
     _refuse_other_kinds(folder)
-    try:
+    with load_errors_as_invalid():
         with safe_open(folder / WEIGHTS, framework="pt") as weights:
             stored = set(weights.keys())
-        with known_warnings_ignored():
-            model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-    except _UNREADABLE as error:
-        raise AdapterInvalid(f"PEFT cannot load the adapter on this base model: {error}") from error
+        model = load_with_peft(base, folder, is_trainable=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     # PEFT leaves what is missing as it was made, which does nothing, and skips what has no place.
     astray = sorted(stored ^ set(state))
@@ -70,6 +70,39 @@ def load_lora_folder(base: nn.Module, folder: Path) -> PeftModel:
     _refuse_other_layers(model)
     evaluating: PeftModel = model.eval()
     return evaluating
+
+
+def load_with_peft(base: nn.Module, folder: Path, *, is_trainable: bool = False) -> PeftModel:
+    """Load an adapter with plain PEFT.
+
+    Args:
+        base: A fresh base model; it is changed in place.
+        folder: PEFT's layout.
+        is_trainable: Whether the matrices take gradients.
+    """
+    with known_warnings_ignored():
+        # By itself PEFT reads onto the first card that it finds, whatever the device of `base`.
+        return PeftModel.from_pretrained(
+            base, str(folder), is_trainable=is_trainable, torch_device="cpu"
+        )
+
+
+@contextmanager
+def load_errors_as_invalid() -> Iterator[None]:
+    """Refuse the adapter where PEFT cannot load it.
+
+    What PEFT raises of a folder is of the types of any other error; one of memory or of a device
+    says nothing of the folder and passes.
+
+    Raises:
+        AdapterInvalid: PEFT cannot load it.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        if ran_out_of_memory(error) or is_device_failure(error):
+            raise
+        raise AdapterInvalid(f"PEFT cannot load the adapter on this base model: {error}") from error
 
 
 def _refuse_other_kinds(folder: Path) -> None:
