@@ -1,5 +1,6 @@
 """Load a base model and its processor: from a local folder or by hub id, safetensors only."""
 
+import gc
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ DTYPES: Final = {
     "float16": torch.float16,
 }
 """The precisions of a job, by their wire names."""
+
+_REPORTING: Final = "_finalize_model_loading"
+"""The function of transformers that raises what went wrong while tensors were converted."""
 
 
 def load_base_model(
@@ -91,7 +95,9 @@ def load_base_model(
             f"The weights of {source} lack {len(missing)} tensors of its architecture, such as"
             f" {', '.join(missing[:3])}; they would be random."
         )
-    # Not inside of `except`: the first error's frames hold the weights that are loaded already.
+    # Not inside of `except`: the first error's frames hold the weights that are loaded already, and
+    # the futures that they were read by hold the error.
+    gc.collect()
     raise failure
 
 
@@ -133,8 +139,9 @@ def _conversion_error(error: Exception) -> Exception | None:
     details look at the above report", and the reason is in a variable of that frame.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        report = frame.f_locals.get("loading_info")
-        found = getattr(report, "conversion_errors", None)
+        if frame.f_code.co_name != _REPORTING:  # a frame that was looked into keeps what it held
+            continue
+        found = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
         if found:
             name, text = next(iter(found.items()))
             # A traceback, the error's message, and which tensors it is about.
