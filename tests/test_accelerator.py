@@ -171,3 +171,19 @@ def test_other_tests_see_a_machine_without_it(accelerator: Accelerator) -> None:
     assert torch.accelerator.is_available()
     accelerator.enabled = False
     assert not torch.accelerator.is_available()
+
+
+def test_memory_that_runs_out_in_a_backward_pass_ends_it_with_an_error(
+    accelerator: Accelerator,
+) -> None:
+    weight = torch.ones(3, 3, device="sim", requires_grad=True)
+    loss = (weight @ weight).sum()
+    accelerator.run_out_at(2)  # the first is made before autograd begins
+    with pytest.raises(torch.OutOfMemoryError):
+        loss.backward()
+    (weight @ weight).sum().backward()
+    accelerator.run_out_at(0)
+    loss = (weight @ weight).sum()
+    weight.register_hook(lambda _gradient: accelerator.fail())
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        loss.backward()

@@ -18,6 +18,9 @@ its own (PrivateUse1), so that the code under test runs unchanged. What it enfor
   wait. `grit_core.transfer` copies like that, as on CUDA; patch `transfer.is_asynchronous` to see
   the blocking copies of MPS.
 
+Within a backward pass memory that runs out and a device that fails are seen at the end of the pass:
+what comes between is computed.
+
 What it cannot show: limits of kernels (alignment, types, determinism), NCCL, streams, real memory,
 speed. It takes the single-tensor paths of torch's optimizers.
 

@@ -120,6 +120,14 @@ def install() -> None:
         operations.impl(name, _made_on_host(name), "PrivateUse1")
     others.fallback(_fallback, "PrivateUse1")
     autocast.register(operations, others)
+    run_backward = torch.autograd._engine_run_backward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = run_backward(*args, **kwargs)
+        accelerator.raise_kept()
+        return result
+
+    torch.autograd._engine_run_backward = run
 
 
 def _empty(size: Any, *, dtype: Any = None, memory_format: Any = None, **_options: Any) -> Tensor:

@@ -55,6 +55,7 @@ class Accelerator:
         """Allocations that ran out."""
         self._runs_out_at: range = range(0)
         self._fault: str | None = None
+        self._kept: RuntimeError | None = None
         self._listeners: list[Waits] = []
         self._under_way: list[tuple[weakref.ref[Tensor], Tensor, str]] = []
         self.caches_emptied = 0
@@ -92,9 +93,11 @@ class Accelerator:
             full = self.capacity_bytes is not None and wanted > self.capacity_bytes
             if full or self.num_allocations in self._runs_out_at:
                 self.num_refusals += 1
-                raise torch.OutOfMemoryError(
-                    f"SIM out of memory. Tried to allocate {num_bytes / 2**20:.2f} MiB."
-                    f" {self.allocated_bytes / 2**20:.2f} MiB are allocated."
+                self._raise(
+                    torch.OutOfMemoryError(
+                        f"SIM out of memory. Tried to allocate {num_bytes / 2**20:.2f} MiB."
+                        f" {self.allocated_bytes / 2**20:.2f} MiB are allocated."
+                    )
                 )
             block = self._blocks[storage] = Allocation(self, num_bytes)
             self.allocated_bytes = wanted
@@ -119,7 +122,23 @@ class Accelerator:
             torch.AcceleratorError: It has failed.
         """
         if self._fault is not None:
-            raise torch.AcceleratorError(self._fault)
+            self._raise(torch.AcceleratorError(self._fault))
+
+    def _raise(self, error: RuntimeError) -> None:
+        """Raise, or within a backward pass keep the error for its end.
+
+        torch's guard of a Python backend calls Python while it leaves autograd's engine, which
+        ends the process if an error of Python is on its way.
+        """
+        if torch._C._current_graph_task_id() == -1:
+            raise error
+        self._kept = self._kept or error
+
+    def raise_kept(self) -> None:
+        """Raise what a backward pass has kept, once the outermost one is over."""
+        if self._kept is not None and torch._C._current_graph_task_id() == -1:
+            kept, self._kept = self._kept, None
+            raise kept
 
     # --- waits
 

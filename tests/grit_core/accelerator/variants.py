@@ -62,10 +62,15 @@ VARIANTS: Final[dict[str, tuple[ModelGRITConfig, dict[str, Any]]]] = {
 """Configuration and training settings by name."""
 
 
-def variant_job(tmp: Path, name: str, *, device: str, **settings: Any) -> TrainingJob:
+def variant_job(
+    tmp: Path, name: str, *, device: str, work_suffix: str = "", **settings: Any
+) -> TrainingJob:
     """The job of a variant on a device, in a folder of its own; settings override the variant's."""
     config, training = VARIANTS[name]
     job = tiny_job(
-        tmp, config=config, work=f"{name}-{device}", **{**training, "max_steps": 5, **settings}
+        tmp,
+        config=config,
+        work=f"{name}-{device}{work_suffix}",
+        **{**training, "max_steps": 5, **settings},
     )
     return dataclasses.replace(job, device=device, precision=job.training.precision)
