@@ -21,9 +21,9 @@ def count_free_bytes(device: torch.device) -> int | None:
         allocated = backend.memory_allocated(device)
         if hasattr(backend, "memory_reserved"):
             free += backend.memory_reserved(device) - allocated
-        return max(0, min(free, _share_bytes(backend, device, total) - allocated))
+        return max(0, min(int(free), _share_bytes(backend, device, int(total)) - int(allocated)))
     if hasattr(backend, "recommended_max_memory"):  # MPS
-        return max(0, backend.recommended_max_memory() - backend.current_allocated_memory())
+        return max(0, int(backend.recommended_max_memory() - backend.current_allocated_memory()))
     return None
 
 

@@ -106,6 +106,11 @@ def _without_hidden_states(features: Any) -> Any:
     return features
 
 
+def _storage_key(tensor: Tensor) -> int:
+    """What the views of one storage have in common."""
+    return int(StorageWeakRef(tensor.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
+
+
 def _num_bytes(features: Any) -> int:
     if isinstance(features, Tensor):
         # A view keeps all of its storage alive.
@@ -114,7 +119,7 @@ def _num_bytes(features: Any) -> int:
         return sum(_num_bytes(part) for part in features.values())
     if isinstance(features, (list, tuple)):
         storages = {
-            StorageWeakRef(part.untyped_storage()).cdata: part.untyped_storage().nbytes()
+            _storage_key(part): part.untyped_storage().nbytes()
             for part in features
             if isinstance(part, Tensor)
         }

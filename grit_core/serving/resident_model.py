@@ -332,8 +332,8 @@ class ResidentModel:
         total = count_total_bytes(self.device)
         if total is None or not self.key_bytes_per_token:
             return None
-        weights = sum(parameter.nbytes for parameter in self.model.parameters())
-        return max(0, total - weights) // self.key_bytes_per_token
+        weights = sum(int(parameter.nbytes) for parameter in self.model.parameters())
+        return int(max(0, total - weights) // self.key_bytes_per_token)
 
     @torch.inference_mode()
     def _refuse_sharing(self) -> str:

@@ -1,6 +1,6 @@
 """Let memory run out at every allocation of serving, and compare all later answers.
 
-    python -m tests.accelerator.serving_sweep            # every point: an hour or two
+    python -m tests.accelerator.serving_sweep            # every point: some hours
     python -m tests.accelerator.serving_sweep --every 20 join step
 
 Each kind of point is a state of an engine on the simulated device and some requests that come at
@@ -10,8 +10,10 @@ Every request must then be answered as by an engine on the CPU that never failed
 """
 
 import argparse
+import gc
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -91,7 +93,7 @@ def ask_armed(
             for number, asked in enumerate(questions, 1):
                 found.append(pool.submit(one, asked))
                 while engine.stats().num_waiting < number and not found[-1].done():
-                    pass
+                    time.sleep(0.001)  # the other threads need the interpreter
             arm()
         return [each.result() for each in found]
 
@@ -313,6 +315,8 @@ def main() -> int:
     num_wrong = 0
     with tempfile.TemporaryDirectory() as folder, device() as card:
         sweep = Sweep(Path(folder))
+        gc.collect()
+        gc.freeze()  # each failure collects: what is there now is no part of it
         for name in options.kinds or sweep.kinds:
             num_points = num_failed = num_retried = 0
             for point in sweep.run(card, name, every=options.every, first=options.first):
