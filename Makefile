@@ -130,6 +130,7 @@ bench-serving: setup ## Measure many adapters in one batch, activation, first to
 	$(SERVING).activation
 	$(SERVING).first_token
 	$(SERVING).structured
+	$(SERVING).choosing
 	$(SERVING).load
 	$(SERVING).memory
 	$(SERVING).memory --base smolvlm --requests 40

@@ -18,7 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from grit_core.serving.constraint import Constraint, pack_masks, unpack_masks
+from grit_core.serving.constraint import (
+    Constraint,
+    build_mask_table,
+    expand_masks,
+    pack_masks,
+)
 from grit_core.serving.sampling import FIRST_CANDIDATES, Candidates, TokenSampler
 from grit_core.transfer import to_device
 
@@ -66,6 +71,7 @@ class TokenChooser:
         self._held = [i for i, row in enumerate(rows) if row.constraint is not None]
         self._seen_BT: Tensor | None = None
         """The tokens before; made in the first step, one longer in each."""
+        self._mask_table = build_mask_table(device) if self._held else torch.empty(0)
         self._sampled_S = self._temperatures_S1 = torch.empty(0)
         if self._sampled:
             temperatures_S = np.array([samplers[i].temperature for i in self._sampled], np.float32)
@@ -90,11 +96,10 @@ class TokenChooser:
                 logits_SV = logits_BV.index_select(0, self._sampled_S)
             parts.append(_summarize(logits_SV, self._temperatures_S1).flatten())
         found = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu().numpy()
+        tokens: list[int] = found[: len(self.rows)].tolist()
         if not self._sampled:
-            return [int(token) for token in found]
-        tokens = [0] * len(self.rows)
+            return tokens
         if len(parts) > 1:
-            tokens = [int(token) for token in found[: len(self.rows)]]
             found = found[len(self.rows) :]
         for s, (row, summary) in enumerate(
             zip(self._sampled, found.reshape(len(self._sampled), -1), strict=True)
@@ -116,9 +121,9 @@ class TokenChooser:
         words = to_device(torch.from_numpy(np.concatenate(parts)), self._device)
         if held:
             masks_HW = words[:num_mask_words].view(torch.uint8).view(len(held), -1)
-            refused_HV = unpack_masks(masks_HW, num_logits=logits_BV.shape[1])
+            bias_HV = expand_masks(masks_HW, self._mask_table, num_logits=logits_BV.shape[1])
             for h, row in enumerate(self._held):
-                logits_BV[row].masked_fill_(refused_HV[h], -torch.inf)
+                logits_BV[row].add_(bias_HV[h])
         if self._penalty is not None:
             new_BT = words[num_mask_words:].view(len(self.rows), -1)
             seen = self._seen_BT

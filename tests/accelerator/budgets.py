@@ -44,3 +44,17 @@ EVALUATION: Final = 1
 CHECKPOINT: Final = 4
 """Waits of a checkpoint: the adapter and the optimizer's state, each once for a type, and the
 loss scale."""
+
+WAITS_OF_A_STEP: Final = 1
+"""A decoding step of any rows; uploads are counted where every copy blocks, as on MPS."""
+UPLOADS_OF_A_STEP: Final = 1
+UPLOADS_OF_RULES: Final = 1
+"""Of a step in which a row is held to a grammar, or the model has a repetition penalty."""
+UPLOADS_OF_NEW_ROWS: Final = 2
+"""Of the first step after rows have come or gone: their adapters, and how they are sampled."""
+WAITS_OF_A_PROMPT: Final = 1
+"""Ours; transformers looks once whether the prompt is padded."""
+UPLOADS_OF_A_PROMPT: Final = 4
+"""The two inputs of a text model, how the first token is sampled, and its mask."""
+WAITS_OF_A_LONE_TOKEN: Final = 2
+"""Ours, and transformers' own to see whether it is the last."""

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from benchmarks.serving import ours, plots, soak
+from benchmarks.serving import choosing, ours, plots, soak
 from benchmarks.serving.adapters import (
     CONNECTOR,
     TEXT,
@@ -347,3 +347,11 @@ def test_the_parts_of_a_mask_are_timed_along_a_whole_answer():
     for name in ("prepare", "apply", "accept"):
         one = parts[f"{name}_microseconds"]
         assert 0 < one["median"] <= one["p99"]
+
+
+# --- choosing tokens
+
+
+@pytest.mark.parametrize("kind", choosing.KINDS)
+def test_choosing_is_measured_for_every_kind_of_request(kind):
+    assert choosing.measure(1000, kind, device=torch.device("cpu"), num_rounds=1) > 0

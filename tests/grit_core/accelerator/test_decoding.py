@@ -12,22 +12,20 @@ from grit_core import transfer
 from grit_core.adapter_folder import read_adapter_folder
 from grit_core.serving.adapter_weights import load_adapter_weights
 from grit_core.serving.lone_answer import answer_alone
+from tests.accelerator.budgets import (
+    UPLOADS_OF_A_PROMPT,
+    UPLOADS_OF_A_STEP,
+    UPLOADS_OF_NEW_ROWS,
+    UPLOADS_OF_RULES,
+    WAITS_OF_A_LONE_TOKEN,
+    WAITS_OF_A_PROMPT,
+    WAITS_OF_A_STEP,
+)
 from tests.grit_core.accelerator.decoding import KINDS, Rows, ask, load
 from tests.grit_core.serving.adapters import adapter_source
 from tests.tiny_models import tiny_causal_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-WAITS_OF_A_STEP = 1
-UPLOADS_OF_A_STEP = 1
-UPLOADS_OF_RULES = 1
-"""Of a step in which a row is held to a grammar, or the model has a repetition penalty."""
-UPLOADS_OF_NEW_ROWS = 2
-"""Of the first step after rows have come or gone: their adapters, and how they are sampled."""
-UPLOADS_OF_A_PROMPT = 4
-"""The two inputs of a text model, how the first token is sampled, and its mask."""
-WAITS_OF_A_LONE_TOKEN = 2
-"""Ours, and transformers' own to see whether it is the last."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,7 +126,7 @@ def test_a_prompt_waits_once_for_its_first_token(card, base, kind):
     ticket = ask(resident, "What is it?", **KINDS[kind])
     with card.waits() as waits:
         rows.join(ticket)
-    assert waits.count("grit_core") == 1, waits
+    assert waits.count("grit_core") == WAITS_OF_A_PROMPT, waits
     assert waits.count(uploads=True) <= UPLOADS_OF_A_PROMPT, waits
 
 

@@ -10,8 +10,9 @@ from grit_core.serving.constraint import (
     SECONDS_AHEAD,
     Constraint,
     MaskThread,
+    build_mask_table,
+    expand_masks,
     pack_masks,
-    unpack_masks,
 )
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 from tests.tiny_models import byte_tokenizer
@@ -36,11 +37,17 @@ def constrain(grammars):
     )
 
 
+def biases(constraints, num_logits):
+    packed = torch.from_numpy(pack_masks(constraints, num_logits=num_logits))
+    table = build_mask_table(torch.device("cpu"))
+    return expand_masks(packed.view(torch.uint8), table, num_logits=num_logits)
+
+
 def allowed(constraint, num_logits=299):
-    packed = torch.from_numpy(pack_masks([constraint], num_logits=num_logits))
-    refused_HV = unpack_masks(packed.view(torch.uint8), num_logits=num_logits)
-    assert refused_HV.shape == (1, num_logits)
-    found = (~refused_HV[0]).nonzero()[:, 0].tolist()
+    bias_HV = biases([constraint], num_logits)
+    assert bias_HV.shape == (1, num_logits)
+    assert set(bias_HV[0].tolist()) <= {0.0, -torch.inf}
+    found = bias_HV[0].isfinite().nonzero()[:, 0].tolist()
     assert found == [token for token in range(num_logits) if constraint.allows(token)]
     return found
 
@@ -84,9 +91,9 @@ def test_a_model_with_fewer_logits_than_tokens_has_the_first_tokens_masks(constr
 
 def test_masks_of_several_answers_stay_apart(constrain):
     held = [constrain({"type": "integer"}), constrain({"const": "ab"}), constrain({"type": "null"})]
-    packed = torch.from_numpy(pack_masks(held, num_logits=299))
-    refused_HV = unpack_masks(packed.view(torch.uint8), num_logits=299)
-    assert [(~row).nonzero()[:, 0].tolist() for row in refused_HV] == [allowed(h) for h in held]
+    bias_HV = biases(held, 299)
+    found = [row.isfinite().nonzero()[:, 0].tolist() for row in bias_HV]
+    assert found == [allowed(one) for one in held]
 
 
 def test_a_schema_whose_masks_take_too_long_ends_its_answer(constrain, tokenizer, monkeypatch):
