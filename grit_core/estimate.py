@@ -21,12 +21,15 @@ MAX_AUTO_INTERVAL_STEPS = 500
 
 BYTES_OF: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-_HALF_BYTES_PER_UNIT = 34
-"""Bytes of 16-bit activations that one block keeps for one position and one hidden unit, attention
-scores left out (Korthikanti et al. 2022, arXiv 2205.05198, equation 2)."""
+_BYTES_PER_UNIT: dict[str, int] = {"float32": 84, "bfloat16": 64, "float16": 64}
+"""Bytes of activations that one block keeps for one position and one hidden unit, by precision,
+attention scores left out: counted for blocks of transformers with gated MLPs and adapted attention,
+whose norms compute in float32 and whose adapters read a float32 copy of their inputs. Without these
+it would be 34 in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, equation 2)."""
 
-_HALF_BYTES_PER_KEPT_UNIT = 2
-"""The same with gradient checkpointing, which keeps a block's input alone."""
+_BYTES_PER_LOGIT = 12
+"""In float32 whatever the precision: the logarithm of the softmax, the gradient of the loss in it,
+and that in the logits."""
 
 
 _CHECKPOINTED = ", of which all but the blocks' inputs are computed again in the backward pass"
@@ -119,7 +122,7 @@ def estimate(
         "optimizer": adapted * 8,
         "factors": _factor_bytes(plan, training),
         "activations": _activation_bytes(plan, inventory, training, positions=positions),
-        "logits": positions * vocabulary * (width + 4),
+        "logits": positions * vocabulary * _BYTES_PER_LOGIT,
     }
     return Estimate(
         total_steps=total_steps(training, num_rows=num_rows),
@@ -156,7 +159,8 @@ def _activation_bytes(
     plan: AdaptationPlan, inventory: ModelInventory, training: TrainingConfig, *, positions: int
 ) -> int:
     """What the blocks from the first adapted one on keep for the backward pass."""
-    halves = BYTES_OF.get(training.precision, 4) // 2
+    width = BYTES_OF.get(training.precision, 4)
+    whole = _BYTES_PER_UNIT.get(training.precision, 84)
     text_blocks = _blocks_with_gradient(plan, inventory.num_blocks, Modality.TEXT)
     if any(layer.modality != Modality.TEXT for layer in plan.layers):
         text_blocks = inventory.num_blocks or 0  # what comes before the text model needs them all
@@ -166,12 +170,13 @@ def _activation_bytes(
         (positions * (inventory.hidden_size or 0), text_blocks),
         (patches * (inventory.vision_hidden_size or 0), vision_blocks),
     ]
-    every_block = sum(width * blocks for width, blocks in units)
+    every_block = sum(size * blocks for size, blocks in units)
     if not _checkpoints(training):
-        return halves * _HALF_BYTES_PER_UNIT * every_block
-    # Beside what is kept, one block at a time has all its activations, while it is done again.
-    one_block = max(width * min(blocks, 1) for width, blocks in units)
-    return halves * (_HALF_BYTES_PER_KEPT_UNIT * every_block + _HALF_BYTES_PER_UNIT * one_block)
+        return whole * every_block
+    # Beside the input of each block, which is kept, one block at a time has all its activations,
+    # while it is done again.
+    one_block = max(size * min(blocks, 1) for size, blocks in units)
+    return width * every_block + whole * one_block
 
 
 def _checkpoints(training: TrainingConfig) -> bool:

@@ -194,8 +194,8 @@ def test_the_estimate_knows_that_blocks_keep_their_inputs_alone(tmp_path: Path, 
         assert ("computed again" in found.basis) is (chosen != "off")
     # Two text blocks of 2 x 100 positions and one vision block of 2 x 16 patches, 32 units wide.
     text, vision = 2 * 100 * 32, 2 * 16 * 32
-    assert parts["off"]["activations"] == 2 * 34 * (2 * text + vision)
-    assert parts[kind].pop("activations") == 2 * (2 * (2 * text + vision) + 34 * text)
+    assert parts["off"]["activations"] == 84 * (2 * text + vision)
+    assert parts[kind].pop("activations") == 4 * (2 * text + vision) + 84 * text
     del parts["off"]["activations"]
     assert parts[kind] == parts["off"]
 
