@@ -54,7 +54,11 @@ def cut(job: TrainingJob, device: str, precision: str = "float32") -> tuple[Comp
 
 
 @pytest.mark.usefixtures("accelerator")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "precision",
+    # Half precision is compared in test_compression.py too.
+    ["float32", *(pytest.param(half, marks=pytest.mark.slow) for half in ("bfloat16", "float16"))],
+)
 def test_a_device_cuts_what_the_cpu_cuts(job: TrainingJob, precision: str) -> None:
     (here, on_cpu), (there, on_device) = (cut(job, name, precision) for name in ("cpu", "sim"))
     assert here.parameters_after < here.parameters_before
