@@ -42,8 +42,6 @@ VARIANTS: Final[dict[str, tuple[ModelGRITConfig, dict[str, Any]]]] = {
     "plain_vision": (_vision(**_PLAIN), {}),
     "block_diagonal": (_text(fisher_approximation="block_diagonal", fisher_block_size=2), {}),
     "constant_budget": (_config(projection_schedule="constant"), {}),
-    "cosine_budget": (_config(projection_schedule="cosine"), {}),
-    "exponential_budget": (_config(projection_schedule="exponential"), {}),
     "adaptive_budget": (
         _config(projection_schedule="adaptive", projection_energy=0.9),
         {"weight_decay": 0.1},
@@ -57,7 +55,7 @@ VARIANTS: Final[dict[str, tuple[ModelGRITConfig, dict[str, Any]]]] = {
     "bfloat16": (_config(), {"precision": "bfloat16"}),
     "float16": (_config(), {"precision": "float16"}),
     "float16_random_start": (_config(initialization="kaiming"), {"precision": "float16"}),
-    "compaction": (_config(), {"compaction_max_kl": 0.05}),
+    "compaction": (_config(), {"compaction_max_kl": 0.05, "num_rows": 4}),
 }
 """Configuration and training settings by name."""
 
