@@ -1,6 +1,7 @@
 """Rows to batches: how they are padded, cut and ordered, and what is refused."""
 
 import base64
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from grit_core import transfer
 from grit_core.data.collate import collate
 from grit_core.data.encoder import IGNORED, ChatEncoder
 from grit_core.data.rows import EncodedRows
@@ -130,6 +132,26 @@ def test_the_stream_gives_a_steps_rows_whatever_was_asked_before(tmp_path: Path)
             stream.close()
     assert torch.equal(in_order[3].batches[0].labels, alone.batches[0].labels)
     assert in_order[3].num_tokens == alone.num_tokens
+
+
+def test_rows_for_cuda_are_pinned_on_the_thread_that_makes_them_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(transfer, "pinned_copy", copy)
+    path = write_jsonl(tmp_path / "rows.jsonl", tiny_chat_rows(4))
+    sampler = Sampler(rows=tuple(range(4)), rows_per_step=2, seed=3)
+    for kind, expected in (("mps", 0), ("cpu", 0), ("cuda", 1)):
+        stream = StepStream(rows_of(path), sampler, batch_size=2, device=torch.device(kind))
+        (batch,) = stream.rows_of(0, last=True).batches
+        stream.close()
+        assert len(threads) == expected * (len(batch.inputs) + 2)
+    assert all(name.startswith("grit-rows") for name in threads)
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**63 - 1))

@@ -174,6 +174,10 @@ def summed_gradients(rank: int, folder: Path) -> None:
     assert nobodys.grad is None
     assert everybodys.grad is not None
     assert seconds.grad is not None
+    # A process that has all gradients gives and gets them without asking who else has.
+    seconds.grad = torch.arange(4.0) if rank == 1 else None
+    Processes.current().add_up_gradients([seconds], torch.tensor(0.0))
+    assert seconds.grad is not None
     found = {"everybodys": everybodys.grad, "seconds": seconds.grad, "loss": loss.clone()}
     save_file(found, own_file(folder, "gradients", rank))
 

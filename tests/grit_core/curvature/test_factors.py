@@ -9,6 +9,7 @@ from grit_core.curvature.factors import (
     damped_spectrum,
     effective_rank,
     eigenbases,
+    fisher_energies,
 )
 from grit_core.curvature.gauge import canonical_gauge, transport_squares
 
@@ -135,3 +136,24 @@ def test_transport_is_exact_for_gradients_that_are_uncorrelated_in_the_old_basis
     new_moments = (gradients @ new[0]).square().mean(0)
     carried = transport_squares(old_moments, new.mT @ old)[0, :, 0]
     torch.testing.assert_close(carried, new_moments, rtol=0.02, atol=0.01)
+
+
+def test_energies_are_those_of_the_gauge_without_its_vectors():
+    Z, H = covariance(0, layers=3), covariance(1, layers=3)
+    gauge = canonical_gauge(Z, H, damping=1e-12).singular_LR.square()
+    torch.testing.assert_close(fisher_energies(Z, H), gauge, rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        fisher_energies(Z * 1e-16, H * 1e16), fisher_energies(Z, H), rtol=1e-9, atol=0
+    )
+
+
+def test_energies_of_singular_and_unusable_factors_are_finite():
+    Z, H = covariance(0, layers=4), covariance(1, layers=4)
+    vectors = torch.randn(2, RANK, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    Z[0] = vectors.mT @ vectors
+    Z[1], Z[2, 0, 0], H[3] = 0.0, float("nan"), -1e-9 * H[3]
+    energies = fisher_energies(Z, H)
+    expected = torch.linalg.eigvals(Z[0] @ H[0]).real.sort(descending=True).values
+    torch.testing.assert_close(energies[0], expected, rtol=1e-8, atol=1e-10 * float(expected[0]))
+    assert energies.isfinite().all()
+    assert not energies[1:].any()
