@@ -53,7 +53,14 @@ class Phase:
     """The state after it."""
 
 
-def sweep_training(folder: Path, card: Accelerator, *, points: int, seed: int = 0) -> Outcomes:
+def sweep_training(
+    folder: Path,
+    card: Accelerator,
+    *,
+    points: int,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda _line: None,
+) -> Outcomes:
     """Sweep the steps of every kind, an evaluation and a checkpoint of a tiny job.
 
     Args:
@@ -61,6 +68,7 @@ def sweep_training(folder: Path, card: Accelerator, *, points: int, seed: int = 
         card: Where memory runs out.
         points: How many allocations are tried, in equal parts for each phase; 0 for all.
         seed: Chooses them.
+        report: Takes a line about each phase that is done.
     """
     run = open_run(folder)
     outcomes = Outcomes()
@@ -71,6 +79,7 @@ def sweep_training(folder: Path, card: Accelerator, *, points: int, seed: int = 
                 try_one(run, card, phase, place, outcomes)
                 if number % REPEATED == 0:
                     repeat(run, phase, outcomes, place=place)
+            report(f"{phase.name}: {phase.num_allocations} allocations, {dict(outcomes.counts)}")
     finally:
         run.close()
     return outcomes
@@ -175,9 +184,9 @@ def main() -> int:
         pytest.MonkeyPatch.context() as patch,
         present(patch) as card,
     ):
-        outcomes = sweep_training(Path(folder), card, points=arguments.points, seed=arguments.seed)
-    for name, count in sorted(outcomes.counts.items()):
-        print(f"{count:6d}  {name}")  # noqa: T201 - a command
+        outcomes = sweep_training(
+            Path(folder), card, points=arguments.points, seed=arguments.seed, report=print
+        )
     print("\n".join(outcomes.others))  # noqa: T201 - a command
     return 1 if outcomes.others else 0
 
