@@ -18,16 +18,16 @@ from tests.tiny_models import tiny_causal_folder
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 KINDS = {
-    "load": 300,
-    "second base": 150,
+    "load": 460,
+    "second base": 390,
     "prefill": 130,
-    "images": 66,
-    "prefix": 68,
+    "images": 70,
+    "prefix": 70,
     "entry": 60,
     "eviction": 70,
-    "join": 300,
-    "step": 2500,
-    "sampling": 500,
+    "join": 510,
+    "step": 2900,
+    "sampling": 590,
 }
 """Each kind of point, and how far apart its samples are; `serving_sweep` runs all of them."""
 

@@ -1,6 +1,8 @@
 """Image features are computed once, behind the same signature."""
 
+import gc
 import inspect
+from weakref import ref
 
 import pytest
 import torch
@@ -50,3 +52,27 @@ def test_the_least_recently_used_features_make_room(model: Seeing) -> None:
             model.get_image_features(torch.ones(2, 4))
     assert model.num_calls == 3
     assert images.num_bytes == 32
+
+
+def test_a_model_that_is_dropped_is_freed_at_once() -> None:
+    """Its memory may be a device's, for which nothing collects garbage."""
+    owner = Seeing()
+    images = ImageFeatures(owner, max_bytes=1024)
+    with images.of("one"):
+        owner.get_image_features(torch.ones(2, 4))
+    gone = ref(owner)
+    gc.disable()
+    try:
+        del owner
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_features_that_were_cleared_are_computed_again(model: Seeing) -> None:
+    images = ImageFeatures(model, max_bytes=1024)
+    for _ in range(2):
+        with images.of("one"):
+            model.get_image_features(torch.ones(2, 4))
+        images.clear()
+    assert (model.num_calls, images.num_bytes) == (2, 0)

@@ -1,6 +1,8 @@
 """Adapters in their slots: the operation over rows of different adapters, and who makes room."""
 
+import gc
 import itertools
+from weakref import ref
 
 import pytest
 import torch
@@ -188,3 +190,25 @@ def test_memory_beyond_the_bound_is_refused_before_it_is_taken(net):
     with pytest.raises(AdapterInvalid, match="infer_adapter_bytes"):
         slots.acquire(ADAPTERS[1])
     assert slots.num_bytes == held
+
+
+def test_a_model_that_is_dropped_with_its_slots_is_freed_at_once():
+    """Its hooks refer to neither: nothing collects garbage when a device has no memory left."""
+    net = Net().double()
+    slots = AdapterSlots(net, num_slots=2, max_bytes=1 << 20)
+    slots.acquire(ADAPTERS[0])
+    gone = [ref(net), ref(slots)]
+    gc.disable()
+    try:
+        del net, slots
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_an_adapter_that_does_not_fit_costs_no_other_its_place(net):
+    slots = AdapterSlots(net, num_slots=1, max_bytes=1 << 20)
+    slots.release(slots.acquire(ADAPTERS[0]))
+    with pytest.raises(AdapterInvalid):
+        slots.acquire(adapter(9, ranks={"third": 2}, sizes={"third": (4, 4)}))
+    assert slots.resident == ("adp_0",)
