@@ -54,7 +54,7 @@ class Batch:
         self._rows = RowCache(max_rows=max_rows)
         self._max_rows, self._max_key_bytes = max_rows, max_key_bytes
         self._chooser: TokenChooser | None = None
-        """Of the rows of the last step."""
+        """Of the rows of the last step, as long as they stay."""
         self._marks: list[_Mark] = []
 
     @property
@@ -103,6 +103,7 @@ class Batch:
     def step(self) -> None:
         """Choose one more token for every row; rows whose answer ended leave."""
         tickets = self.tickets
+        chooser, self._chooser = self._chooser, None  # a step that fails leaves none
         held = [ticket.constraint for ticket in tickets if ticket.constraint is not None]
         masks = self._masks.prepare(held)  # beside the model's step
         logits_BV = self.resident.step(
@@ -113,14 +114,14 @@ class Batch:
         )
         if masks is not None:
             masks.result()
-        if self._chooser is None or self._chooser.rows != tuple(tickets):
-            self._chooser = TokenChooser(
-                tickets, device=logits_BV.device, penalty=self.resident.penalty
-            )
-        tokens = self._chooser.choose(logits_BV)
+        if chooser is None or chooser.rows != tuple(tickets):
+            chooser = TokenChooser(tickets, device=logits_BV.device, penalty=self.resident.penalty)
+        tokens = chooser.choose(logits_BV)
         ended = [ticket.take(token) for ticket, token in zip(tickets, tokens, strict=True)]
         finished = [ticket for ticket, is_last in zip(tickets, ended, strict=True) if is_last]
         self._leave(row for row, is_last in enumerate(ended) if is_last)
+        if not finished:
+            self._chooser = chooser
         # Told last, so that whoever has an answer finds its place free.
         for ticket in finished:
             ticket.finish()
@@ -168,6 +169,8 @@ class Batch:
     def drop_stopped(self) -> None:
         """Let rows go that nobody waits for."""
         self._leave(row for row, ticket in enumerate(self.tickets) if ticket.stopped)
+        if not self.tickets:
+            self._chooser = None
 
     def fail(self, error: Exception) -> None:
         """End all rows with an error, also those that left in a step that failed."""

@@ -72,16 +72,6 @@ class Candidates:
             are_all=are_all,
         )
 
-    @classmethod
-    def rank_all(cls, p_V: Tensor) -> Self:
-        """Put a whole vocabulary in its order.
-
-        Args:
-            p_V: The probabilities, float64.
-        """
-        sorted_V, ids_V = p_V.sort(descending=True, stable=True)
-        return cls(ids_C=ids_V.numpy(), cumulative_C=sorted_V.cumsum(-1).numpy(), are_all=True)
-
 
 class TokenSampler:
     """Draws the tokens of one request."""
@@ -117,7 +107,7 @@ class TokenSampler:
         reached = float(first.cumulative_C[-1]) if len(first.ids_C) else 0.0
         if self._top_p < 1:
             if not first.are_all and reached < self._top_p:
-                first = Candidates.rank_all(self._probabilities(read_logits()))
+                return self._draw_among_all(read_logits().cpu().numpy(), u)
             num_kept = int(np.searchsorted(first.cumulative_C, self._top_p)) + 1
             return int(first.ids_C[_invert(first.cumulative_C[:num_kept], u)])
         if first.are_all:
@@ -130,6 +120,18 @@ class TokenSampler:
                 return _invert(cumulative_V, (u - reached) / (1 - reached))
             u = reached  # only rounding left something beyond
         return int(first.ids_C[_invert(first.cumulative_C, u / reached)])
+
+    def _draw_among_all(self, logits_V: NDArray[np.float32], u: float) -> int:
+        """Draw among the likeliest tokens of a whole vocabulary that reach `top_p`."""
+        sorted_V = np.sort(logits_V)[
+            ::-1
+        ]  # a sort of values: one of places takes three times as long
+        weights_V = np.exp((sorted_V.astype(np.float64) - float(sorted_V[0])) / self.temperature)
+        cumulative_V = weights_V.cumsum()
+        num_kept = int(np.searchsorted(cumulative_V, self._top_p * cumulative_V[-1])) + 1
+        index = _invert(cumulative_V[:num_kept], u)
+        equal_C = np.flatnonzero(logits_V == sorted_V[index])
+        return int(equal_C[index - int((logits_V > sorted_V[index]).sum())])
 
     def _probabilities(self, logits_V: Tensor) -> Tensor:
         return (logits_V.cpu().double() / self.temperature).softmax(-1)
