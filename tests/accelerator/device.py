@@ -29,7 +29,8 @@ class Allocation:
 
     def __del__(self) -> None:
         """Give the bytes back."""
-        self._device.allocated_bytes -= self.num_bytes
+        with self._device._lock:
+            self._device.allocated_bytes -= self.num_bytes
 
 
 class Accelerator:

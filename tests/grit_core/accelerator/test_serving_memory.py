@@ -1,6 +1,7 @@
 """Memory that runs out ends at most the request that needs it; all later answers are right."""
 
 import gc
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ KINDS = {
     "prefill": 130,
     "images": 70,
     "prefix": 70,
-    "entry": 60,
+    "entry": 110,
     "eviction": 70,
     "join": 510,
     "step": 2900,
@@ -111,7 +112,8 @@ def test_a_base_model_is_gone_before_the_next_one_is_loaded(
             found = ask(engine, [asked[turn % 2]])
             assert isinstance(found[0], str)
             assert not [each for each in gone if each() is not None]
-            held_bytes[turn % 2].append(accelerator.measure() - start)
+            with engine._turn:  # the last step's tensors are gone
+                held_bytes[turn % 2].append(accelerator.measure() - start)
             resident = engine._bases[asked[turn % 2].source]
             gone += [ref(parameter) for parameter in resident.model.parameters()]
             del resident
@@ -143,7 +145,7 @@ def test_a_device_with_room_for_one_model_serves_two_in_turn(
     assert max(sizes) < sum(sizes)
     for max_bases in (1, 2):  # the second finds out when the memory is not there
         engine = GenerationEngine(device="sim", max_bases=max_bases, max_adapters=2)
-        for _ in range(3):
+        for _ in range(2):
             assert [ask(engine, [each])[0] for each in asked] == expected
         engine.close()
         del engine
@@ -156,7 +158,8 @@ def test_a_request_waits_until_the_device_has_memory_for_its_longest_answer(
     asked = [
         question(sweep.base, text, image=None, max_new_tokens=100) for text in ("What?", "Why?")
     ]
-    expected = [answer for each in asked for answer in ask(engine, [each])]
+    expected = sweep.expected("one after the other", asked)
+    ask(engine, [question(sweep.base, "What?", image=None)])
     resident = engine._bases[sweep.base]
     resident.drop_caches()
     # One of them fits with all of its tokens, and two do not.
@@ -181,16 +184,20 @@ def test_a_request_waits_until_the_device_has_memory_for_its_longest_answer(
 
 
 def test_a_request_that_the_device_can_never_hold_is_refused_with_its_numbers(
-    sweep: Sweep, accelerator: Accelerator
+    accelerator: Accelerator, tmp_path: Path
 ) -> None:
+    base = str(tiny_causal_folder(tmp_path))
+    config = Path(base) / "config.json"
+    positions = {"max_position_embeddings": 1_000_000}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **positions}))
     engine = GenerationEngine(device="sim", max_bases=1)
-    small = question(sweep.base, "What?", image=None)
-    accelerator.capacity_bytes = accelerator.measure() + 500_000
+    small = question(base, "What?", image=None)
+    accelerator.capacity_bytes = accelerator.measure() + 2_000_000
     assert isinstance(ask(engine, [small])[0], str)
-    limit = engine._bases[sweep.base].max_device_tokens
+    limit = engine._bases[base].max_device_tokens
     assert limit is not None
-    assert limit < 1024
-    long = question(sweep.base, "What?", image=None, max_new_tokens=limit)
+    assert 1000 < limit < 1_000_000
+    long = question(base, "What?", image=None, max_new_tokens=limit)
     (error,) = ask(engine, [long])
     assert isinstance(error, InvalidConfig)
     assert f"maximum context length is {limit} tokens on the device sim" in str(error)
