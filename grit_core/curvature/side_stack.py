@@ -107,7 +107,7 @@ class SideStack:
 
     def enter(self, m_LMN: Tensor, map_LRR: Tensor) -> None:
         """Take what `moved` has returned, on the device; `shape` comes next."""
-        self.m_LMN = m_LMN
+        self.m_LMN.copy_(m_LMN)  # which may be part of a larger buffer
         self._transport_second(map_LRR)
 
     def step(self, options: Mapping[str, Any]) -> None:
