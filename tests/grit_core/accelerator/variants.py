@@ -41,7 +41,6 @@ VARIANTS: Final[dict[str, tuple[ModelGRITConfig, dict[str, Any]]]] = {
     "paper": (_config(step_rule="paper"), {"learning_rate": 1e-3}),
     "plain_vision": (_vision(**_PLAIN), {}),
     "block_diagonal": (_text(fisher_approximation="block_diagonal", fisher_block_size=2), {}),
-    "constant_budget": (_config(projection_schedule="constant"), {}),
     "adaptive_budget": (
         _config(projection_schedule="adaptive", projection_energy=0.9),
         {"weight_decay": 0.1},
