@@ -103,6 +103,19 @@ class Batch:
     def step(self) -> None:
         """Choose one more token for every row; rows whose answer ended leave."""
         tickets = self.tickets
+        tokens = self._choose()
+        ended = [ticket.take(token) for ticket, token in zip(tickets, tokens, strict=True)]
+        finished = [ticket for ticket, is_last in zip(tickets, ended, strict=True) if is_last]
+        self._leave(row for row, is_last in enumerate(ended) if is_last)
+        if finished:
+            self._chooser = None
+        # Told last, so that whoever has an answer finds its place free.
+        for ticket in finished:
+            ticket.finish()
+
+    def _choose(self) -> list[int]:
+        """Return the next token of every row. No logits are left when the rows take them."""
+        tickets = self.tickets
         chooser, self._chooser = self._chooser, None  # a step that fails leaves none
         held = [ticket.constraint for ticket in tickets if ticket.constraint is not None]
         masks = self._masks.prepare(held)  # beside the model's step
@@ -117,14 +130,8 @@ class Batch:
         if chooser is None or chooser.rows != tuple(tickets):
             chooser = TokenChooser(tickets, device=logits_BV.device, penalty=self.resident.penalty)
         tokens = chooser.choose(logits_BV)
-        ended = [ticket.take(token) for ticket, token in zip(tickets, tokens, strict=True)]
-        finished = [ticket for ticket, is_last in zip(tickets, ended, strict=True) if is_last]
-        self._leave(row for row, is_last in enumerate(ended) if is_last)
-        if not finished:
-            self._chooser = chooser
-        # Told last, so that whoever has an answer finds its place free.
-        for ticket in finished:
-            ticket.finish()
+        self._chooser = chooser
+        return tokens
 
     def mark(self) -> None:
         """Note where the rows are, for `recover` and `fail`, before a step."""
