@@ -25,6 +25,19 @@ def test_forward_and_backward_give_what_the_cpu_gives() -> None:
         torch.testing.assert_close(parameter.grad.cpu(), gradient)
 
 
+def test_complex_numbers_have_the_gradients_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    turns, start = torch.polar(torch.ones(3, 2), torch.randn(3, 2)), torch.randn(3, 4)
+    gradients = []
+    for device in ("cpu", "sim"):
+        numbers = start.clone().to(device).requires_grad_()
+        turned = torch.view_as_complex(numbers.reshape(3, 2, 2)) * turns.to(device)
+        torch.view_as_real(turned).pow(3).sum().backward()
+        assert numbers.grad is not None
+        gradients.append(numbers.grad.cpu())
+    torch.testing.assert_close(*gradients)
+
+
 def test_inference_mode_takes_views_of_weights() -> None:
     weight = nn.Parameter(torch.arange(6.0).view(2, 1, 3)).to("sim")
     with torch.inference_mode():

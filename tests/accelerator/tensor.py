@@ -100,6 +100,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     accelerator.check()
     if func in _COPIES:
         return copy(args[0], args[1], bool(args[2]) if len(args) > 2 else _is_async(kwargs))
+    if func is _aten._conj.default:  # a flag of torch's that a tensor made here cannot have
+        return DeviceTensor(_host(args[0]).conj_physical())
     if torch.is_inference_mode_enabled():  # without autograd nothing else takes these apart
         outputs = func.decompose(*args, **kwargs)
         if outputs is not NotImplemented:
