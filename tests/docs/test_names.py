@@ -27,7 +27,7 @@ _METHOD: Final = re.compile(r"\b(GET|HEAD|POST|PUT|PATCH|DELETE) (/[\w/{}.-]*)")
 _SETTING: Final = re.compile(r"\bGRIT_[A-Z0-9_]+")
 _FOREIGN: Final = frozenset({"README.md"})
 """Names of files that stand in folders of users."""
-_FOREIGN_NAMES: Final = frozenset({"from_float", "grit_vlm", "x_proj"})
+_FOREIGN_NAMES: Final = frozenset({"from_float", "grit_vlm", "min_p", "x_proj"})
 """Names of libraries that the code does not call."""
 _OF_THE_MACHINE: Final = re.compile(r"/(dev|etc|home|proc|run|sys|tmp|usr|var)\b")
 _NOT_SERVED: Final = frozenset({
