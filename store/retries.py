@@ -17,6 +17,8 @@ DETERMINISTIC_CODE: Final = "unexpected"
 RETRIED_ONCE: Final = frozenset({"out_of_memory_device", "out_of_memory_host"})
 """A lack of memory: it may have been that of another process, but hardly twice."""
 
+_CHARGED: Final = (AttemptOutcome.FAILED, AttemptOutcome.LOST)
+
 REPEATED_HINT: Final = (
     "It failed in the same way twice in a row, so it is not tried again. The attempt's log holds"
     " the details; please report them."
@@ -106,13 +108,16 @@ def _repeats(session: Session, job: Job, failure: Failure) -> bool:
 
 
 def _failed_before(session: Session, job: Job, code: str) -> bool:
-    """Tell whether an earlier attempt of the job failed with this code."""
+    """Tell whether an earlier attempt failed with this code since the user last retried the job."""
     earlier = session.scalars(
-        select(Attempt.failure).where(
+        select(Attempt.failure)
+        .where(
             Attempt.job_id == job.id,
             Attempt.number < job.attempt,
-            Attempt.failure.is_not(None),
+            Attempt.outcome.in_(_CHARGED),
         )
+        .order_by(Attempt.number.desc())
+        .limit(job.charged_attempts - 1)  # without this one; a retry begins a fresh budget
     )
     return any(failure is not None and failure["code"] == code for failure in earlier)
 

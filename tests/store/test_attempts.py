@@ -382,6 +382,22 @@ def test_a_lack_of_memory_is_tried_once_more_whatever_came_between(
     assert ended.error["retryable"] is False
 
 
+def test_a_lack_of_memory_is_tried_once_more_after_a_retry_by_the_user_too(engine: Engine) -> None:
+    full = Failure(code="out_of_memory_device", message="full", category="user", retryable=True)
+    job = running_job(engine, max_attempts=9)
+    for _ in range(2):  # runs of the user
+        assert _fail(engine, _job(engine, job.id), full).status == JobStatus.QUEUED
+        end_wait(engine, job.id)
+        attempt = claim(engine).attempt
+        with transaction(engine) as session:  # the worker stops meanwhile: not charged
+            attempts.hand_back(session, job_id=job.id, attempt=attempt, reason="drained")
+        claim(engine)
+        assert _fail(engine, _job(engine, job.id), full).status == JobStatus.FAILED
+        with transaction(engine) as session:
+            jobs.retry_job(session, job.id, team=TEAM)
+        claim(engine)
+
+
 @pytest.mark.parametrize(
     "second",
     [
