@@ -69,21 +69,25 @@ class DeviceLoss:
         self.declared = False
         """Whether it was lost: nothing may be taken any more."""
 
-    def declare(self, reason: str, *, error: Exception | None = None) -> None:
+    def declare(self, reason: str, *, error: Exception | None = None) -> bool:
         """Begin the end of this process; further calls change nothing.
 
         Args:
             reason: What happened, in a line.
             error: What said so; its stack trace goes to the log once all callers have an answer.
+
+        Returns:
+            Whether this is the first call: what comes later only meets the lost device.
         """
         with self._lock:
             if self.declared:
-                return
+                return False
             self.declared = True
         _log.critical(
             "device_lost", device=self._device, reason=reason, exit_status=EXIT_DEVICE_LOST
         )
         threading.Thread(target=self._end, args=(error,), name="device-loss", daemon=True).start()
+        return True
 
     def _end(self, error: Exception | None) -> None:
         """End the process, whatever else fails on the way."""

@@ -232,9 +232,10 @@ class InferenceWorker:
             try:
                 reply = self._reply(payload, running)
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
+                # Asked of the first that meets the failure: the last one would seem to be alone.
                 is_only = len(self._running) == 1
                 if is_device_failure(error):
-                    self._loss.declare(reason(error), error=error)
+                    is_only &= self._loss.declare(reason(error), error=error)
                 if running.cancelled:
                     _log.info("request_cancelled", request_id=request_id)
                     reply = None
@@ -249,7 +250,7 @@ class InferenceWorker:
 
         Args:
             error: What was raised.
-            is_only: No other request was being answered.
+            is_only: No other request was being answered when the device failed.
         """
         if not self._loss.declared:
             return _error_of(error, memory_share=self._settings.infer_device_memory_share)

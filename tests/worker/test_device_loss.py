@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sqlalchemy import Engine
 from store.inference import Mailbox
 from store.settings import Settings
 from tests.accelerator import NAME, Accelerator
-from tests.tiny_models import tiny_causal_folder
+from tests.tiny_models import png_data_url, tiny_causal_folder, tiny_vlm_folder
 from tests.worker.test_inference import messages_of, payload_of
 from worker.device_loss import EXIT_DEVICE_LOST
 from worker.inference import InferenceWorker
@@ -95,6 +96,43 @@ def test_a_device_that_fails_during_an_answer_ends_the_worker_and_the_next_one_a
     message = mailbox.wait("waiting", timeout_seconds=180)
     assert message is not None
     assert "output" in message, message
+
+
+def test_a_request_that_meets_a_lost_device_is_not_blamed_for_its_assertion(
+    start: Start, mailbox: Mailbox, tmp_path: Path
+) -> None:
+    model = tiny_vlm_folder(tmp_path)
+    worker = start()
+    long = payload_of(model, stream=True, max_new_tokens=400)
+    mailbox.submit("running", device=NAME, team="a", payload=long)
+    first = mailbox.wait("running", timeout_seconds=180)
+    assert first is not None
+    assert "delta" in first
+    # Its image is still being read when the other one has its answer.
+    image = {"type": "image_url", "image_url": {"url": png_data_url(1, side_pixels=4000)}}
+    late = payload_of(model, messages=[{"role": "user", "content": [image]}])
+    mailbox.submit("reading", device=NAME, team="b", payload=late)
+    deadline = time.monotonic() + 60
+    while mailbox.num_waiting(NAME) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    tell(worker, "CUDA error: device-side assert triggered")
+    assert "error" in messages_of(mailbox, "running")[-1]
+    assert messages_of(mailbox, "reading")[-1]["error"]["code"] == "inference_worker_lost"
+    assert worker.wait(60) == EXIT_DEVICE_LOST
+
+
+def test_a_request_that_is_alone_is_blamed_for_an_assertion(
+    start: Start, mailbox: Mailbox, model: Path
+) -> None:
+    worker = start()
+    long = payload_of(model, stream=True, max_new_tokens=900)
+    mailbox.submit("alone", device=NAME, team="a", payload=long)
+    first = mailbox.wait("alone", timeout_seconds=180)
+    assert first is not None
+    tell(worker, "CUDA error: device-side assert triggered")
+    error = messages_of(mailbox, "alone")[-1]["error"]
+    assert (error["code"], error["category"]) == ("device_assertion", "user")
+    assert worker.wait(60) == EXIT_DEVICE_LOST
 
 
 def test_a_worker_whose_device_fails_its_examination_takes_no_request(
