@@ -69,6 +69,8 @@ def memory_shares(own: Mapping[str, str]) -> dict[str, str]:
     shares = {name: own.get(name) or f"{share:g}" for name, share in DEFAULT_SHARES.items()}
     for name, other in ((TRAIN_SHARE, INFER_SHARE), (INFER_SHARE, TRAIN_SHARE)):
         if own.get(other) and not own.get(name):
-            with suppress(ValueError):  # nonsense, which the workers refuse by its name
-                shares[name] = f"{max(_SMALLEST_SHARE, both - float(own[other])):.2f}"
+            # Nonsense is refused by its name: the other one is not to be refused beside it.
+            with suppress(ValueError):
+                left = both - float(own[other])
+                shares[name] = f"{min(both, max(_SMALLEST_SHARE, left)):.2f}"
     return shares

@@ -265,6 +265,18 @@ def test_a_share_of_another_kind_is_refused_by_its_name_and_bounds(
         assert wrong in str(refused.value)
 
 
+def test_of_two_shares_the_one_that_the_caller_did_not_set_is_never_the_one_refused(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIT_TRAIN_DEVICE_MEMORY_SHARE", "-1")
+    for name, value in child_environment(home, broker_url="redis://127.0.0.1:1/0").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings()
+    assert "GRIT_TRAIN_DEVICE_MEMORY_SHARE" in str(refused.value)
+    assert "GRIT_INFER_DEVICE_MEMORY_SHARE" not in str(refused.value)
+
+
 def test_a_second_supervisor_of_a_home_is_refused_in_words(home: Home) -> None:
     home.prepare()
     with only_one(home), pytest.raises(EmbeddedError, match=f"{home.folder} already runs"):

@@ -121,20 +121,6 @@ def test_a_request_that_meets_a_lost_device_is_not_blamed_for_its_assertion(
     assert worker.wait(60) == EXIT_DEVICE_LOST
 
 
-def test_a_request_that_is_alone_is_blamed_for_an_assertion(
-    start: Start, mailbox: Mailbox, model: Path
-) -> None:
-    worker = start()
-    long = payload_of(model, stream=True, max_new_tokens=900)
-    mailbox.submit("alone", device=NAME, team="a", payload=long)
-    first = mailbox.wait("alone", timeout_seconds=180)
-    assert first is not None
-    tell(worker, "CUDA error: device-side assert triggered")
-    error = messages_of(mailbox, "alone")[-1]["error"]
-    assert (error["code"], error["category"]) == ("device_assertion", "user")
-    assert worker.wait(60) == EXIT_DEVICE_LOST
-
-
 def test_a_worker_whose_device_fails_its_examination_takes_no_request(
     start: Start, mailbox: Mailbox, model: Path
 ) -> None:
