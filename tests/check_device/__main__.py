@@ -91,8 +91,10 @@ def _parse_device(text: str) -> str:
         return text
     try:
         kind_of(text)
-    except InvalidConfig as error:
-        raise argparse.ArgumentTypeError(f"{error} sim is the simulated accelerator.") from error
+    except InvalidConfig:
+        # No strategy, which the library takes too: a check is of one device.
+        words = f"device is {text!r}; give one of cpu, cuda, cuda:N, mps, or sim, the simulated one"
+        raise argparse.ArgumentTypeError(words) from None
     return normalize_device(text)
 
 

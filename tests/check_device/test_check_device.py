@@ -138,14 +138,14 @@ def test_a_device_that_is_not_there_says_so_and_fails(tmp_path: Path) -> None:
     assert "This machine has no cuda; it has cpu" in (tmp_path / "REPORT.md").read_text()
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:one", "mps:1", "sim:1"])
+@pytest.mark.parametrize("device", ["tpu", "cuda:one", "mps:1", "sim:1", "auto_performance"])
 def test_a_text_that_names_no_device_is_refused(
     device: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--device", device])
     said = " ".join(capsys.readouterr().err.split())
-    assert f"argument --device: /device: device is '{device}'; give one of" in said
+    assert f"argument --device: device is '{device}'; give one of cpu, cuda, cuda:N, mps" in said
 
 
 def test_an_unknown_check_is_refused_with_the_names_of_all(
