@@ -402,7 +402,7 @@ def served_queues(service: Service) -> set[str]:
 
 
 def wait_served(service: Service) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while "infer.cpu" not in served_queues(service):
         assert time.monotonic() < deadline, service.worker.text()[-3000:]
         time.sleep(0.05)
