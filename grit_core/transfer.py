@@ -6,7 +6,7 @@ its source: on MPS a non-blocking copy of a tensor that is freed too early bring
 (pytorch #139550).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor
 
 MAX_PINNED_BYTES: Final = 64 * 2**20
 """Of one tensor. torch never gives pinned memory back, so larger ones are copied with a wait."""
+
+MAX_BUFFER_BYTES: Final = MAX_PINNED_BYTES
+"""Of a buffer that tensors share on their way; at least one tensor. It is memory beside theirs: a
+device that is nearly full has none for a second copy of all adapters and moments."""
 
 
 def is_asynchronous(device: torch.device) -> bool:
@@ -60,7 +64,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def all_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy tensors of the host to a device, in one copy for each type.
+    """Copy tensors of the host to a device, in one copy for each type and `MAX_BUFFER_BYTES`.
 
     Args:
         tensors: Of any shapes.
@@ -70,7 +74,7 @@ def all_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
 
 
 def all_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors of one device to the host, with one wait for each type.
+    """Copy tensors of one device to the host, with one wait for each type and `MAX_BUFFER_BYTES`.
 
     Args:
         tensors: Of any shapes; on the CPU they are returned themselves.
@@ -79,16 +83,9 @@ def all_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy tensors as parts of one buffer for each type; the results are views of it."""
+    """Copy tensors as parts of buffers of one type; the results are views of these."""
     moved = list(tensors)
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        places = [
-            place
-            for place, tensor in enumerate(tensors)
-            if tensor.dtype == dtype and tensor.device.type != device.type
-        ]
-        if not places:
-            continue
+    for places in _buffers(tensors, device):
         parts = [tensors[place] for place in places]
         flat = to_device(torch.cat([part.detach().reshape(-1) for part in parts]), device)
         for place, part, piece in zip(
@@ -96,3 +93,20 @@ def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         ):
             moved[place] = piece.view(part.shape)
     return moved
+
+
+def _buffers(tensors: Sequence[Tensor], device: torch.device) -> Iterator[list[int]]:
+    """Yield the places of tensors that share a buffer; those on the device already have none."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        places: list[int] = []
+        num_bytes = 0
+        for place, tensor in enumerate(tensors):
+            if tensor.dtype != dtype or tensor.device.type == device.type:
+                continue
+            if places and num_bytes + tensor.nbytes > MAX_BUFFER_BYTES:
+                yield places
+                places, num_bytes = [], 0
+            places.append(place)
+            num_bytes += tensor.nbytes
+        if places:
+            yield places

@@ -1,7 +1,8 @@
 """How often this service's own code may wait for an accelerator, counted with `Waits.count`.
 
 The counts are for `grit_core` only; transformers waits besides. They hold for any number of layers,
-ranks and shapes: what a step needs goes in one copy for all of them.
+ranks and shapes: what a step needs goes in one copy for all of them, up to the size of
+`grit_core.transfer.MAX_BUFFER_BYTES`.
 """
 
 from dataclasses import dataclass

@@ -42,6 +42,22 @@ def test_tensors_of_one_type_go_up_in_one_copy_and_come_back_in_one_wait(
         assert torch.equal(found, expected)
 
 
+def test_copies_together_need_no_second_copy_of_everything_on_the_device(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "MAX_BUFFER_BYTES", 4000)
+    tensors = [torch.rand(size) for size in (500, 500, 1, 1500, 999)]
+    there = [tensor.to("sim") for tensor in tensors]
+    held = accelerator.measure()
+    accelerator.peak_bytes = held
+    with accelerator.waits() as waits:
+        back = transfer.all_to_host(there)
+        assert waits.count() == 4  # 500 and 500, 1, 1500, 999
+    assert accelerator.peak_bytes - held <= 4 * 1500
+    for found, expected in zip(back, tensors, strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_on_the_cpu_nothing_is_copied() -> None:
     tensors = [torch.rand(2), torch.rand(3, 3)]
     for found, given in zip(

@@ -98,7 +98,7 @@ def test_every_kind_of_step_keeps_to_its_budget(
             kinds.append(budget)
             assert waits.count("grit_core") <= budget.waits + extra, (events, waits)
             blocking = waits.count("grit_core", uploads=True)
-            most = 0 if asynchronous else num_rows + budget.mps_uploads
+            most = budget.blocking_uploads if asynchronous else num_rows + budget.mps_uploads
             assert blocking <= most, (events, waits)
     finally:
         run.close()
