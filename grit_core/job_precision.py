@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from grit_core.checkpoints import Checkpoint
+from grit_core.config.bounds import Choice
 from grit_core.config.devices import has_native_bfloat16, training_precision
+from grit_core.errors import InvalidConfig
 from grit_core.events import Warned
 from grit_core.job_spec import AUTO
-from grit_core.models.pretrained import read_model_types
+from grit_core.models.pretrained import DTYPES, read_model_types
 from grit_core.processes import Processes
 from grit_core.training_job import TrainingJob
 
@@ -19,7 +21,13 @@ def resolve_precision(precision: str, *, model: str, device: str) -> str:
         model: The base model's folder or hub id. Some models' activations leave float16's range.
         device: One that is there. In several processes each asks its own, and all of them take
             what every device has.
+
+    Raises:
+        InvalidConfig: There is no such precision.
     """
+    fault = Choice(values=(AUTO, *DTYPES)).fault(precision, pointer="/precision")
+    if fault is not None:
+        raise InvalidConfig([fault])
     if precision != AUTO:
         return precision
     emulated = not has_native_bfloat16(device)
@@ -38,9 +46,9 @@ def resolve_job_precision(job: TrainingJob, checkpoint: Checkpoint | None) -> Tr
         checkpoint: To resume from: the job goes on in the number format that it began with, on
             whatever card.
     """
+    precision = resolve_precision(job.precision, model=job.model, device=job.device)
     if job.precision != AUTO:
         return job
-    precision = resolve_precision(job.precision, model=job.model, device=job.device)
     if checkpoint is not None:
         precision = checkpoint.values["identity"]["precision"]
     training = replace(job.training, precision=precision)

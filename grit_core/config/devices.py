@@ -231,7 +231,11 @@ def get_device_config(strategy: str = DEFAULT_STRATEGY) -> dict[str, Any]:
         free memory of every visible card is read: that opens a context of some hundred MB on each.
     """
     available = available_devices()
-    spreads = normalize_device(strategy) == DeviceStrategy.MEMORY_EFFICIENT and "cuda" in available
+    spreads = (
+        isinstance(strategy, str)  # anything else is refused below
+        and normalize_device(strategy) == DeviceStrategy.MEMORY_EFFICIENT
+        and "cuda" in available
+    )
     cards = [device for device in available if device.startswith("cuda:")]
     choice = choose_device(
         strategy,

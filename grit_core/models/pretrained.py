@@ -21,11 +21,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from grit_core.config.bounds import Choice
 from grit_core.config.devices import inference_precision
 from grit_core.data.chat_template import plain_template
 from grit_core.data.paligemma import find_template
 from grit_core.data.processor import CONFIG_IMAGE_IDS
-from grit_core.errors import ModelUnavailable
+from grit_core.errors import InvalidConfig, ModelUnavailable
 from grit_core.library_errors import is_device_failure, ran_out_of_memory, reason
 from grit_core.models.missing_packages import explain_missing_packages
 from grit_core.models.processor_parts import assemble, find_processor_class, has_unused_parts
@@ -60,9 +61,13 @@ def load_base_model(
     device that has failed pass as torch raised them.
 
     Raises:
+        InvalidConfig: There is no such dtype.
         ModelUnavailable: Nothing usable is there; the message says what is missing.
         MemoryError: This machine's memory is full, which is no fault of the model.
     """
+    fault = Choice(values=("auto", *DTYPES)).fault(dtype, pointer="/dtype")
+    if fault is not None:
+        raise InvalidConfig([fault])
     options = _options(source)
     place = open_device(device)
     try:

@@ -40,8 +40,8 @@ def torch_device(name: str) -> torch.device:
         numbers = f"{device.type}:0" if count == 1 else f"{device.type}:0 to :{count - 1}"
         raise DeviceUnavailable(
             f"This machine has no {device}: {count} {device.type} device"
-            f"{'' if count == 1 else 's'} can be seen, {numbers}. Name one of these, or make more"
-            " visible (CUDA_VISIBLE_DEVICES)."
+            f"{'' if count == 1 else 's'} can be seen, {numbers}. Name one of these"
+            + (", or make more visible (CUDA_VISIBLE_DEVICES)." if device.type == "cuda" else ".")
         )
     return device
 

@@ -10,8 +10,10 @@ from grit_core.checkpoints import load_checkpoint
 from grit_core.compression import compress
 from grit_core.compression_job import CompressionJob
 from grit_core.config import devices
+from grit_core.errors import InvalidConfig
 from grit_core.events import TrainingStarted
 from grit_core.job_precision import emulation_warning, resolve_job_precision, resolve_precision
+from grit_core.models.pretrained import load_base_model
 from grit_core.training import train
 from grit_core.training_job import TrainingJob
 from tests.accelerator import Accelerator
@@ -55,6 +57,14 @@ def test_what_was_asked_for_is_kept_on_every_card(
     show_cards(monkeypatch, T4)
     job = dataclasses.replace(automatic(tmp, "cuda"), precision="bfloat16")
     assert resolve_job_precision(job, None) == job
+
+
+def test_a_precision_that_is_none_is_refused_before_anything_is_read(tmp: Path) -> None:
+    job = dataclasses.replace(automatic(tmp, work="none"), precision="bfloat", model="/no/model")
+    with pytest.raises(InvalidConfig, match=r"/precision: precision is 'bfloat'.*Did you mean"):
+        list(train(job))
+    with pytest.raises(InvalidConfig, match="/dtype: dtype is 'int8'; give one of auto, float32"):
+        load_base_model(automatic(tmp).model, dtype="int8")
 
 
 def test_a_model_that_float16_cannot_hold_trains_in_bfloat16_on_an_old_card(

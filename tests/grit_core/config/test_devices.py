@@ -104,6 +104,12 @@ def test_from_pretrained_takes_the_keyword_arguments(
     )
 
 
+@pytest.mark.parametrize("wrong", [None, 3, "fastest"])
+def test_the_keyword_arguments_of_no_strategy_are_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidConfig, match="give one of stable_training"):
+        get_device_config(wrong)
+
+
 def test_gpu_means_cuda_in_any_case() -> None:
     assert choose_device("gpu", ("cuda", "cpu")).device == "cuda"
     assert choose_device("GPU:1", ("cuda", "cuda:1", "cpu")).device == "cuda:1"

@@ -29,6 +29,11 @@ def test_a_card_by_a_number_that_is_not_there_names_the_numbers_that_are(
         torch_device("cuda:1")
 
 
+def test_a_second_cpu_is_refused_without_a_word_of_cards() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"no cpu:1: 1 cpu device .*Name one of these\.$"):
+        torch_device("cpu:1")
+
+
 def test_a_build_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     show_cards(monkeypatch)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
