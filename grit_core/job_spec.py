@@ -131,9 +131,10 @@ def resolve_job(
     if config is None or plan is None or inventory is None or num_rows is None or training is None:
         return None
     left = num_rows - num_eval_rows(num_rows, eval_fraction=fraction)
-    takes_float16 = native_bfloat16 is False and inventory.model_type not in FLOAT16_OVERFLOWS
+    if inventory.model_type in FLOAT16_OVERFLOWS:
+        native_bfloat16 = True  # whatever the card, it computes in bfloat16
     resolved = resolve_training(
-        training, num_rows=left, device=device, native_bfloat16=not takes_float16
+        training, num_rows=left, device=device, native_bfloat16=native_bfloat16 is not False
     )
     cost = estimate(plan, inventory, resolved, num_rows=left)
     if native_bfloat16 is None and training.precision == AUTO and kind_of(device) == "cuda":

@@ -1,5 +1,6 @@
 """The one merge of a request: presets, settings, named layers, and every fault at its place."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -52,6 +53,20 @@ def test_nothing_is_left_open(inventory: ModelInventory) -> None:
     assert resolved is not None
     assert "auto" not in resolved.training_json().values()
     assert resolved.training.precision == "float32"
+
+
+def test_a_plan_for_another_machines_card_names_float16_only_where_the_model_may_take_it(
+    inventory: ModelInventory,
+) -> None:
+    for model_type, may in (("idefics3", True), ("gemma2", False)):
+        of_type = dataclasses.replace(inventory, model_type=model_type)
+        resolved = resolve_job(spec_of(), of_type, num_rows=10, device="cuda")
+        assert resolved is not None
+        assert resolved.training.precision == "bfloat16"
+        assert ("trains in float16 instead" in resolved.estimate.basis) is may
+        known = resolve_job(spec_of(), of_type, num_rows=10, device="cuda", native_bfloat16=False)
+        assert known is not None
+        assert known.training.precision == ("float16" if may else "bfloat16")
 
 
 def test_without_a_model_or_rows_only_faults_can_be_told(inventory: ModelInventory) -> None:
