@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import FakeProcessGroup
 from grit_core.processes import Processes, ProcessLost, joined
 from tests.grit_core.process_groups import own_file, run_together
 
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 10
 
 
 def on_a_card(rank: int, folder: Path, how: str) -> None:
