@@ -120,7 +120,7 @@ class RankGroup:
 
         A layer whose sums are not finite is refused: one bad batch must not poison the average. A
         layer without any counted position was not observed, which is no fault. The bases are
-        computed anew when any layer was taken.
+        computed again when any layer was taken.
 
         Args:
             sums: By layer name, on the CPU; see `sums_on_host`.

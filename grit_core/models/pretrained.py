@@ -126,15 +126,15 @@ def _model_types(config: Any) -> frozenset[str]:
 
 def _failure(source: str | Path, device: torch.device, error: Exception) -> Exception:
     """Return what a caller reads of an error while weights were loaded."""
-    told = _conversion_error(error) or error
-    if ran_out_of_memory(told):
+    cause = _conversion_error(error) or error
+    if ran_out_of_memory(cause):
         # A device's memory is "out of memory"; the CPU's allocator "can't allocate memory".
-        on_device = device.type != "cpu" and "out of memory" in str(told).lower()
+        on_device = device.type != "cpu" and "out of memory" in str(cause).lower()
         kind = torch.OutOfMemoryError if on_device else MemoryError
-        return kind(f"loading {source} onto {device}: {reason(told)}")
-    if is_device_failure(told):
-        return told
-    return ModelUnavailable(_reason("model", source, told))
+        return kind(f"loading {source} onto {device}: {reason(cause)}")
+    if is_device_failure(cause):
+        return cause
+    return ModelUnavailable(_reason("model", source, cause))
 
 
 def _conversion_error(error: Exception) -> Exception | None:
