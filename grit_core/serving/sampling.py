@@ -89,21 +89,24 @@ class TokenSampler:
         self._top_p = top_p
         self.seed = random.SystemRandom().getrandbits(63) if seed is None else seed
         self._generator = torch.Generator().manual_seed(self.seed)
+        self._num_drawn, self._number = 0, 0.0
 
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken each time, and nothing is drawn."""
         return self.temperature <= 0 or self._top_p <= 0
 
-    def draw(self, first: Candidates, read_logits: Callable[[], Tensor]) -> int:
-        """Draw the next token.
+    def draw(self, first: Candidates, read_logits: Callable[[], Tensor], *, position: int) -> int:
+        """Draw a token of the answer.
 
         Args:
             first: The likeliest tokens.
             read_logits: Returns the logits of the whole vocabulary; called where these do not
                 decide.
+            position: Tokens of the answer before it. The same one draws by the same number again,
+                as when a step failed and is made again; an earlier one does not come back.
         """
-        u = float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        u = self._draw_number(position)
         reached = float(first.cumulative_C[-1]) if len(first.ids_C) else 0.0
         if self._top_p < 1:
             if not first.are_all and reached < self._top_p:
@@ -121,11 +124,16 @@ class TokenSampler:
             u = reached  # only rounding left something beyond
         return int(first.ids_C[_invert(first.cumulative_C, u / reached)])
 
+    def _draw_number(self, position: int) -> float:
+        while self._num_drawn <= position:
+            self._number = float(torch.rand((), generator=self._generator, dtype=torch.float64))
+            self._num_drawn += 1
+        return self._number
+
     def _draw_among_all(self, logits_V: NDArray[np.float32], u: float) -> int:
         """Draw among the likeliest tokens of a whole vocabulary that reach `top_p`."""
-        sorted_V = np.sort(logits_V)[
-            ::-1
-        ]  # a sort of values: one of places takes three times as long
+        # A sort of values: one of places takes three times as long.
+        sorted_V = np.sort(logits_V)[::-1]
         weights_V = np.exp((sorted_V.astype(np.float64) - float(sorted_V[0])) / self.temperature)
         cumulative_V = weights_V.cumsum()
         num_kept = int(np.searchsorted(cumulative_V, self._top_p * cumulative_V[-1])) + 1

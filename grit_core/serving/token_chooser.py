@@ -104,7 +104,7 @@ class TokenChooser:
         for s, (row, summary) in enumerate(
             zip(self._sampled, found.reshape(len(self._sampled), -1), strict=True)
         ):
-            tokens[row] = _draw(self.rows[row].sampler, summary, logits_SV[s])
+            tokens[row] = _draw(self.rows[row], summary, logits_SV[s])
         return tokens
 
     def _apply_rules(self, logits_BV: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _summarize(logits_SV: Tensor, temperatures_S1: Tensor) -> Tensor:
     return torch.cat([floats, ids_SC.int()], 1)
 
 
-def _draw(sampler: TokenSampler, summary: NDArray[np.int32], logits_V: Tensor) -> int:
+def _draw(row: Row, summary: NDArray[np.int32], logits_V: Tensor) -> int:
     num = len(summary) // 2
     floats = summary[: num + 1].view(np.float32)
     ids_C = summary[num + 1 :]
@@ -164,8 +164,8 @@ def _draw(sampler: TokenSampler, summary: NDArray[np.int32], logits_V: Tensor) -
     first = Candidates.rank(
         floats[:num],
         ids_C,
-        temperature=sampler.temperature,
+        temperature=row.sampler.temperature,
         total=total,
         are_all=num == logits_V.shape[0],
     )
-    return sampler.draw(first, lambda: logits_V)
+    return row.sampler.draw(first, lambda: logits_V, position=len(row.ids))

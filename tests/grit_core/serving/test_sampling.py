@@ -11,8 +11,11 @@ LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 2.0])
 
 
 def draws(num, logits=LOGITS, **options):
-    chooser = TokenChooser([Row(sampler(**options))], device=torch.device("cpu"))
-    return [chooser.choose(logits[None])[0] for _ in range(num)]
+    row = Row(sampler(**options))
+    chooser = TokenChooser([row], device=torch.device("cpu"))
+    for _ in range(num):
+        row.ids += chooser.choose(logits[None])
+    return row.ids
 
 
 def numbers(num, seed):

@@ -10,12 +10,15 @@ from grit_core import transfer
 from grit_core.grammars import json_schema_grammar
 from grit_core.serving.constraint import Constraint
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
+from grit_core.serving.sampling import TokenSampler
 from grit_core.serving.token_chooser import TokenChooser
 from tests.grit_core.serving.rows import Row, sampler
 from tests.tiny_models import byte_tokenizer
 
 END, SIZE = 2, 3000
 CPU = torch.device("cpu")
+METHOD = {0.9: "_draw_among_all", 1.0: "_probabilities"}
+"""What looks at a whole vocabulary, by `top_p`."""
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +151,11 @@ def test_which_of_equally_likely_tokens_a_device_lists_does_not_matter(monkeypat
     logits = (torch.randn(1, 4000) * 2).round()
 
     def draws():
-        chooser = TokenChooser([Row(sampler(top_p=0.95))], device=CPU)
-        return [chooser.choose(logits.clone())[0] for _ in range(100)]
+        row = Row(sampler(top_p=0.95))
+        chooser = TokenChooser([row], device=CPU)
+        for _ in range(100):
+            row.ids += chooser.choose(logits.clone())
+        return row.ids
 
     expected = draws()
     topk = torch.Tensor.topk
@@ -162,6 +168,34 @@ def test_which_of_equally_likely_tokens_a_device_lists_does_not_matter(monkeypat
     assert not torch.equal(ids, topk(logits, 256).indices)
     monkeypatch.setattr(torch.Tensor, "topk", listed_backwards)
     assert draws() == expected
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_step_that_is_made_again_draws_by_the_same_numbers(monkeypatch, top_p):
+    """Memory runs out while the whole vocabulary of the second row is read."""
+
+    def draws(*, fails):
+        rows = [Row(sampler(top_p=top_p, seed=seed)) for seed in (1, 2, 3)]
+        for _ in range(4):
+            logits = torch.zeros(3, 4000)  # no token is likelier than another
+            if fails:
+                calls = []
+
+                def read(sampler, *args, calls=calls, **options):
+                    calls.append(sampler)
+                    if len(calls) == 2:
+                        raise MemoryError
+                    return draw(sampler, *args, **options)
+
+                with monkeypatch.context() as patch, pytest.raises(MemoryError):
+                    patch.setattr(TokenSampler, METHOD[top_p], read)
+                    TokenChooser(rows, device=CPU).choose(logits.clone())
+            for row, token in zip(rows, TokenChooser(rows, device=CPU).choose(logits), strict=True):
+                row.ids.append(token)
+        return [row.ids for row in rows]
+
+    draw = getattr(TokenSampler, METHOD[top_p])
+    assert draws(fails=True) == draws(fails=False)
 
 
 def test_rows_may_be_put_together_in_any_order(new_rows):
