@@ -534,10 +534,15 @@ class GenerationEngine:
         """Whether a request may join now. Caches give way to it; rows and idle models do not."""
         if not batch.has_room(ticket):
             return False
-        if batch.fits_device(ticket):
+        missing = batch.count_missing_bytes(ticket)
+        if missing == 0:
             return True
+        with self._changed:
+            cached = sum(base.cache_bytes for base in self._bases.values())
+        if cached < missing:  # it waits for rows: they may go on using what is kept
+            return False
         self._drop_caches()
-        return batch.fits_device(ticket)
+        return batch.count_missing_bytes(ticket) == 0
 
     def _prefill(self, ticket: Ticket, batch: Batch) -> None:
         """Run a prompt, choose the first token and let the row join."""

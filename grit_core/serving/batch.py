@@ -70,19 +70,19 @@ class Batch:
             return False
         return self._count_key_bytes(ticket) <= self._max_key_bytes
 
-    def fits_device(self, ticket: Ticket) -> bool:
-        """Whether the device has the memory now for a request to join, by its longest answer.
+    def count_missing_bytes(self, ticket: Ticket) -> int:
+        """Count what the device lacks for a request to join, by its longest answer; 0 if it fits.
 
         An idle batch takes any request: it would wait for nothing.
         """
         if not self.tickets:
-            return True
+            return 0
         needed = self._count_key_bytes(ticket) - self._rows.num_bytes
         needed += len(ticket.prompt_ids) * self.resident.key_bytes_per_token  # before it joins
         if needed <= 0:
-            return True
+            return 0
         free = count_free_bytes(self.resident.device)
-        return free is None or needed + self._rows.layer_bytes <= free
+        return 0 if free is None else max(0, needed + self._rows.layer_bytes - free)
 
     def _count_key_bytes(self, ticket: Ticket) -> int:
         """Bytes of the keys and values once a request has joined and all answers are longest."""
@@ -152,7 +152,10 @@ class Batch:
             before[ticket].length + len(ticket.ids) - before[ticket].num_ids
             for ticket in self.tickets
         ])
-        self._leave(row for row, ticket in enumerate(self.tickets) if ticket.has_ended)
+        # Nothing is kept of rows that ended: part of another row may lie in their place already.
+        ended = [row for row, ticket in enumerate(self.tickets) if ticket.has_ended]
+        for row in reversed(ended):
+            self._remove(row)
         for mark in self._marks:  # also those that had left before the step failed
             if mark.ticket.has_ended:
                 mark.ticket.finish()

@@ -180,6 +180,11 @@ class ResidentModel:
         """Whether its rows can share steps."""
         return not self.alone_because
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that `drop_caches` gives back."""
+        return self.images.num_bytes + self.prefixes.num_bytes + self.slots.num_gathered_bytes
+
     def drop_caches(self) -> None:
         """Let go of what is kept to be faster: image features, prefixes, gathered tables."""
         self.images.clear()

@@ -139,6 +139,13 @@ class AdapterSlots:
         """Memory of the tables."""
         return sum(layer.num_bytes for layer in self._layers.values())
 
+    @property
+    def num_gathered_bytes(self) -> int:
+        """Memory of what was gathered of the tables for the rows of the last step."""
+        rows = self._rows_route.rows
+        tables = [] if rows is None else list(rows.gathered.values())
+        return sum(A_SIR.nbytes + B_SRO.nbytes for A_SIR, B_SRO in tables)
+
     def acquire(self, adapter: AdapterWeights) -> int | None:
         """Bring an adapter into a slot and hold it there until `release`.
 

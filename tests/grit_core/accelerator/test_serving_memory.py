@@ -183,6 +183,44 @@ def test_a_request_waits_until_the_device_has_memory_for_its_longest_answer(
     engine.close()
 
 
+def test_a_request_that_waits_for_rows_leaves_the_caches_to_the_others(
+    sweep: Sweep, accelerator: Accelerator
+) -> None:
+    """They would not make room enough: what is kept for other prompts stays."""
+    engine = GenerationEngine(device="sim")
+    kept = question(sweep.base, "How?", image=None)
+    ask(engine, [question(sweep.base, "What?", image=None)])
+    resident = engine._bases[sweep.base]
+    resident.drop_caches()
+    first = engine.generate(kept.source, kept.request)
+    assert first.prompt_tokens - 1 > first.cached_prompt_tokens
+    long = [
+        question(sweep.base, "What?", image=None, max_new_tokens=40),
+        question(sweep.base, "Why?", image=None, max_new_tokens=100),
+    ]
+    per_row = resident.key_bytes_per_token * 256
+    accelerator.capacity_bytes = accelerator.measure() + per_row * 3 // 2
+    most = 0
+
+    def look() -> bool:
+        nonlocal most
+        most = max(most, engine.stats().num_active)
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        list(
+            pool.map(
+                lambda each: engine.generate(each.source, each.request, should_stop=look), long
+            )
+        )
+    assert most == 1
+    assert accelerator.num_refusals == 0
+    accelerator.capacity_bytes = None
+    again = engine.generate(kept.source, kept.request)
+    assert again.cached_prompt_tokens == again.prompt_tokens - 1
+    engine.close()
+
+
 def test_a_request_that_the_device_can_never_hold_is_refused_with_its_numbers(
     accelerator: Accelerator, tmp_path: Path
 ) -> None:
