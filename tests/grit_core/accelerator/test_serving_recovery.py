@@ -1,6 +1,5 @@
 """A batch after a step that failed: what was chosen stays, and nothing wrong is kept."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 
 
 @pytest.fixture
-def resident(tmp_path: Path, accelerator: Accelerator) -> Iterator[ResidentModel]:  # noqa: ARG001 - it is where the model is
+def resident(tmp_path: Path, accelerator: Accelerator) -> ResidentModel:  # noqa: ARG001 - it is where the model is
     bounds = BOUNDS | {"prefix_cache_bytes": 1 << 24}
     folder = str(tiny_causal_folder(tmp_path))
-    yield ResidentModel.load(folder, device=torch.device("sim"), dtype="float32", **bounds)
+    return ResidentModel.load(folder, device=torch.device("sim"), dtype="float32", **bounds)
 
 
 @torch.inference_mode()
