@@ -225,7 +225,7 @@ class GenerationEngine:
         """
         while True:
             with self._changed:
-                self._refuse_if_lost()
+                self._refuse_if_over()
                 resident = self._bases.get(source)
                 if resident is not None:
                     self._bases.move_to_end(source)
@@ -326,21 +326,22 @@ class GenerationEngine:
 
     def _submit(self, ticket: Ticket) -> None:
         with self._changed:
-            self._refuse_if_lost()
-            if self._closing:
-                raise Interrupted("The engine is closing.")
+            self._refuse_if_over()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
                 self._thread.start()
             self._waiting.append(ticket)
             self._changed.notify_all()
 
-    def _refuse_if_lost(self) -> None:
-        """Take nothing for a device that failed for good.
+    def _refuse_if_over(self) -> None:
+        """Take nothing, and load nothing, once the engine closes or its device failed for good.
 
         Raises:
-            DeviceUnavailable: It has failed.
+            Interrupted: The engine closes.
+            DeviceUnavailable: The device has failed.
         """
+        if self._closing:
+            raise Interrupted("The engine is closing.")
         if self._fault is not None:
             raise DeviceUnavailable(
                 f"The device {self._device} failed, and this process cannot use it any more:"

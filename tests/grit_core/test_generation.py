@@ -492,3 +492,12 @@ def test_what_goes_wrong_inside_a_step_is_told_to_all_that_share_it(base, new_en
         engine.generate(base, request_of())
     resident.step = step
     assert engine.generate(base, request_of()).text == expected
+
+
+def test_a_closed_engine_loads_no_model(tmp_path):
+    engine = GenerationEngine()
+    engine.close()
+    chat = parse_prompt([{"role": "user", "content": "What?"}])
+    with pytest.raises(Interrupted, match="closing"):
+        engine.generate(str(tiny_causal_folder(tmp_path)), GenerationRequest(chat=chat))
+    assert engine._bases == {}
