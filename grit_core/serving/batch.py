@@ -112,6 +112,7 @@ class Batch:
         # Told last, so that whoever has an answer finds its place free.
         for ticket in finished:
             ticket.finish()
+        self._marks = []  # they hold prompts and images of rows that left
 
     def _choose(self) -> list[int]:
         """Return the next token of every row. No logits are left when the rows take them."""

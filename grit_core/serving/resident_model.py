@@ -144,7 +144,7 @@ class ResidentModel:
         self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
         """The model's own, on tokens that have been there."""
         self.key_bytes_per_token = 0
-        """Keys and values of one token; 0 where rows cannot share steps."""
+        """Keys and values of one token; 0 where it was not found out."""
         self.alone_because = self._refuse_sharing()
         """Why its rows cannot share steps; empty where they can."""
         self.max_device_tokens = self._count_device_tokens()

@@ -1,6 +1,8 @@
 """A batch after a step that failed: what was chosen stays, and nothing wrong is kept."""
 
+import gc
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -51,3 +53,16 @@ def test_a_prefix_never_holds_keys_of_the_row_that_moved_into_its_place(
     resident.prefixes.clear()
     expected = resident.prefill(again.prompt, slot=None)
     assert torch.allclose(found.logits_V.cpu(), expected.logits_V.cpu(), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_batch_holds_no_request_that_was_answered(resident: ResidentModel) -> None:
+    rows = Rows(resident)
+    ticket = rows.join(ask(resident, "Which?", max_new_tokens=2))
+    rows.batch.mark()
+    rows.step()
+    assert ticket.has_ended
+    gone = ref(ticket)
+    del ticket
+    gc.collect()
+    assert gone() is None
