@@ -28,8 +28,8 @@ EMBEDDED_DEFAULTS: Mapping[str, str] = {
 TRAIN_SHARE: Final = "GRIT_TRAIN_DEVICE_MEMORY_SHARE"
 INFER_SHARE: Final = "GRIT_INFER_DEVICE_MEMORY_SHARE"
 DEFAULT_SHARES: Final[Mapping[str, float]] = {TRAIN_SHARE: 0.6, INFER_SHARE: 0.35}
-"""Of a card's memory: each card has both workers. The rest is for the contexts of their processes,
-which no share counts."""
+"""Of a CUDA card's memory: each has both workers. The rest is for the contexts of their processes,
+which no share counts. On MPS, whose memory is the machine's, only the caller sets one."""
 _SMALLEST_SHARE: Final = 0.05
 
 
@@ -51,11 +51,20 @@ def child_environment(home: Home, *, broker_url: str) -> dict[str, str]:
         **EMBEDDED_DEFAULTS,
         "GRIT_QUEUE_PREFIX": queue_prefix(home),
         **own,
-        **memory_shares(own),
         "GRIT_HOME": str(home.folder),
         "GRIT_KEY_FILE": str(home.key_file),
         "GRIT_BROKER_URL": broker_url,
     }
+
+
+def worker_environment(environment: Mapping[str, str], *, kind: str) -> dict[str, str]:
+    """Return the environment of a worker of a device.
+
+    Args:
+        environment: Of every process of the service.
+        kind: `cuda`, `mps` or `cpu`.
+    """
+    return {**environment, **(memory_shares(environment) if kind == "cuda" else {})}
 
 
 def memory_shares(own: Mapping[str, str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from grit_client.embedded.broker import Broker, prepare_broker
 from grit_client.embedded.children import Child, log_tail
 from grit_client.embedded.devices import CPU, Device, DeviceProbe
-from grit_client.embedded.environment import child_environment
+from grit_client.embedded.environment import child_environment, worker_environment
 from grit_client.embedded.identity import Identity
 from grit_client.embedded.ports import LOOPBACK, listen
 from grit_client.embedded.record import Phase, Record
@@ -191,7 +191,7 @@ class Supervisor:
         # A worker's drain is bounded by its own setting; ours only has to be longer.
         grace = float(environment["GRIT_STOP_GRACE_SECONDS"]) + _DRAIN_MARGIN_SECONDS
         threads = str(inference_threads(environment))
-        own = {**environment, **device.environment}
+        own = {**worker_environment(environment, kind=device.kind), **device.environment}
         for queue, pool in (
             (device.kind, ["solo"]),
             (f"infer.{device.kind}", ["threads", "-c", threads]),

@@ -16,7 +16,11 @@ from sqlalchemy import select
 
 from grit_client.embedded import control
 from grit_client.embedded.children import Child
-from grit_client.embedded.environment import child_environment, queue_prefix
+from grit_client.embedded.environment import (
+    child_environment,
+    queue_prefix,
+    worker_environment,
+)
 from grit_client.embedded.identity import Identity
 from grit_client.embedded.record import Record
 from grit_client.embedded.supervisor import Options, Supervisor, only_one
@@ -229,6 +233,11 @@ def test_the_own_broker_takes_no_password_that_the_caller_set_for_another(
     assert named["GRIT_BROKER_PASSWORD"] == "of this one"
 
 
+def card_environment(home: Home) -> dict[str, str]:
+    environment = child_environment(home, broker_url="redis://127.0.0.1:1/0")
+    return worker_environment(environment, kind="cuda")
+
+
 @pytest.mark.parametrize(
     ("own", "shares"),
     [
@@ -247,7 +256,7 @@ def test_both_workers_of_a_card_share_its_memory_and_the_caller_may_say_how(
 ) -> None:
     for kind, share in own.items():
         monkeypatch.setenv(f"GRIT_{kind}_DEVICE_MEMORY_SHARE", share)
-    for name, value in child_environment(home, broker_url="redis://127.0.0.1:1/0").items():
+    for name, value in card_environment(home).items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
     assert (settings.train_device_memory_share, settings.infer_device_memory_share) == shares
@@ -258,7 +267,7 @@ def test_a_share_of_another_kind_is_refused_by_its_name_and_bounds(
 ) -> None:
     for wrong in ("0", "1.5", "half"):
         monkeypatch.setenv("GRIT_INFER_DEVICE_MEMORY_SHARE", wrong)
-        for name, value in child_environment(home, broker_url="redis://127.0.0.1:1/0").items():
+        for name, value in card_environment(home).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(InvalidSettings, match="GRIT_INFER_DEVICE_MEMORY_SHARE") as refused:
             load_settings()
@@ -269,12 +278,22 @@ def test_of_two_shares_the_one_that_the_caller_did_not_set_is_never_the_one_refu
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRIT_TRAIN_DEVICE_MEMORY_SHARE", "-1")
-    for name, value in child_environment(home, broker_url="redis://127.0.0.1:1/0").items():
+    for name, value in card_environment(home).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSettings) as refused:
         load_settings()
     assert "GRIT_TRAIN_DEVICE_MEMORY_SHARE" in str(refused.value)
     assert "GRIT_INFER_DEVICE_MEMORY_SHARE" not in str(refused.value)
+
+
+def test_on_a_mac_a_worker_has_no_bound_that_the_caller_did_not_set(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = child_environment(home, broker_url="redis://127.0.0.1:1/0")
+    assert worker_environment(environment, kind="mps") == environment
+    monkeypatch.setenv("GRIT_TRAIN_DEVICE_MEMORY_SHARE", "0.5")
+    environment = child_environment(home, broker_url="redis://127.0.0.1:1/0")
+    assert worker_environment(environment, kind="mps")["GRIT_TRAIN_DEVICE_MEMORY_SHARE"] == "0.5"
 
 
 def test_a_second_supervisor_of_a_home_is_refused_in_words(home: Home) -> None:
