@@ -60,6 +60,8 @@ EXTRA_PLACES: Final = 3
 LOOK_SECONDS: Final = 1.0
 """How often the mailbox is looked into without a bell."""
 
+EXAMINATION_SECONDS: Final = 120.0
+"""Longest examination of a device at the start: its driver may hang."""
 JOIN_SECONDS: Final = 2.0
 SEND_AGAIN_SECONDS: Final = 0.5
 
@@ -147,7 +149,7 @@ class InferenceWorker:
         """Load torch, and begin to take requests once the device computes."""
         try:
             _ = self.engine
-            fault = None if self._examined.is_set() else find_fault(self._device)
+            fault = None if self._examined.is_set() else self._examine()
         except NoMemory as error:  # the device works, and its memory may be free by then
             _log.warning("device_full", device=self._device, reason=str(error))
             fault = None
@@ -161,6 +163,20 @@ class InferenceWorker:
         elif not self._examined.is_set():
             show_worker()
             self._examined.set()
+
+    def _examine(self) -> str | None:
+        """Return what is wrong with the device; one that hangs in a driver ends the process."""
+        watch = threading.Timer(
+            EXAMINATION_SECONDS,
+            self._loss.declare,
+            [f"it did not end its examination within {EXAMINATION_SECONDS:g} s"],
+        )
+        watch.daemon = True
+        watch.start()
+        try:
+            return find_fault(self._device)
+        finally:
+            watch.cancel()
 
     # --- taking requests
 

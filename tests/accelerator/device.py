@@ -56,6 +56,7 @@ class Accelerator:
         """Allocations that ran out."""
         self._runs_out_at: range = range(0)
         self._fault: str | None = None
+        self._hangs = False
         self._kept: RuntimeError | None = None
         self._listeners: list[Waits] = []
         self._under_way: list[tuple[weakref.ref[Tensor], Tensor, str]] = []
@@ -116,12 +117,18 @@ class Accelerator:
         """Fail every operation from now on, until `reset`."""
         self._fault = message
 
+    def hang(self) -> None:
+        """Let every operation wait from now on, as under a driver that has lost its card."""
+        self._hangs = True
+
     def check(self) -> None:
         """Do nothing on a card in good order.
 
         Raises:
             torch.AcceleratorError: It has failed.
         """
+        if self._hangs:
+            threading.Event().wait()
         if self._fault is not None:
             self._raise(torch.AcceleratorError(self._fault))
 

@@ -130,6 +130,14 @@ def test_a_worker_whose_device_fails_its_examination_takes_no_request(
     assert not mailbox.is_lost("waiting")
 
 
+def test_a_worker_whose_device_hangs_in_its_examination_ends(
+    start: Start, mailbox: Mailbox, model: Path
+) -> None:
+    mailbox.submit("waiting", device=NAME, team="a", payload=payload_of(model))
+    assert start("hang").wait(180) == EXIT_DEVICE_LOST
+    assert mailbox.num_waiting(NAME) == 1
+
+
 def test_a_model_beyond_the_workers_share_of_the_device_is_refused_by_the_settings_name(
     accelerator: Accelerator,
     embedded_settings: Settings,
