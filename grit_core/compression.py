@@ -1,6 +1,5 @@
 """`compress`: cut a finished adapter's weakest directions, as a generator of events."""
 
-import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from peft import PeftModel
 
 from grit_core import compaction_report
@@ -30,6 +28,7 @@ from grit_core.compression_job import CompressionJob, validate
 from grit_core.config.model_configs import config_to_dict
 from grit_core.data.encoder import ChatEncoder
 from grit_core.data.rows import EncodedRows
+from grit_core.device_memory import release_unused
 from grit_core.errors import Fault, Interrupted, InvalidConfig, InvalidDataset
 from grit_core.events import (
     AdapterSaved,
@@ -144,7 +143,7 @@ def _compress(
                 compaction=compaction,
             )
         del model
-        _release_unused(device)
+        release_unused(device)
         with explained_as(lambda: "checking the compressed adapter on a fresh base model"):
             difference = verify_adapter(
                 unfinished,
@@ -173,13 +172,6 @@ def _compress(
     yield TrainingFinished(
         step=0, train_loss=0.0, eval_loss=compacted.eval_loss_after, compaction=result
     )
-
-
-def _release_unused(device: torch.device) -> None:
-    """Give what no tensor holds back to the device."""
-    gc.collect()
-    if device.type != "cpu":
-        torch.get_device_module(device).empty_cache()
 
 
 def _refuse_faults(job: CompressionJob) -> None:

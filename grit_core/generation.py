@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import torch
 
 from grit_core.adapter_folder import read_adapter_folder
+from grit_core.device_memory import build_memory_error, release_frames, release_unused
 from grit_core.errors import DeviceUnavailable, Interrupted, ModelUnavailable
 from grit_core.library_errors import (
     is_device_failure,
@@ -31,7 +32,6 @@ from grit_core.serving.adapter_weights import AdapterWeights, load_adapter_weigh
 from grit_core.serving.answers import AdapterSource, EngineStats, Generation, GenerationRequest
 from grit_core.serving.batch import MAX_KEY_BYTES, Batch
 from grit_core.serving.constraint import MaskThread
-from grit_core.serving.device_memory import build_memory_error, release_frames, release_unused
 from grit_core.serving.lone_answer import answer_alone
 from grit_core.serving.request_encoding import (
     encode_request,

@@ -1,6 +1,5 @@
 """One training run put together: model, adapter, optimizer and rows, fresh or from a checkpoint."""
 
-import gc
 import hashlib
 import math
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from grit_core.curvature.initialization import GradientInitialization
 from grit_core.data.encoder import IGNORED
 from grit_core.data.rows import StepRows
 from grit_core.data.stream import StepStream
+from grit_core.device_memory import release_unused
 from grit_core.durable_files import canonical_json
 from grit_core.errors import CheckpointCorrupt, InvalidDataset
 from grit_core.events import CurvatureObserved, Reprojected, StepSkipped, TrainingEvent, Warned
@@ -347,9 +347,7 @@ class TrainingRun:
     def release_model(self) -> None:
         """Let go of model and optimizer, so that another copy finds room."""
         del self.model, self.optimizer, self.parameters, self._capture
-        gc.collect()
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).empty_cache()
+        release_unused(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the job's precision."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from grit_core.device_memory import count_free_bytes
 from grit_core.library_errors import ran_out_of_memory
 from grit_core.serving.constraint import MaskThread
-from grit_core.serving.device_memory import count_free_bytes
 from grit_core.serving.resident_model import Prefilled, ResidentModel
 from grit_core.serving.row_cache import RowCache, row_room, token_room
 from grit_core.serving.ticket import Ticket

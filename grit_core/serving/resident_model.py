@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from grit_core.data.encoder import ChatEncoder
+from grit_core.device_memory import count_total_bytes
 from grit_core.errors import InvalidDataset
 from grit_core.library_errors import is_device_failure, ran_out_of_memory, reason
 from grit_core.loss import keeps_chosen_logits
@@ -26,7 +27,6 @@ from grit_core.models.pretrained import load_base_model, load_processor
 from grit_core.models.shared_length import shared_length
 from grit_core.serving.adapter_weights import AdapterWeights
 from grit_core.serving.constraint import Constraint
-from grit_core.serving.device_memory import count_total_bytes
 from grit_core.serving.grammar_tokenizer import GrammarTokenizer, copy_backend
 from grit_core.serving.image_features import ImageFeatures
 from grit_core.serving.prefixes import CAUSAL_TYPES, Prefixes
