@@ -102,7 +102,7 @@ def test_rows_around_a_model_s_limit_are_answered_together_as_by_generate(
     monkeypatch.setattr(checks, "NUM_ANSWER_TOKENS", 24)
     asked = [[chats.user_turn(text)] for text in QUESTIONS]
     expected = [checks._plain_answer(folder, case, chat) for chat in asked]
-    with checks._Engine() as engine, ThreadPoolExecutor(len(asked)) as pool:
+    with checks.Engine() as engine, ThreadPoolExecutor(len(asked)) as pool:
         assert list(pool.map(lambda chat: engine.answer(folder, chat), asked)) == expected
 
 

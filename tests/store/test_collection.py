@@ -155,13 +155,14 @@ def test_what_no_row_refers_to_goes_once_it_is_old_and_nothing_else(
 def test_on_s3_too_what_no_row_refers_to_goes(
     production_settings: Settings, sqlite_engine: Engine
 ) -> None:
+    patient = production_settings.model_copy(update={"collect_after_seconds": WEEK_SECONDS})
     settings = production_settings.model_copy(update={"collect_after_seconds": 1.0})
     store = Objects(settings)
     trusted(sqlite_engine, store, settings)
     store.put_bytes("adapters/adp_9/manifest.json", b"x")
-    report = done(collect(sqlite_engine, store, settings))
+    report = done(collect(sqlite_engine, store, patient))
     assert (report.num_groups, keys(store)) == (0, {"adapters/adp_9/manifest.json"})
-    time.sleep(2.1)
+    time.sleep(2.1)  # S3 tells whole seconds
     assert done(collect(sqlite_engine, store, settings)).num_groups == 1
     assert not keys(store)
 
