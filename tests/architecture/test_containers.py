@@ -61,7 +61,8 @@ def test_a_service_is_on_a_network_that_was_chosen_for_it(name: str) -> None:
 
 def test_secrets_are_files_and_in_no_variable_url_or_command() -> None:
     interpolated = set(re.findall(r"\$\{(\w+)", COMPOSE_TEXT))
-    assert interpolated == {"MEM_API", "MEM_WORKER", "MODELS", "SECRETS"}
+    shares = {"TRAIN_DEVICE_MEMORY_SHARE", "INFER_DEVICE_MEMORY_SHARE"}
+    assert interpolated == {"MEM_API", "MEM_WORKER", "MODELS", "SECRETS", *shares}
     for secret in COMPOSED["secrets"].values():
         assert secret.keys() == {"file"}
     for name, service in SERVICES.items():
@@ -82,7 +83,7 @@ def test_a_service_of_ours_starts_with_the_settings_that_it_is_given(
         (tmp_path / secret).write_text(f"{password}\n")
     monkeypatch.setenv("GRIT_SECRETS_FOLDER", str(tmp_path))
     for key, value in OURS[name]["environment"].items():
-        monkeypatch.setenv(key, value)
+        monkeypatch.setenv(key, re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", value))  # its default
     settings = load_settings()
     assert make_url(settings.database_url).password == password
     assert settings.s3_secret_access_key is not None
