@@ -109,7 +109,7 @@ class Batch:
         self._leave(row for row, is_last in enumerate(ended) if is_last)
         if finished:
             self._chooser = None
-        # Told last, so that whoever has an answer finds its place free.
+        # Last, so that a caller who has an answer finds its place free.
         for ticket in finished:
             ticket.finish()
         self._marks = []  # they hold prompts and images of rows that left

@@ -2,8 +2,8 @@
 
 One uniform number is turned into a token by the inverse of the cumulative distribution, in float64
 on the CPU. The numbers come from the request's own generator, one for each token, so that a seed
-decides an answer whoever shares the batch, whatever else draws and whichever device the model is
-on. The order along which probabilities are summed is part of that decision:
+decides an answer, whatever requests share the batch and whatever device the model is on. The order
+along which probabilities are summed is part of that decision:
 
 - with `top_p`, tokens by their probability, equal ones by their ids, as far as `top_p` keeps them;
 - without it, the likeliest tokens in the same order, then the others by their ids.

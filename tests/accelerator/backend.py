@@ -104,7 +104,7 @@ class _Module:
 def install() -> None:
     """Register the device with torch; the second call does nothing.
 
-    It stays for the life of the process. torch is told that it is there only while
+    It stays for the life of the process. torch finds it only while
     `accelerator.enabled` is set, so that other tests see a machine without one.
     """
     if _libraries:

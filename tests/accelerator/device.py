@@ -42,7 +42,7 @@ class Accelerator:
         self.allocated_bytes = 0
         """Held by tensors now."""
         self.enabled = False
-        """Whether torch is told that the device is there."""
+        """Whether torch finds the device."""
         self.reset()
 
     def reset(self) -> None:
@@ -175,7 +175,7 @@ class Accelerator:
                 waits.found.append(wait)
 
     def note_copy(self, source: Tensor) -> None:
-        """Remember a copy to the device that nobody waits for."""
+        """Remember a copy to the device for which the host does not wait."""
         with self._lock:
             self._under_way.append((weakref.ref(source), source.clone(), find_place()))
 
