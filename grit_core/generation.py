@@ -271,7 +271,7 @@ class GenerationEngine:
                 return self._with_room(f"the model {source}", load, make_room=make_room)
         except Exception as error:
             release_frames(error)  # the weights may be among the variables
-            if _is_lost(error):
+            if is_device_failure(error):
                 self._lose(error)
             raise
 
@@ -411,15 +411,11 @@ class GenerationEngine:
 
         Memory that is not enough after that raises what `build_memory_error` makes.
         """
-        try:
-            return work()
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                raise
-            # The second try must find what the first one held.
-            lack = build_memory_error(self._device, what, error)
-        (make_room or self._make_room)()
-        if may_repeat():
+        for again in (False, True):
+            if again:  # not inside of `except`: this try must find what the first one held
+                (make_room or self._make_room)()
+                if not may_repeat():
+                    break
             try:
                 return work()
             except Exception as error:
@@ -440,7 +436,7 @@ class GenerationEngine:
                         self._pass()
         except Exception as error:  # noqa: BLE001 - all that wait are given it
             ending = error
-            if _is_lost(error):
+            if is_device_failure(error):
                 self._lose(error)
             else:
                 # No one may wait for a thread that is gone; the next request starts another.
@@ -527,7 +523,7 @@ class GenerationEngine:
             self._withdraw(ticket)
             batch.release(ticket)
             ticket.fail(error)
-            if _is_lost(error):
+            if is_device_failure(error):
                 raise
         return True
 
@@ -580,7 +576,7 @@ class GenerationEngine:
         try:
             batch.drop_stopped()
         except Exception as error:
-            if _is_lost(error):
+            if is_device_failure(error):
                 raise
             batch.fail(error)
 
@@ -610,7 +606,7 @@ class GenerationEngine:
                 self._make_room()
                 made_room = True
         except Exception as error:
-            if _is_lost(error):
+            if is_device_failure(error):
                 raise
             batch.fail(error)  # half a step is in the keys now
 
@@ -645,11 +641,6 @@ def _wait(ticket: Ticket, pieces: AnswerPieces, should_stop: Callable[[], bool])
                     raise Interrupted("Stopped as asked.")
     finally:
         ticket.stopped = True
-
-
-def _is_lost(error: BaseException) -> bool:
-    """Whether the process cannot use the device any more."""
-    return is_device_failure(error) and not ran_out_of_memory(error)
 
 
 def _not_loaded(source: str, error: Exception) -> ModelUnavailable:

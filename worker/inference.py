@@ -269,7 +269,7 @@ class InferenceWorker:
             is_only: No other request was being answered when the device failed.
         """
         if not self._loss.declared:
-            return _error_of(error, memory_share=self._settings.infer_device_memory_share)
+            return _describe_error(error, memory_share=self._settings.infer_device_memory_share)
         # With others beside it, it is not known whose fault an assertion was.
         if is_only and find_device_fault(error) is DeviceFault.ASSERTION:
             message = (
@@ -371,7 +371,7 @@ def _reply_of(found: Generation, **seconds: float) -> dict[str, Any]:
     }
 
 
-def _error_of(error: Exception, *, memory_share: float | None = None) -> dict[str, Any]:
+def _describe_error(error: Exception, *, memory_share: float | None = None) -> dict[str, Any]:
     """What the caller reads; the stack trace goes to the log and nowhere else.
 
     Args:
@@ -379,7 +379,7 @@ def _error_of(error: Exception, *, memory_share: float | None = None) -> dict[st
         memory_share: Of the device's memory, which this worker may take; none for all of it.
     """
     if ran_out_of_memory(error):
-        return _error_of_memory(error, memory_share)
+        return _describe_lack(error, memory_share)
     faults = _faults_of(error)
     if faults:
         code = faults[0]["code"] if isinstance(error, InvalidConfig) else "chat_invalid"
@@ -406,7 +406,7 @@ def _error_of(error: Exception, *, memory_share: float | None = None) -> dict[st
     return {"code": "unexpected", "category": "system", "message": message}
 
 
-def _error_of_memory(error: Exception, share: float | None) -> dict[str, Any]:
+def _describe_lack(error: Exception, share: float | None) -> dict[str, Any]:
     on_device = find_device_fault(error) is DeviceFault.OUT_OF_MEMORY
     _log.error("out_of_memory", on_device=on_device, reason=reason(error), memory_share=share)
     place = "device" if on_device else "machine"

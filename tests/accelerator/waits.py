@@ -60,12 +60,16 @@ class Waits:
         return "\n".join(f"{n:5d}  {kind:9s}{place}" for (place, kind), n in places.most_common())
 
 
-def find_place() -> str:
-    """Return the innermost line of Python that is neither torch's nor ours."""
+def find_place(passed_over: tuple[str, ...] = ()) -> str:
+    """Return the innermost line of Python that is neither torch's nor ours.
+
+    Args:
+        passed_over: What the names of other files begin with that are not meant.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not (file.startswith((_HERE, "<")) or "/site-packages/torch/" in file):
+        if not (file.startswith((_HERE, "<", *passed_over)) or "/site-packages/torch/" in file):
             return f"{_short(file)}:{frame.f_lineno}"
         if frame.f_back is None:
             break
@@ -78,4 +82,4 @@ def _short(file: str) -> str:
         _, found, rest = file.partition(part)
         if found:
             return rest
-    return file
+    return Path(file).name

@@ -49,24 +49,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(results: list[Result], options: argparse.Namespace) -> None:
     """Print the report and write it."""
-    told = {
+    header = {
         "command": f"make check-device DEVICE={options.device}",
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "revision": _revision(),
     }
     if options.short or options.checks:
         words = ["--short"] * options.short + options.checks
-        told["command"] = " ".join([
+        header["command"] = " ".join([
             "python -m tests.check_device --device",
             options.device,
             *words,
         ])
     names = private_names()
     results = [anonymize(result, names) for result in results]
-    report = render(results, **told)
+    report = render(results, **header)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "REPORT.md").write_text(report, encoding="utf-8")
-    (options.output / "report.json").write_text(to_json(results, **told), encoding="utf-8")
+    (options.output / "report.json").write_text(to_json(results, **header), encoding="utf-8")
     print(f"\n{report}")
 
 

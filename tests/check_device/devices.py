@@ -1,6 +1,5 @@
 """What the checks need of a device, by its kind: presence, memory, a bound on it, waits."""
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +8,15 @@ from typing import Any, Final
 
 import torch
 
-from tests.accelerator.waits import Wait, Waits
+from tests.accelerator.waits import Wait, Waits, find_place
 from tests.check_device.check import NotHere
 
 SPARE_BYTES: Final = {"cuda": 16 * 2**20, "mps": 16 * 2**20, "sim": 2**20}
 """Left free by `memory_limit`. CUDA's allocator takes 2 MiB for small tensors and 20 MiB for those
 above 1 MiB: small requests fit, one large tensor does not."""
 
-_ROOT: Final = Path(__file__).parents[2]
+_PASSED_OVER: Final = (str(Path(__file__).parent), warnings.__file__)
+"""Files of the checks, and Python's own that shows a warning: no place of a wait."""
 _SYNC: Final = "called a synchronizing CUDA operation"
 
 
@@ -121,7 +121,7 @@ def _synchronizations() -> Iterator[Waits]:
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if _SYNC in str(message):
-            waits.found.append(Wait(kind="item", place=find_place(), numel=0))
+            waits.found.append(Wait(kind="item", place=find_place(_PASSED_OVER), numel=0))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -131,25 +131,3 @@ def _synchronizations() -> Iterator[Waits]:
             yield waits
         finally:
             torch.cuda.set_sync_debug_mode("default")
-
-
-def find_place() -> str:
-    """Return the innermost line that is neither torch's, nor Python's, nor of the checks."""
-    passed_over = (str(Path(__file__).parent), warnings.__file__, "<")
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not (file.startswith(passed_over) or "/site-packages/torch/" in file):
-            return f"{_shorten(file)}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return "torch:0"
-
-
-def _shorten(file: str) -> str:
-    for part in ("/site-packages/", f"{_ROOT}/"):
-        _, found, rest = file.partition(part)
-        if found:
-            return rest
-    return Path(file).name

@@ -1,4 +1,4 @@
-"""Answers on the device: the CPU's, whoever shares the batch; and one base's memory at a time."""
+"""Answers on the device: the CPU's, in any batch; and one base's memory at a time."""
 
 import gc
 import json

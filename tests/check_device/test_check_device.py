@@ -26,7 +26,7 @@ ON_THE_SIMULATED_ONE = (
 )
 """What the CPU cannot show: the others pass there too (`make check-device DEVICE=sim`)."""
 
-TOLD = {"command": "make check-device", "date": "2026-11-30", "revision": "1234abc"}
+HEADER = {"command": "make check-device", "date": "2026-11-30", "revision": "1234abc"}
 
 
 def outcomes(folder: Path) -> dict[str, str]:
@@ -99,10 +99,10 @@ def test_a_check_that_fails_crashes_or_hangs_ends_no_other_one(tmp_path: Path) -
     assert found["crash"].remark.startswith("Its process ended with status 7.")
     assert "the driver has said this" in found["crash"].remark
     assert found["hang"].remark == "It did not end within 3 s."
-    text = render(list(found.values()), **TOLD)
+    text = render(list(found.values()), **HEADER)
     assert "1 passed, 4 failed, 1 could not run here" in text
     assert "| fail | **no** | fail \\| holds |" in text
-    report = json.loads(to_json(list(found.values()), **TOLD))
+    report = json.loads(to_json(list(found.values()), **HEADER))
     assert [each["outcome"] for each in report["checks"]] == [e.outcome for e in found.values()]
 
 

@@ -15,7 +15,7 @@ from grit_core.models.pretrained import load_base_model
 from store.inference import Mailbox
 from store.objects import Objects
 from tests.tiny_models import png_data_url, tiny_vlm_folder
-from worker.inference import EXTRA_PLACES, InferenceWorker, _error_of
+from worker.inference import EXTRA_PLACES, InferenceWorker, _describe_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -363,7 +363,7 @@ def test_no_more_requests_run_than_there_are_places_and_all_are_answered(start, 
 
 def test_a_missing_device_is_named_to_the_caller():
     error = DeviceUnavailable("This machine has no cuda:7: 2 cuda devices can be seen.")
-    assert _error_of(error) == {
+    assert _describe_error(error) == {
         "code": "device_unavailable",
         "category": "system",
         "message": str(error),

@@ -122,7 +122,7 @@ def calibration_ranks(calibration: Calibration) -> list[int]:
     return [int(layer.r["default"]) for layer in calibration.layers.values()]
 
 
-def test_memory_that_runs_out_is_told_and_leaves_the_model_as_it_was_hooked(
+def test_memory_that_runs_out_is_reported_and_leaves_the_model_as_it_was_hooked(
     job: TrainingJob, accelerator: Accelerator
 ) -> None:
     model = load(job, "sim")

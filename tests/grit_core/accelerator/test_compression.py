@@ -41,7 +41,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grit_core.compaction.NUM_DRAWS", 2)
 
 
-def compression_of(job: TrainingJob, work_dir: Path, **options: Any) -> CompressionJob:
+def compression_job(job: TrainingJob, work_dir: Path, **options: Any) -> CompressionJob:
     values: dict[str, Any] = {
         "model": job.model,
         "model_name": "tiny/model",
@@ -66,7 +66,7 @@ def test_a_device_writes_the_adapter_that_the_cpu_writes(
     trained: TrainingJob, tmp_path: Path, precision: str
 ) -> None:
     here, there = (
-        list(compress(compression_of(trained, tmp_path / name, device=name, precision=precision)))
+        list(compress(compression_job(trained, tmp_path / name, device=name, precision=precision)))
         for name in ("cpu", "sim")
     )
     cut, expected = only(there, Compacted), only(here, Compacted)
@@ -103,7 +103,7 @@ def test_the_device_never_holds_two_base_models(
     base = load_base_model(trained.model, device="sim")
     base_bytes = accelerator.measure() - before
     del base
-    list(compress(compression_of(trained, tmp_path)))
+    list(compress(compression_job(trained, tmp_path)))
     assert len(held) == 2
     assert max(held) - before < 0.1 * base_bytes
     assert accelerator.caches_emptied >= 1
@@ -113,29 +113,29 @@ def test_memory_that_runs_out_leaves_nothing_and_the_next_run_is_right(
     trained: TrainingJob, tmp_path: Path, accelerator: Accelerator
 ) -> None:
     accelerator.run_out_at(0)
-    expected = only(list(compress(compression_of(trained, tmp_path / "whole"))), Compacted)
+    expected = only(list(compress(compression_job(trained, tmp_path / "whole"))), Compacted)
     num_allocations = accelerator.num_allocations
     shares = torch.rand(3, generator=torch.Generator().manual_seed(1)).tolist()
     for first in (1 + int(share * num_allocations) for share in shares):
         refuse_at(accelerator, first, trained, tmp_path / f"short-{first}")
     refuse_at(accelerator, num_allocations, trained, tmp_path / "last")
     accelerator.run_out_at(0)
-    found = only(list(compress(compression_of(trained, tmp_path / "last"))), Compacted)
+    found = only(list(compress(compression_job(trained, tmp_path / "last"))), Compacted)
     assert found == expected
 
 
 def refuse_at(accelerator: Accelerator, first: int, job: TrainingJob, work_dir: Path) -> None:
     accelerator.run_out_at(first)
     with pytest.raises(torch.OutOfMemoryError, match=r"SIM out of memory. Tried to allocate"):
-        list(compress(compression_of(job, work_dir)))
+        list(compress(compression_job(job, work_dir)))
     assert accelerator.num_refusals >= 1
     assert not work_dir.exists() or list(work_dir.iterdir()) == []
 
 
-def test_what_asked_for_the_memory_is_told(
+def test_what_asked_for_the_memory_is_named(
     trained: TrainingJob, tmp_path: Path, accelerator: Accelerator
 ) -> None:
-    events = compress(compression_of(trained, tmp_path))
+    events = compress(compression_job(trained, tmp_path))
     next(events)
     accelerator.run_out_at(1)
     with pytest.raises(torch.OutOfMemoryError, match="measuring the loss on 8 rows at a time: SIM"):
@@ -161,7 +161,7 @@ def test_an_adapter_is_read_onto_no_device_but_that_of_its_model(
     base = load_base_model(trained.model)
     model = load_lora_folder(base, trained.work_dir / "adapter")
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
-    events = list(compress(compression_of(trained, tmp_path, device="cpu")))
+    events = list(compress(compression_job(trained, tmp_path, device="cpu")))
     assert only(events, AdapterSaved).max_logit_difference <= 1e-5
 
 
@@ -170,5 +170,5 @@ def test_an_adapter_that_fails_its_check_leaves_no_folder(
 ) -> None:
     monkeypatch.setattr("grit_core.artifacts.LOGIT_TOLERANCE", {"float32": -1.0})
     with pytest.raises(AdapterInvalid, match="logits differ"):
-        list(compress(compression_of(trained, tmp_path, device="cpu")))
+        list(compress(compression_job(trained, tmp_path, device="cpu")))
     assert list(tmp_path.iterdir()) == []

@@ -72,17 +72,17 @@ def test_the_base_model_is_gone_before_the_check_loads_it_again(
 
 
 @pytest.mark.parametrize(
-    ("share", "told"),
+    ("share", "reason"),
     [(0.02, "compacting the adapter takes"), (0.999, "checking the saved adapter on a fresh base")],
 )
 def test_memory_that_runs_out_at_the_end_leaves_no_adapter_and_the_checkpoint_goes_on(
-    tmp_path: Path, accelerator: Accelerator, share: float, told: str
+    tmp_path: Path, accelerator: Accelerator, share: float, reason: str
 ) -> None:
     job = compacting_job(tmp_path)
     run_out_after_checkpoints(job, accelerator, 0)
     num_allocations = accelerator.num_allocations
     short = dataclasses.replace(job, work_dir=tmp_path / "short")
-    with pytest.raises(torch.OutOfMemoryError, match=told):
+    with pytest.raises(torch.OutOfMemoryError, match=reason):
         run_out_after_checkpoints(short, accelerator, int(share * num_allocations))
     assert [path.name for path in short.work_dir.iterdir()] == ["checkpoints"]
     accelerator.run_out_at(0)

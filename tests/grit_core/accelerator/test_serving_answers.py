@@ -1,4 +1,4 @@
-"""Answers on an accelerator are those of the CPU, whatever is asked and whoever is around."""
+"""Answers on an accelerator are those of the CPU, for every kind of request, alone and together."""
 
 import json
 import shutil
